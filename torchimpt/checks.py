@@ -1,0 +1,48 @@
+"""The few argument checks, and the two warnings and errors of our own.
+
+An error says which argument, what it must be, what it got, and what to do. Checks stand at the public border once.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+import torch
+
+
+class PhysicsWarning(UserWarning):
+    """A number that may be off: the computation goes on, the user should look."""
+
+
+class InputError(ValueError):
+    """The user's input is wrong. One sentence: what, where, what is allowed. The command line prints it and exits with 2."""
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """`` (did you mean 'x'?)`` for the allowed name closest to `name`, or an empty string."""
+    match = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
+    return f" (did you mean '{match[0]}'?)" if match else ""
+
+
+def positive(name: str, value: float) -> float:
+    """Return `value`, or raise when it is not a positive finite number."""
+    if not (value > 0 and value < float("inf")):
+        raise InputError(f"{name} must be a positive number, got {value}")
+    return float(value)
+
+
+def triple(name: str, value: float | Sequence[float]) -> tuple[float, float, float]:
+    """One number or three, as three finite floats."""
+    values = (value,) * 3 if isinstance(value, (int, float)) else tuple(value)
+    if len(values) != 3 or not all(torch.isfinite(torch.tensor(float(v))) for v in values):
+        raise InputError(f"{name} must be one finite number or three [x, y, z], got {value!r}")
+    return tuple(float(v) for v in values)
+
+
+def finite(name: str, value: torch.Tensor) -> torch.Tensor:
+    """Return `value`, or raise with the count of NaN and infinite entries."""
+    bad = int((~torch.isfinite(value)).sum())
+    if bad:
+        raise InputError(f"{name} has {bad} values that are NaN or infinite of {value.numel()}; mend them before planning")
+    return value

@@ -1,0 +1,146 @@
+"""Frames and grids.
+
+Patient frame: DICOM LPS, mm (x to patient left, y to posterior, z to superior); arrays are `(z, y, x)`.
+IEC 61217 for a head-first supine patient: table frame `Xs = x - iso_x`, `Ys = z - iso_z`, `Zs = -(y - iso_y)`;
+the couch turns the table about the vertical `Zf`, the gantry turns about `Yf` and has its source at
+`SAD (sin g, 0, cos g)`. `(Xg, Yg)` are the beam's-eye-view (BEV) axes, `Zg` points to the source.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+
+from torchimpt.checks import InputError, triple
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A regular, axis-aligned grid of voxels in LPS.
+
+    Attributes
+    ----------
+    shape
+        Number of voxels `(n_z, n_y, n_x)`.
+    spacing
+        Voxel size `(x, y, z)`, mm.
+    origin
+        Centre of voxel `[0, 0, 0]` as `(x, y, z)`, mm.
+    """
+
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    origin: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        shape = tuple(int(n) for n in self.shape)
+        if len(shape) != 3 or min(shape) < 1:
+            raise InputError(f"a grid's shape must be three positive counts (z, y, x), got {self.shape}")
+        spacing = triple("a grid's spacing", self.spacing)
+        if min(spacing) <= 0:
+            raise InputError(f"a grid's spacing must be positive, mm, got {self.spacing}")
+        object.__setattr__(self, "shape", shape)
+        object.__setattr__(self, "spacing", spacing)
+        object.__setattr__(self, "origin", triple("a grid's origin", self.origin))
+
+    @property
+    def n_voxels(self) -> int:
+        """Number of voxels."""
+        return math.prod(self.shape)
+
+    @property
+    def voxel_volume(self) -> float:
+        """Volume of one voxel, mm^3."""
+        return math.prod(self.spacing)
+
+    def axis(self, name: str) -> torch.Tensor:
+        """Voxel centres along `"x"`, `"y"` or `"z"`, mm, float64."""
+        i = "xyz".index(name)
+        return self.origin[i] + self.spacing[i] * torch.arange(self.shape[2 - i], dtype=torch.float64)
+
+    def centers(self, voxels: torch.Tensor | None = None) -> torch.Tensor:
+        """LPS centres `(n, 3)` of the voxels with these flat indices (all of them when None), mm, float64."""
+        if voxels is None:
+            voxels = torch.arange(self.n_voxels)
+        _, n_y, n_x = self.shape
+        index = torch.stack((voxels % n_x, voxels // n_x % n_y, voxels // (n_x * n_y)), dim=1)
+        spacing, origin = (torch.tensor(v, dtype=torch.float64, device=voxels.device) for v in (self.spacing, self.origin))
+        return index * spacing + origin
+
+
+@dataclass(frozen=True)
+class Beam:
+    """One treatment field.
+
+    Attributes
+    ----------
+    gantry, couch
+        IEC 61217 angles, degrees.
+    isocenter
+        LPS point, mm; None means the target's centroid, filled in by `place_spots`.
+    """
+
+    gantry: float = 0.0
+    couch: float = 0.0
+    isocenter: tuple[float, float, float] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("gantry", "couch"):
+            value = float(getattr(self, name))
+            if not math.isfinite(value):
+                raise InputError(f"a beam's {name} angle must be a finite number of degrees, got {value}")
+            object.__setattr__(self, name, value)
+        if self.isocenter is not None:
+            object.__setattr__(self, "isocenter", triple("a beam's isocenter", self.isocenter))
+
+    def at(self, isocenter: tuple[float, float, float]) -> Beam:
+        """This beam with `isocenter` where it had none of its own."""
+        return self if self.isocenter is not None else replace(self, isocenter=isocenter)
+
+
+def bev_rotation(beam: Beam) -> torch.Tensor:
+    """Rotation `(3, 3)`, float64: its rows are the axes Xg, Yg, Zg in LPS, so that `p_g = R (p - isocenter)`."""
+    g, c = math.radians(beam.gantry), math.radians(beam.couch)
+    lps_to_table = torch.tensor([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]], dtype=torch.float64)
+    couch = torch.tensor([[math.cos(c), -math.sin(c), 0], [math.sin(c), math.cos(c), 0], [0, 0, 1]], dtype=torch.float64)
+    gantry = torch.tensor([[math.cos(g), 0, -math.sin(g)], [0, 1, 0], [math.sin(g), 0, math.cos(g)]], dtype=torch.float64)
+    return gantry @ couch @ lps_to_table
+
+
+def to_bev(points: torch.Tensor, beam: Beam, shift: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> torch.Tensor:
+    """LPS points to the gantry frame.
+
+    Parameters
+    ----------
+    points
+        `(n, 3)`, LPS, mm.
+    beam
+        With its isocenter set.
+    shift
+        Setup error: the patient lies displaced by this LPS vector, mm.
+
+    Returns
+    -------
+    `(n, 3)`: `(Xg, Yg, Zg)`, mm.
+    """
+    if beam.isocenter is None:
+        raise InputError("the beam has no isocenter; use beam.at(point), or place_spots, which takes the target's centroid")
+    offset = torch.tensor(shift, dtype=points.dtype, device=points.device) - torch.tensor(
+        beam.isocenter, dtype=points.dtype, device=points.device
+    )
+    return (points + offset) @ bev_rotation(beam).to(points).T
+
+
+def from_bev(points: torch.Tensor, beam: Beam, shift: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> torch.Tensor:
+    """Gantry-frame points `(n, 3)` to LPS, the inverse of `to_bev`."""
+    offset = torch.tensor(beam.isocenter, dtype=points.dtype, device=points.device) - torch.tensor(
+        shift, dtype=points.dtype, device=points.device
+    )
+    return points @ bev_rotation(beam).to(points) + offset
+
+
+def magnification(depth: torch.Tensor, sad: tuple[float, float]) -> tuple[torch.Tensor, torch.Tensor]:
+    """`m = (SAD - Zg) / SAD` for both scan directions: a spot at `(x, y)` in the isocentre plane crosses `Zg` at `(m_x x, m_y y)`."""
+    return 1.0 - depth / sad[0], 1.0 - depth / sad[1]

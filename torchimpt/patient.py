@@ -1,0 +1,129 @@
+"""The patient: a CT on a grid and named regions of interest (ROIs)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from torchimpt.checks import InputError, nearest
+from torchimpt.geometry import Grid
+
+if TYPE_CHECKING:
+    from torchimpt.physics.stopping import HuTable
+
+ROLES = ("target", "oar", "external")
+
+
+@dataclass(frozen=True)
+class ROI:
+    """A named mask with a role.
+
+    Attributes
+    ----------
+    name
+        As the data set writes it.
+    mask
+        bool `(z, y, x)` on the patient's grid.
+    role
+        `"target"`, `"oar"` or `"external"` (the body's outline, at most one).
+    """
+
+    name: str
+    mask: torch.Tensor
+    role: str = "oar"
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise InputError(f"ROI '{self.name}': role must be one of {', '.join(ROLES)}, got '{self.role}'{nearest(self.role, ROLES)}")
+        if self.mask.dtype != torch.bool:
+            raise TypeError(f"ROI '{self.name}': mask must be a bool tensor, got {self.mask.dtype}")
+
+    @property
+    def voxels(self) -> torch.Tensor:
+        """Flat indices `(n,)` of the voxels inside, ascending."""
+        return self.mask.flatten().nonzero().flatten()
+
+
+@dataclass(frozen=True)
+class Patient:
+    """CT numbers on a grid, and ROIs on the same grid.
+
+    Attributes
+    ----------
+    hu
+        CT numbers, HU, float32 `(z, y, x)`.
+    grid
+        Where the voxels lie.
+    rois
+        ROIs by name.
+    name
+        For titles and files.
+    hu_table
+        The CT's own HU-to-stopping-power table, if its file has one.
+    """
+
+    hu: torch.Tensor
+    grid: Grid
+    rois: Mapping[str, ROI] = field(default_factory=dict)
+    name: str = ""
+    hu_table: HuTable | None = None
+
+    def __post_init__(self) -> None:
+        if tuple(self.hu.shape) != self.grid.shape:
+            raise InputError(f"the CT's shape {tuple(self.hu.shape)} does not fit the grid's {self.grid.shape} (z, y, x)")
+        bad = int((~torch.isfinite(self.hu)).sum())
+        if bad:
+            raise InputError(f"the CT of '{self.name}' has {bad} voxels that are NaN or infinite; mend the image before planning")
+        low, high = float(self.hu.min()), float(self.hu.max())
+        if low < -2000 or high > 32767:
+            raise InputError(
+                f"the CT of '{self.name}' spans {low:g} to {high:g}, which are no Hounsfield units (-1024 to about 3071); "
+                "check its rescale slope and intercept"
+            )
+        for roi in self.rois.values():
+            if tuple(roi.mask.shape) != self.grid.shape:
+                raise InputError(f"ROI '{roi.name}' has shape {tuple(roi.mask.shape)}, the grid {self.grid.shape} (z, y, x)")
+        if sum(roi.role == "external" for roi in self.rois.values()) > 1:
+            raise InputError("a patient has at most one ROI with the role 'external'")
+
+    def roi(self, name: str) -> ROI:
+        """The ROI of this name; an error names those that are there."""
+        if name not in self.rois:
+            raise InputError(
+                f"the patient has no ROI '{name}'{nearest(name, self.rois)}; it has {', '.join(sorted(self.rois)) or 'none'}"
+            )
+        return self.rois[name]
+
+    def union(self, names: str | Iterable[str]) -> torch.Tensor:
+        """Mask `(z, y, x)` of the voxels in any of the named ROIs; an error when it is empty."""
+        names = [names] if isinstance(names, str) else list(names)
+        mask = torch.zeros(self.grid.shape, dtype=torch.bool)
+        for name in names:
+            mask |= self.roi(name).mask
+        if not mask.any():
+            raise InputError(f"ROI {', '.join(names)} has no voxel on this grid; use a finer grid_mm, or another ROI")
+        return mask
+
+    @property
+    def external(self) -> ROI | None:
+        """The body's outline, where the patient has one."""
+        return next((roi for roi in self.rois.values() if roi.role == "external"), None)
+
+    @property
+    def body(self) -> torch.Tensor:
+        """Mask `(z, y, x)` of the voxels that get dose: the external ROI, or everything when there is none."""
+        external = self.external
+        return external.mask if external is not None else torch.ones(self.grid.shape, dtype=torch.bool)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Names of the ROIs with the role target."""
+        return tuple(name for name, roi in self.rois.items() if roi.role == "target")
+
+    def centroid(self, names: str | Iterable[str]) -> tuple[float, float, float]:
+        """LPS centroid of the union of the named ROIs, mm."""
+        voxels = self.union(names).flatten().nonzero().flatten()
+        return tuple(self.grid.centers(voxels).mean(dim=0).tolist())
