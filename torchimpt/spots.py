@@ -1,0 +1,179 @@
+"""The plan itself: pencil-beam spots with their positions and weights as parameters.
+
+Units of `physics.md`: positions in mm in the isocentre plane of the gantry frame (as DICOM's Scan Spot Position Map has
+them), weights in 10^6 protons, energies in MeV. Spots are sorted by energy layer; a layer is one nominal energy in one beam.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from torchimpt.checks import InputError, finite
+from torchimpt.geometry import Beam
+
+
+class Spots(nn.Module):
+    """Spots of one plan.
+
+    Parameters
+    ----------
+    position
+        `(n_spots, 2)`, mm, `(x, y)` in the isocentre plane; its dtype is the plan's.
+    weight
+        `(n_spots,)`, 10^6 protons, not negative.
+    layer
+        `(n_spots,)` integers, ascending: the energy layer of each spot.
+    layer_beam
+        `(n_layers,)` integers, ascending: the beam of each layer, an index into `beams`.
+    layer_energy
+        `(n_layers,)`, nominal energy, MeV; stays float64 whatever the module is cast to.
+    beams
+        The fields, each with its isocenter set.
+
+    Attributes
+    ----------
+    position, weight
+        `nn.Parameter`s. A weight may turn negative in the hands of an optimizer without bounds; nothing here prevents that.
+    layer, layer_beam, layer_energy
+        Buffers, as above.
+    """
+
+    def __init__(
+        self,
+        position: torch.Tensor,
+        weight: torch.Tensor,
+        layer: torch.Tensor,
+        layer_beam: torch.Tensor,
+        layer_energy: torch.Tensor,
+        beams: Sequence[Beam],
+    ) -> None:
+        super().__init__()
+        beams = tuple(beams)
+        _check(position, weight, layer, layer_beam, layer_energy, beams)
+        self.beams = beams
+        self.position = nn.Parameter(position.detach().clone())
+        self.weight = nn.Parameter(weight.detach().to(position).clone())
+        self.register_buffer("layer", layer.to(position.device, torch.int64).clone())
+        self.register_buffer("layer_beam", layer_beam.to(position.device, torch.int64).clone())
+        self.register_buffer("layer_energy", layer_energy.to(position.device, torch.float64).clone())
+
+    @classmethod
+    def from_columns(
+        cls,
+        beams: Sequence[Beam],
+        beam: Sequence[int] | torch.Tensor,
+        energy: Sequence[float] | torch.Tensor,
+        x: Sequence[float] | torch.Tensor,
+        y: Sequence[float] | torch.Tensor,
+        weight: Sequence[float] | torch.Tensor,
+        dtype: torch.dtype = torch.float32,
+    ) -> Spots:
+        """Spots from a list in any order: one entry a spot, `(n_spots,)` each.
+
+        The result is sorted by beam, then by falling energy; inside a layer the given order is kept.
+
+        Parameters
+        ----------
+        beams
+            The fields, each with its isocenter set.
+        beam
+            Index into `beams`, from 0.
+        energy
+            MeV; equal numbers share a layer.
+        x, y
+            Position in the isocentre plane, mm.
+        weight
+            10^6 protons.
+        dtype
+            Of position and weight.
+        """
+        energy, x, y, weight = (torch.as_tensor(v, dtype=torch.float64).flatten() for v in (energy, x, y, weight))
+        beam = torch.as_tensor(beam, dtype=torch.int64).flatten()
+        sizes = {len(v) for v in (beam, energy, x, y, weight)}
+        if len(sizes) > 1:
+            raise InputError(f"beam, energy, x, y and weight must have one entry a spot each, got lengths {sorted(sizes)}")
+        finite("the spots' energies", energy)
+        order = torch.argsort(energy, descending=True, stable=True)
+        order = order[torch.argsort(beam[order], stable=True)]
+        beam, energy = beam[order], energy[order]
+        start = torch.ones(len(order), dtype=torch.bool)
+        start[1:] = (beam[1:] != beam[:-1]) | (energy[1:] != energy[:-1])
+        position = torch.stack((x, y), dim=1)[order].to(dtype)
+        return cls(position, weight[order].to(dtype), start.cumsum(0) - 1, beam[start], energy[start], beams)
+
+    @property
+    def n_spots(self) -> int:
+        """Number of spots."""
+        return self.weight.shape[0]
+
+    @property
+    def n_layers(self) -> int:
+        """Number of energy layers over all beams."""
+        return self.layer_energy.shape[0]
+
+    @property
+    def energy(self) -> torch.Tensor:
+        """Nominal energy of each spot `(n_spots,)`, MeV, float64."""
+        return self.layer_energy[self.layer]
+
+    @property
+    def beam(self) -> torch.Tensor:
+        """Beam of each spot `(n_spots,)`, int64."""
+        return self.layer_beam[self.layer]
+
+    def subset(self, mask: torch.Tensor) -> Spots:
+        """The spots where `mask` `(n_spots,)` is True, as a new plan; layers that lose all their spots go, beams stay."""
+        if mask.dtype != torch.bool or mask.shape != self.weight.shape:
+            raise InputError(f"mask must be a bool tensor of shape ({self.n_spots},), got {mask.dtype} {tuple(mask.shape)}")
+        kept, layer = torch.unique(self.layer[mask], return_inverse=True)
+        return Spots(self.position[mask], self.weight[mask], layer, self.layer_beam[kept], self.layer_energy[kept], self.beams)
+
+    def _apply(self, fn, recurse=True):
+        # Module.float() and .half() cast every floating buffer; an energy rounded to float32 would no longer name its layer.
+        energy = self.layer_energy
+        super()._apply(fn, recurse)
+        self.layer_energy = energy.to(self.layer_energy.device)
+        return self
+
+    def extra_repr(self) -> str:
+        """`n_spots, n_layers, beams` for `print(spots)`."""
+        return f"n_spots={self.n_spots}, n_layers={self.n_layers}, beams={len(self.beams)}"
+
+
+def _check(
+    position: torch.Tensor,
+    weight: torch.Tensor,
+    layer: torch.Tensor,
+    layer_beam: torch.Tensor,
+    layer_energy: torch.Tensor,
+    beams: tuple[Beam, ...],
+) -> None:
+    n_spots, n_layers = weight.numel(), layer_energy.numel()
+    if n_spots == 0:
+        raise InputError("a plan needs at least one spot, got none; check the spot list, the target and the spot spacing")
+    if position.shape != (n_spots, 2) or weight.shape != (n_spots,) or layer.shape != (n_spots,) or layer_beam.shape != (n_layers,):
+        raise InputError(
+            "shapes must be position (n_spots, 2), weight and layer (n_spots,), layer_beam and layer_energy (n_layers,), got "
+            f"{tuple(position.shape)}, {tuple(weight.shape)}, {tuple(layer.shape)}, {tuple(layer_beam.shape)}, {tuple(layer_energy.shape)}"
+        )
+    if not position.is_floating_point():
+        raise TypeError(f"position must be a floating-point tensor, got {position.dtype}")
+    finite("the spots' positions", position.detach())
+    finite("the spots' weights", weight.detach())
+    if not (torch.isfinite(layer_energy) & (layer_energy > 0)).all():
+        raise InputError(f"every layer's energy must be a positive number of MeV, got {layer_energy.tolist()}")
+    if (weight < 0).any():
+        raise InputError(
+            f"weights must not be negative (10^6 protons), got {int((weight < 0).sum())} that are, least {float(weight.min()):g}"
+        )
+    for name, index, count in (("layer", layer, n_layers), ("layer_beam", layer_beam, len(beams))):
+        if int(index.min()) < 0 or int(index.max()) >= count:
+            raise InputError(f"{name} must be 0 to {count - 1} (there are {count}), got {int(index.min())} to {int(index.max())}")
+        if (index[1:] < index[:-1]).any():
+            raise InputError(f"{name} must be ascending; Spots.from_columns sorts a list for you")
+    for number, beam in enumerate(beams):
+        if beam.isocenter is None:
+            raise InputError(f"beam {number} (gantry {beam.gantry:g}) has no isocenter; use beam.at(point), or place_spots")
