@@ -1,0 +1,179 @@
+"""An objective bound to the voxels of one dose vector: value, gradient, and the restriction to a ray of doses.
+
+Squared hinges (min, max and uniform dose) are most of every plan. They are kept as dense arrays, one slot for the first hinge of each
+voxel, one for the second and so on, so that value and gradient are a few vector operations with one gather of the doses that matter and
+one scatter of the gradient. Along a ray of doses `D + l AD` they form a convex, once differentiable, piecewise quadratic function of `l`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torchimpt.checks import InputError
+from torchimpt.terms import Term, as_loss
+
+
+@dataclass(frozen=True)
+class BoundTerm:
+    """A term, where its voxels stand in the dose vector `(n_roi,)`, and the factor on its value."""
+
+    term: Term
+    index: Tensor
+    factor: float
+
+
+class Ray:
+    """Objective on the ray `D + l AD` for `l >= 0`: calling it with `l` gives value and slope.
+
+    Attributes
+    ----------
+    convex
+        Whether the restriction is convex, so that its slope has one root.
+    """
+
+    def __init__(self, start: Tensor, rate: Tensor, others: Sequence[Callable[[float], tuple[float, float]]], convex: bool) -> None:
+        self._start, self._rate, self._others, self.convex = start, rate, others, convex
+
+    def __call__(self, length: float) -> tuple[float, float]:
+        """`(f(l), df/dl)`: the hinges `sum max(0, s + l r)^2` and the terms that are none."""
+        excess = torch.add(self._start, self._rate, alpha=length).clamp_(min=0)
+        value, slope = torch.stack([excess.dot(excess), 2 * excess.dot(self._rate)]).tolist()
+        for other in self._others:
+            more = other(length)
+            value, slope = value + more[0], slope + more[1]
+        return value, slope
+
+
+class _Packed:
+    """The arrays of a bound objective on one device, in one dtype.
+
+    `voxels (m,)`: positions in the dose vector that any term needs; `level, sign, gain (slots, m)`: hinge `j` of voxel `v` is
+    `gain_jv max(0, sign_jv (d_v - level_jv))^2`, and `gain` is zero in an empty slot; `others`: the terms that are no hinges.
+    """
+
+    def __init__(self, terms: Sequence[BoundTerm], n_voxels: int, device: torch.device, dtype: torch.dtype) -> None:
+        voxels = torch.cat([bound.index.cpu() for bound in terms]).unique()
+        place = torch.full((n_voxels,), -1)
+        place[voxels] = torch.arange(len(voxels))
+        hinges = [(b, sign) for b in terms for sign in b.term.signs if b.factor * b.term.weight > 0]
+        count = torch.zeros(len(voxels), dtype=torch.int64)
+        for bound, _ in hinges:
+            count[place[bound.index.cpu()]] += 1
+        level, sign_, gain = torch.zeros(3, int(count.max()), len(voxels), dtype=torch.float64)
+        count.zero_()
+        for bound, sign in hinges:
+            here = place[bound.index.cpu()]
+            slot = count[here]
+            level[slot, here], sign_[slot, here], gain[slot, here] = bound.term.dose, sign, bound.factor * bound.term.weight
+            count[here] += 1
+        where = {"device": device, "dtype": dtype}
+        self.voxels = None if len(voxels) == n_voxels else voxels.to(device)
+        self.level, self.sign, self.gain = level.to(**where), sign_.to(**where), gain.to(**where)
+        self.used = [slot.nonzero().flatten().to(device) for slot in gain]
+        self.others = [(b.term, place[b.index.cpu()].to(device), b.factor) for b in terms if not b.term.signs and b.term.weight > 0]
+
+    def gather(self, dose: Tensor) -> Tensor:
+        return dose if self.voxels is None else dose.index_select(-1, self.voxels)
+
+    def scatter(self, grad: Tensor, like: Tensor) -> Tensor:
+        return grad if self.voxels is None else torch.zeros_like(like).index_copy_(-1, self.voxels, grad)
+
+
+class BoundObjective:
+    """An objective whose terms know their places in the dose vector; made by `Objective.on`.
+
+    Every method takes the dose of one scenario `(n_voxels,)` or of several `(n_scenarios, n_voxels)`, Gy, float32 or float64, on any
+    device, and treats scenarios alone: values are `()` or `(n_scenarios,)`.
+    """
+
+    def __init__(self, terms: Sequence[BoundTerm], n_voxels: int) -> None:
+        self.bound_terms, self.n_voxels = tuple(terms), n_voxels
+        self.convex = all(bound.term.convex for bound in self.bound_terms)
+        self._packs: dict[tuple[torch.device, torch.dtype], _Packed] = {}
+
+    def _pack(self, dose: Tensor) -> _Packed:
+        if dose.shape[-1] != self.n_voxels or dose.dim() not in (1, 2):
+            raise InputError(
+                f"dose must have the shape ({self.n_voxels},) or (n_scenarios, {self.n_voxels}), got {tuple(dose.shape)}; "
+                "bind the objective to the voxels that the dose is computed on"
+            )
+        if not dose.is_floating_point():
+            raise TypeError(f"dose must be a floating-point tensor, got {dose.dtype}")
+        key = (dose.device, dose.dtype)
+        if key not in self._packs:
+            self._packs[key] = _Packed(self.bound_terms, self.n_voxels, *key)
+        return self._packs[key]
+
+    def value(self, dose: Tensor) -> Tensor:
+        """Objective of each scenario, float64, Gy^2."""
+        return self.value_and_grad(dose)[0]
+
+    def value_and_grad(self, dose: Tensor) -> tuple[Tensor, Tensor]:
+        """Objective of each scenario (float64), and the gradient with respect to the dose, in its shape and dtype."""
+        pack = self._pack(dose)
+        local = pack.gather(dose)
+        value, grad = local.new_zeros(local.shape[:-1], dtype=torch.float64), torch.zeros_like(local)
+        for level, sign, gain in zip(pack.level, pack.sign, pack.gain, strict=True):
+            excess = torch.sub(local, level).mul_(sign).clamp_(min=0)
+            pull = excess * gain
+            value += pull.mul(excess).sum(-1, dtype=torch.float64)
+            grad.addcmul_(pull, sign, value=2.0)
+        for term, index, factor in pack.others:
+            more, slope = term.value_and_grad(local.index_select(-1, index))
+            value += factor * more
+            grad.index_copy_(-1, index, grad.index_select(-1, index).add_(slope, alpha=factor))
+        return value, pack.scatter(grad, dose)
+
+    def __call__(self, dose: Tensor) -> Tensor:
+        """Objective as a torch loss; its backward is the hand-derived gradient."""
+        return as_loss(self.value_and_grad, dose)
+
+    def terms(self, dose: Tensor) -> list[dict]:
+        """Each term's share of the objective at the dose `(n_voxels,)` of one scenario: `roi`, `kind`, `value`."""
+        return [
+            {"roi": b.term.roi, "kind": b.term.kind, "value": b.factor * float(b.term.value_and_grad(dose[b.index.to(dose.device)])[0])}
+            for b in self.bound_terms
+        ]
+
+    def along(self, dose: Tensor, rate: Tensor, weights: Tensor | None = None) -> Ray:
+        """Restriction of the (weighted) sum over scenarios to the ray `dose + l rate`.
+
+        Parameters
+        ----------
+        dose, rate
+            Dose at `l = 0`, and what it gains per unit of `l`, both in the same shape.
+        weights
+            Factor of each scenario `(n_scenarios,)`; 1 when left out.
+
+        Returns
+        -------
+        Ray
+            Called with `l`, it gives value and slope in float64 without touching the dose vectors again.
+        """
+        pack = self._pack(dose)
+        here, gain = (torch.atleast_2d(pack.gather(t)).double() for t in (dose, rate))
+        share = torch.ones(len(here)) if weights is None else weights
+        share = share.to(here).unsqueeze(-1)
+        starts, rates = [], []
+        for slot, used in enumerate(pack.used):
+            level, sign, root = (t[slot, used].double() for t in (pack.level, pack.sign, pack.gain.sqrt()))
+            factor = share.sqrt() * root * sign
+            starts.append((factor * (here[:, used] - level)).flatten())
+            rates.append((factor * gain[:, used]).flatten())
+        others = [_other(term, here[:, index], gain[:, index], factor * share.squeeze(-1)) for term, index, factor in pack.others]
+        empty = here.new_zeros(0)
+        return Ray(torch.cat([*starts, empty]), torch.cat([*rates, empty]), others, self.convex)
+
+
+def _other(term: Term, dose: Tensor, rate: Tensor, factor: Tensor) -> Callable[[float], tuple[float, float]]:
+    """A term that is no hinge, on the ray, summed over scenarios with `factor (n_scenarios,)`."""
+
+    def restricted(length: float) -> tuple[float, float]:
+        value, grad = term.value_and_grad(torch.add(dose, rate, alpha=length))
+        return float(factor.dot(value)), float(factor.dot((grad * rate).sum(-1)))
+
+    return restricted
