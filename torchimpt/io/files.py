@@ -1,0 +1,96 @@
+"""What every reader and writer needs: errors that name the path, whole-or-nothing writing, and roles from ROI names."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from torchimpt.checks import InputError
+
+_EXTERNAL = re.compile(r"(external|body|skin|outer ?contour)", re.IGNORECASE)
+_TARGET = re.compile(r"(ptv|ctv|gtv|itv).*|.*target.*", re.IGNORECASE)
+
+
+def role_of(name: str) -> str:
+    """The role that a ROI's name tells.
+
+    `External`, `Body`, `Skin` and `Outer Contour` are the external; names that begin with PTV, CTV, GTV or ITV or hold
+    "target" are targets; the rest are organs at risk. Case does not matter.
+    """
+    if _EXTERNAL.fullmatch(name.strip()):
+        return "external"
+    return "target" if _TARGET.fullmatch(name.strip()) else "oar"
+
+
+def input_file(path: str | os.PathLike, what: str) -> Path:
+    """`path` if it is a readable file, else an error that says what was looked for and what lies there instead."""
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{what}: {path} is a folder, a file is needed")
+    if not path.exists():
+        raise InputError(f"{what}: no file {path}{_beside(path)}")
+    if not os.access(path, os.R_OK):
+        raise InputError(f"{what}: no permission to read {path}")
+    return path
+
+
+def input_folder(path: str | os.PathLike, what: str) -> Path:
+    """`path` if it is a readable folder, else an error that says what was looked for and what lies there instead."""
+    path = Path(path)
+    if path.is_file():
+        raise InputError(f"{what}: {path} is a file, a folder is needed")
+    if not path.exists():
+        raise InputError(f"{what}: no folder {path}{_beside(path)}")
+    if not os.access(path, os.R_OK | os.X_OK):
+        raise InputError(f"{what}: no permission to read the folder {path}")
+    return path
+
+
+def _beside(path: Path) -> str:
+    """The name in the same folder that is most like the missing one, or the nearest parent that exists."""
+    folder = path.parent
+    if not folder.is_dir():
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        return f" (the path exists up to {folder.resolve()})"
+    try:
+        match = difflib.get_close_matches(path.name, os.listdir(folder), n=1, cutoff=0.5)
+    except PermissionError:
+        return f" (no permission to list {folder})"
+    return f" (did you mean '{match[0]}'?)" if match else ""
+
+
+@contextmanager
+def whole_or_nothing(path: str | os.PathLike) -> Iterator[Path]:
+    """A temporary path beside `path` to write to; it takes the place of `path` only when the block ends well.
+
+    A reader so never sees half a file, and an earlier file of that name outlives a failed write. The temporary name ends
+    in `path`'s own, because writers choose the format by it. Missing parent folders are made.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"cannot write {path}: it is a folder")
+    scratch: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=".partial-", suffix=f"-{path.name}", dir=path.parent)
+        os.close(handle)
+        scratch = Path(name)
+        yield scratch
+        with open(scratch, "rb+") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        scratch.chmod(0o666 & ~umask)
+        os.replace(scratch, path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"cannot write {path}: {reason}; choose another folder, or make room and set its permissions") from error
+    finally:
+        if scratch is not None:
+            scratch.unlink(missing_ok=True)

@@ -1,0 +1,33 @@
+"""Ready-made patients: water blocks, the TG-119 C-shape, and bodies drawn from simple solids.
+
+LPS, mm, head first supine. Edges carry partial-volume CT numbers, as in a scan; ROIs are by majority.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torchimpt.checks import InputError, nearest
+from torchimpt.patient import Patient
+from torchimpt.phantoms.hn import hn
+from torchimpt.phantoms.simple import step, tg119, water
+
+PHANTOMS: dict[str, Callable[..., Patient]] = {"water": water, "step": step, "tg119": tg119, "hn": hn}
+
+
+def phantom(name: str, spacing: float = 3.0) -> Patient:
+    """The phantom of this name.
+
+    Parameters
+    ----------
+    name
+        One of `PHANTOMS`.
+    spacing
+        Voxel size, mm.
+    """
+    if name not in PHANTOMS:
+        raise InputError(f"there is no phantom '{name}'{nearest(name, PHANTOMS)}; there are {', '.join(PHANTOMS)}")
+    return PHANTOMS[name](spacing)
+
+
+__all__ = ["PHANTOMS", "hn", "phantom", "step", "tg119", "water"]
