@@ -1,0 +1,75 @@
+"""Tables over scenarios and ROIs, `dvh.csv`, and scenarios by name."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from torchimpt.checks import InputError
+from torchimpt.evaluate import common_axis, dvh, parse_scenarios, read_dvh_csv, roi_doses, scenario_table, worst_table, write_dvh_csv
+from torchimpt.geometry import Grid
+from torchimpt.patient import ROI, Patient
+from torchimpt.scenarios import NOMINAL, boundary_scenarios
+
+
+@pytest.fixture
+def patient():
+    grid = Grid((2, 3, 4), (3.0, 3.0, 3.0), (0.0, 0.0, 0.0))
+    flat = torch.arange(24)
+    masks = {"External": flat >= 0, "PTV": flat < 6, "Cord": (flat >= 4) & (flat < 9), "Nothing": flat < 0}
+    rois = {name: ROI(name, mask.reshape(grid.shape)) for name, mask in masks.items()}
+    return Patient(torch.zeros(grid.shape), grid, rois)
+
+
+def test_roi_doses_from_a_grid_and_from_some_voxels(patient):
+    dose = torch.arange(24.0).reshape(2, 3, 4)
+    whole = roi_doses(patient, {"nominal": dose})["nominal"]
+    assert whole["Cord"].tolist() == [4, 5, 6, 7, 8] and "Nothing" not in whole
+    voxels = torch.tensor([5, 7, 20])
+    some = roi_doses(patient, {"nominal": torch.tensor([5.0, 7.0, 20.0])}, voxels)["nominal"]
+    assert some["Cord"].tolist() == [0, 5, 0, 7, 0]
+    with pytest.raises(InputError, match="'x' has 3 values, 24"):
+        roi_doses(patient, {"x": torch.zeros(3)})
+
+
+def test_scenarios_and_worst(patient):
+    doses = roi_doses(patient, {"nominal": torch.arange(24.0), "range+3%": 2 * torch.arange(24.0)})
+    table = scenario_table(doses)
+    assert [row["name"] for row in table] == ["nominal", "range+3%"]
+    cord = table[0]["rois"]["Cord"]
+    assert cord["voxels"] == 5 and cord["mean_gy"] == 6 and cord["min_gy"] == 4 and cord["max_gy"] == 8
+    assert set(cord) == {"voxels", "d95_gy", "d98_gy", "d2_gy", "mean_gy", "min_gy", "max_gy"}
+    worst = worst_table(table)["Cord"]
+    assert worst["max_gy"] == 16 and worst["d95_gy"] == pytest.approx(4.2) and set(worst) == {"d95_gy", "d98_gy", "d2_gy", "max_gy"}
+
+
+def test_dvh_csv_reads_back(tmp_path, patient):
+    doses = roi_doses(patient, {"nominal": torch.arange(24.0), "range+3%": 1.03 * torch.arange(24.0)})
+    write_dvh_csv(tmp_path / "dvh.csv", doses)
+    assert (tmp_path / "dvh.csv").read_text().splitlines()[0] == "scenario,roi,dose_gy,volume_percent"
+    assert [p.name for p in tmp_path.iterdir()] == ["dvh.csv"]
+    axis, volume = read_dvh_csv(tmp_path / "dvh.csv")["range+3%"]["Cord"]
+    assert torch.allclose(axis, common_axis(doses)) and torch.allclose(volume, dvh(doses["range+3%"]["Cord"], axis), atol=1e-3)
+
+
+def test_dvh_csv_that_is_none(tmp_path):
+    with pytest.raises(InputError, match="no DVH table"):
+        read_dvh_csv(tmp_path / "dvh.csv")
+    (tmp_path / "dvh.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(InputError, match="columns"):
+        read_dvh_csv(tmp_path / "dvh.csv")
+
+
+def test_scenarios_by_name():
+    assert parse_scenarios("nominal") == (NOMINAL,)
+    assert parse_scenarios("boundary(5, 3.5)") == boundary_scenarios(5.0, 3.5)
+    found = parse_scenarios(["x+5mm,range-3.5%", "y-2mm/range+3%", "x+5mm"])
+    assert [s.name for s in found] == ["nominal", "x+5mm", "range-3.5%", "y-2mm/range+3%"]
+    assert found[1].shift == (5.0, 0.0, 0.0) and found[2].range_scale == pytest.approx(0.965)
+    assert found[3].shift == (0.0, -2.0, 0.0) and found[3].range_scale == pytest.approx(1.03)
+    own = boundary_scenarios(3.0, 3.0)
+    again = parse_scenarios(",".join(s.name for s in own))
+    assert [(s.name, s.shift) for s in again] == [(s.name, s.shift) for s in own]
+    for text in ("x5mm", "w+3mm", "range+3", "boundary(3)"):
+        with pytest.raises(InputError, match="is none of: nominal"):
+            parse_scenarios(text)

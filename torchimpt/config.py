@@ -1,0 +1,388 @@
+"""The case file as one typed tree: every key, its unit, its default and what is allowed.
+
+Units are in the keys' names (`_mm`, `_deg`, `_gy`, `_percent`); inside the package they are those of the physics. `load_case` reads TOML;
+`Case(...)` takes the same tree from Python. A key that is unknown or a value that cannot be is an `InputError` of one line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+
+from torchimpt.casefile import apply_overrides, describe, dump_toml, read_toml
+from torchimpt.checks import InputError, nearest
+from torchimpt.evaluate.dvh import Metric
+from torchimpt.evaluate.goals import Goal
+from torchimpt.geometry import Beam
+from torchimpt.objectives import KINDS, Term
+from torchimpt.scenarios import NOMINAL, Scenario, boundary_scenarios
+
+PRESCRIBING = ("min_dose", "min_dvh", "uniform")
+"""Kinds of objective that say what dose a target is to get."""
+
+
+def _existing(value: Any) -> Path:
+    """An absolute path that exists; the nearest neighbour is named where it does not."""
+    if not isinstance(value, (str, Path)) or not str(value):
+        raise ValueError(f"must be a path, got {value!r}")
+    path = Path(os.path.abspath(Path(value).expanduser()))
+    if not path.exists():
+        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise ValueError(f"no such file or folder: {path}{nearest(path.name, beside)}")
+    return path
+
+
+def _numbers(value: Any, name: str, counts: tuple[int, ...]) -> Any:
+    """A number, or a list of as many numbers as `counts` allows."""
+    items = list(value) if isinstance(value, (list, tuple)) else [value]
+    if len(items) not in counts or any(isinstance(item, bool) or not isinstance(item, (int, float)) for item in items):
+        raise ValueError(f"must be {name}, got {value!r}")
+    return tuple(float(item) for item in items) if isinstance(value, (list, tuple)) else float(value)
+
+
+def _names(value: Any) -> Any:
+    """A ROI name or a list of them."""
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, (list, tuple)) or not items or not all(isinstance(item, str) and item for item in items):
+        raise ValueError(f"must be a ROI's name or a list of names, got {value!r}")
+    return value if isinstance(value, str) else list(value)
+
+
+def _layer_spacing(value: Any) -> Any:
+    """`"bragg80"` or a positive number."""
+    if value == "bragg80" or (isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0):
+        return value if isinstance(value, str) else float(value)
+    raise ValueError(f"must be 'bragg80' or a positive number of mm of water, got {value!r}")
+
+
+def _grid(value: Any) -> Any:
+    """One spacing or three, positive."""
+    numbers = _numbers(value, "one number or three [x, y, z], mm", (1, 3))
+    if min(numbers if isinstance(numbers, tuple) else (numbers,)) <= 0:
+        raise ValueError(f"must be positive, mm, got {value!r}")
+    return numbers
+
+
+Real = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Count = Annotated[int, Field(strict=True, ge=0)]
+Flag = Annotated[bool, Field(strict=True)]
+ExistingPath = Annotated[Path, BeforeValidator(_existing)]
+Point = Annotated[tuple[float, float, float], BeforeValidator(lambda value: _numbers(value, "three numbers [x, y, z], mm", (3,)))]
+
+
+class Section(BaseModel):
+    """A section of the case file: no key that is not declared, and nothing changes after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class PatientConfig(Section):
+    source: Literal["openkbp", "dicom", "matrad", "image", "phantom"]
+    """Where the patient comes from."""
+    path: ExistingPath | None = None
+    """Folder or file; not for a phantom."""
+    name: str | None = None
+    """Name of the phantom; for the others a name for titles and files."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> PatientConfig:
+        if self.source == "phantom" and (self.name is None or self.path is not None):
+            raise ValueError("source = 'phantom' takes a name, e.g. name = 'hn', and no path")
+        if self.source != "phantom" and self.path is None:
+            raise ValueError(f"source = '{self.source}' needs a path")
+        return self
+
+
+class MachineConfig(Section):
+    name: Literal["generic"] | None = None
+    """A machine that is part of the package; what is taken when no file is named."""
+    format: Literal["csv", "matrad", "bdl"] | None = None
+    """Format of a machine from a file; needs path."""
+    path: ExistingPath | None = None
+    """The machine's file or folder."""
+    hu_table: ExistingPath | None = None
+    """CSV with columns hu and rsp (or rsp_100MeV); omitted: the machine's or the CT's own, else the default table."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default(cls, data: Any) -> Any:
+        """The generic machine where neither a name nor a file is given."""
+        plain = isinstance(data, Mapping) and not {"name", "format", "path"} & data.keys()
+        return {"name": "generic", **data} if plain else data
+
+    @model_validator(mode="after")
+    def _one(self) -> MachineConfig:
+        if (self.format is None) != (self.path is None):
+            raise ValueError("a machine from a file takes both format and path")
+        if (self.name is None) == (self.format is None):
+            raise ValueError("give either name = 'generic', or format and path")
+        return self
+
+
+class DoseConfig(Section):
+    grid_mm: Annotated[float | tuple[float, float, float] | None, BeforeValidator(lambda v: None if v is None else _grid(v))] = None
+    """Voxel size of the dose grid, one number or [x, y, z]; omitted: the CT's."""
+    cutoff_sigma: Annotated[Real, Field(gt=0, le=20)] = 4.0
+    """Lateral cut-off of a spot, in sigmas."""
+    engine: Literal["matrix", "matrix_free"] = "matrix"
+    """Stored influence matrices, or dose computed anew in each iteration."""
+    gradient: Literal["analytic", "autograd"] = "analytic"
+    """Hand-derived gradient, or torch's; the same numbers."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Floating-point type of matrices and doses; geometry and tables are always built in float64."""
+    rbe: Annotated[Real, Field(gt=0, le=5)] = 1.1
+    """Constant factor on the physical dose; 1.0 gives Gy."""
+
+
+class SpotsConfig(Section):
+    target: Annotated[str | list[str], BeforeValidator(_names)]
+    """The ROI that is covered with spots, or a list (their union)."""
+    pattern: Literal["square", "hexagonal"] = "square"
+    """Lattice of the spots in the beam's-eye view."""
+    spacing_mm: Annotated[Real, Field(gt=0)] = 5.0
+    """Distance between neighbouring spots in the isocentre plane."""
+    margin_mm: Annotated[Real, Field(ge=0)] = 5.0
+    """How far outside the target spots are placed."""
+    layer_spacing: Annotated[Literal["bragg80"] | float, BeforeValidator(_layer_spacing)] = "bragg80"
+    """Width of the Bragg peak at 80 % of its height, or a number in mm of water."""
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The target's ROIs, always as a tuple."""
+        return (self.target,) if isinstance(self.target, str) else tuple(self.target)
+
+
+class BeamConfig(Section):
+    gantry_deg: Real
+    """IEC 61217 gantry angle."""
+    couch_deg: Real = 0.0
+    """IEC 61217 couch angle."""
+    isocenter_mm: Point | None = None
+    """LPS; omitted: the target's centroid."""
+    range_shifter_mm: Annotated[Real, Field(ge=0)] = 0.0
+    """Water-equivalent thickness."""
+
+
+class RobustnessConfig(Section):
+    setup_mm: Annotated[Real, Field(ge=0, lt=100)] = 3.0
+    """Setup error along each patient axis; 0 leaves the setup scenarios out."""
+    range_percent: Annotated[Real, Field(ge=0, lt=50)] = 3.0
+    """Range error; 0 leaves the range scenarios out."""
+    mode: Literal["sum"] = "sum"
+    """Sum over the nine boundary scenarios (Xu et al. 2020, Eq. 4)."""
+
+
+class OptimizerConfig(Section):
+    method: Literal["projected_cg", "dyhs_cg", "lbfgs"] = "projected_cg"
+    """Projected conjugate gradients in the best form, in the plain form of Xu et al. 2020, or SciPy's L-BFGS-B."""
+    max_iterations: Count = 300
+    """Where to stop at the latest."""
+    max_evaluations: Annotated[int, Field(strict=True, gt=0)] | None = None
+    """Most evaluations of objective and gradient; omitted: no limit."""
+    tolerance: Annotated[Real, Field(gt=0, lt=1)] = 1e-4
+    """Relative decrease of the objective below which the plan has converged."""
+    normalize: Flag = True
+    """Divide each objective by its ROI's voxel count."""
+    overlap: Literal["exclude", "keep"] = "exclude"
+    """Whether an organ's objectives leave out the target's voxels."""
+    log_every: Annotated[int, Field(strict=True, gt=0)] = 10
+    """Iterations between two looks at the DVHs and between two checkpoints."""
+
+
+class JointConfig(Section):
+    scheme: Literal["joint", "alternating"] = "joint"
+    """Positions and weights at once, or by turns."""
+    box_mm: Annotated[Real, Field(gt=0)] = 10.0
+    """How far a spot may go from where it was placed."""
+
+
+class ObjectiveConfig(Section):
+    roi: str
+    """Name of the ROI."""
+    kind: str
+    """What is asked of its dose."""
+    dose_gy: Annotated[Real, Field(ge=0)]
+    """Dose level, total course, RBE-weighted."""
+    volume_percent: Annotated[Real, Field(ge=0, le=100)] | None = None
+    """Volume of a dose-volume objective."""
+    a: Real | None = None
+    """Exponent of a gEUD."""
+    weight: Annotated[Real, Field(ge=0)] = 1.0
+    """Importance."""
+
+    @field_validator("kind")
+    @classmethod
+    def _known(cls, kind: str) -> str:
+        if kind not in KINDS:
+            raise ValueError(f"must be one of {', '.join(KINDS)}, got '{kind}'{nearest(kind, KINDS)}")
+        return kind
+
+    @model_validator(mode="after")
+    def _arguments(self) -> ObjectiveConfig:
+        """The keys that this kind takes besides dose_gy and weight: no more, no fewer."""
+        own = {field.name for field in dataclasses.fields(KINDS[self.kind])}
+        for key in ("volume_percent", "a"):
+            if (key in own) != (getattr(self, key) is not None):
+                raise ValueError(f"kind = '{self.kind}' {'needs' if key in own else 'takes no'} {key}")
+        return self
+
+    def term(self) -> Term:
+        """The objective's term."""
+        extra = {key: getattr(self, key) for key in ("volume_percent", "a") if getattr(self, key) is not None}
+        return KINDS[self.kind](self.roi, self.dose_gy, weight=self.weight, **extra)
+
+
+class GoalConfig(Section):
+    roi: str
+    """Name of the ROI."""
+    metric: str
+    """d(q) in Gy, v(d) in %, mean, max, min, hi or ci."""
+    min: Real | None = None
+    """The least that passes."""
+    max: Real | None = None
+    """The most that passes."""
+
+    @model_validator(mode="after")
+    def _valid(self) -> GoalConfig:
+        self.goal()
+        return self
+
+    def goal(self) -> Goal:
+        """The goal to check."""
+        return Goal(self.roi, Metric.parse(self.metric), self.min, self.max)
+
+
+class OutputConfig(Section):
+    scenarios_dose: Flag = False
+    """Write one dose_<scenario>.mha per scenario besides the nominal dose.mha."""
+    tensorboard: Flag = True
+    """Write scalars and figures for TensorBoard."""
+
+
+class Case(Section):
+    """A planning case: the whole case file. Sections may be given as dicts."""
+
+    title: str = ""
+    """Heads the report."""
+    seed: Count = 1
+    """Of every random number."""
+    patient: PatientConfig
+    """The section that says whom to plan for."""
+    machine: MachineConfig = MachineConfig()
+    """The machine."""
+    dose: DoseConfig = DoseConfig()
+    """The dose computation."""
+    spots: SpotsConfig | None = None
+    """Where spots are placed; `torchimpt dose` does without."""
+    beam: list[BeamConfig] = []
+    """The fields."""
+    robustness: RobustnessConfig | None = None
+    """The uncertainties; omitted: nominal only."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """The solver."""
+    joint: JointConfig | None = None
+    """Moving spots; omitted: positions stay fixed."""
+    output: OutputConfig = OutputConfig()
+    """What is written."""
+    objective: list[ObjectiveConfig] = []
+    """What is optimized."""
+    goal: list[GoalConfig] = []
+    """What is checked and reported."""
+
+    _label: str = PrivateAttr(default="the case")
+
+    def __init__(self, **data: Any) -> None:
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            raise InputError(describe(error, type(self), "the case")) from None
+
+    @property
+    def label(self) -> str:
+        """The case file's path, for messages."""
+        return self._label
+
+    def beams(self) -> tuple[Beam, ...]:
+        """The fields, in the file's order."""
+        for i, beam in enumerate(self.beam):
+            if beam.range_shifter_mm > 0:
+                raise InputError(f"{self.label}: beam[{i}].range_shifter_mm: range shifters come with a later version; set it to 0")
+        return tuple(Beam(b.gantry_deg, b.couch_deg, b.isocenter_mm) for b in self.beam)
+
+    def scenarios(self) -> tuple[Scenario, ...]:
+        """What is planned with, nominal first."""
+        return boundary_scenarios(self.robustness.setup_mm, self.robustness.range_percent) if self.robustness else (NOMINAL,)
+
+    def terms(self) -> tuple[Term, ...]:
+        """The objectives' terms, in the file's order."""
+        return tuple(objective.term() for objective in self.objective)
+
+    def goals(self) -> tuple[Goal, ...]:
+        """The goals, in the file's order."""
+        return tuple(goal.goal() for goal in self.goal)
+
+    def prescriptions(self) -> dict[str, float]:
+        """Gy by ROI: the highest dose that a min_dose, min_dvh or uniform objective asks for."""
+        doses: dict[str, float] = {}
+        for objective in self.objective:
+            if objective.kind in PRESCRIBING:
+                doses[objective.roi] = max(objective.dose_gy, doses.get(objective.roi, 0.0))
+        return doses
+
+    def prescription(self) -> float | None:
+        """The spots' target's prescription, Gy (the highest of several); None where no objective says one."""
+        doses = self.prescriptions()
+        own = [doses[name] for name in (self.spots.targets if self.spots else ()) if name in doses]
+        return max(own or doses.values(), default=None)
+
+    def check_plan(self) -> None:
+        """Raise when a section that planning needs is missing."""
+        needed = {"[spots]": self.spots, "[[beam]]": self.beam, "[[objective]]": self.objective}
+        missing = [name for name, section in needed.items() if not section]
+        if missing:
+            raise InputError(f"{self.label}: planning needs {', '.join(needed)}; missing: {', '.join(missing)}")
+
+    def check_rois(self, names: Iterable[str]) -> None:
+        """Raise when a ROI that the case names is none of the patient's `names`; the key, the nearest and all are told."""
+        names = sorted(names)
+        used = [("spots.target", name) for name in (self.spots.targets if self.spots else ())]
+        used += [(f"objective[{i}].roi", objective.roi) for i, objective in enumerate(self.objective)]
+        used += [(f"goal[{i}].roi", goal.roi) for i, goal in enumerate(self.goal)]
+        for key, name in used:
+            if name not in names:
+                has = ", ".join(names) or "none"
+                raise InputError(f"{self.label}: {key}: the patient has no ROI '{name}'{nearest(name, names)}; it has {has}")
+
+    def to_toml(self) -> str:
+        """The case with every default written out and every path absolute; it loads back to an equal case."""
+        return dump_toml(self.model_dump())
+
+
+def load_case(path: str | Path, overrides: Iterable[str] = ()) -> Case:
+    """Read a case file.
+
+    Parameters
+    ----------
+    path
+        TOML; its relative paths start at the file's own folder.
+    overrides
+        `"section.key=value"` pairs that replace what the file says; a relative path in them starts at the file's folder too.
+    """
+    path = Path(path)
+    data = read_toml(path)
+    apply_overrides(data, overrides)
+    for section, key in (("patient", "path"), ("machine", "path"), ("machine", "hu_table")):
+        value = data.get(section, {}).get(key) if isinstance(data.get(section), dict) else None
+        if isinstance(value, str) and value:
+            data[section][key] = str(path.absolute().parent / Path(value).expanduser())
+    try:
+        case = Case(**data)
+    except InputError as error:
+        raise InputError(str(error).replace("the case: ", f"{path}: ", 1)) from None
+    case._label = str(path)
+    return case

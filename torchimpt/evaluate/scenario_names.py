@@ -1,0 +1,47 @@
+"""Scenarios from text, as the command line takes them: `nominal,x+5mm,range-3.5%`, `boundary(5,5)`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from torchimpt.checks import InputError
+from torchimpt.scenarios import NOMINAL, Scenario, boundary_scenarios
+
+_FORMS = "nominal, x-3mm, y+5mm, z+2.5mm, range+3.5%, two of them at once as x+3mm/range-3%, or boundary(SETUP_MM,RANGE_PERCENT)"
+_NUMBER = r"[0-9]*\.?[0-9]+"
+
+
+def _scenario(text: str) -> Scenario:
+    """One scenario from its parts, which are joined by `/`."""
+    shift, scale = [0.0, 0.0, 0.0], 1.0
+    for part in text.split("/"):
+        setup = re.fullmatch(rf"([xyz])([+-]{_NUMBER})mm", part)
+        stretch = re.fullmatch(rf"range([+-]{_NUMBER})%", part)
+        if setup:
+            shift["xyz".index(setup[1])] += float(setup[2])
+        elif stretch:
+            scale *= 1.0 + float(stretch[1]) / 100.0
+        else:
+            raise InputError(f"scenario '{text}' is none of: {_FORMS}")
+    return Scenario(text, shift=tuple(shift), range_scale=scale)
+
+
+def parse_scenarios(texts: str | Iterable[str]) -> tuple[Scenario, ...]:
+    """Scenarios by name, the nominal one always first, each once.
+
+    Parameters
+    ----------
+    texts
+        Comma-separated names, one string or several: `nominal`, a setup shift of the patient along an LPS axis in mm (`x+5mm`), a range
+        error in percent (`range-3.5%`), combinations joined by `/`, or `boundary(5,3)` for the nine boundary scenarios of 5 mm and 3 %.
+    """
+    found = [NOMINAL]
+    for text in [texts] if isinstance(texts, str) else texts:
+        for name in (part.strip() for part in re.findall(r"boundary\([^)]*\)|[^,]+", text)):
+            sizes = re.fullmatch(rf"boundary\(\s*({_NUMBER})\s*(?:mm)?\s*,\s*({_NUMBER})\s*%?\s*\)", name)
+            if sizes:
+                found += boundary_scenarios(float(sizes[1]), float(sizes[2]))
+            elif name != NOMINAL.name:
+                found.append(_scenario(name))
+    return tuple({scenario.name: scenario for scenario in found}.values())

@@ -1,0 +1,116 @@
+"""Tables over scenarios and ROIs: the `scenarios` and `worst` parts of `metrics.json`, and `dvh.csv`."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from torchimpt.checks import InputError
+from torchimpt.evaluate.dvh import common_axis, d, dvh
+from torchimpt.evaluate.goals import Doses
+from torchimpt.patient import Patient
+
+DVH_COLUMNS = ("scenario", "roi", "dose_gy", "volume_percent")
+
+
+def roi_doses(
+    patient: Patient, doses: Mapping[str, torch.Tensor], voxels: torch.Tensor | None = None
+) -> dict[str, dict[str, torch.Tensor]]:
+    """The doses of every ROI that has a voxel, in every scenario.
+
+    Parameters
+    ----------
+    patient
+        Whose ROIs are looked up.
+    doses
+        By scenario, Gy: a whole grid `(z, y, x)` or `(n_voxels,)`, or the voxels named by `voxels`.
+    voxels
+        `(n,)`, flat indices that the entries of each dose stand for; None means the whole grid. A ROI's voxel that is not among them
+        got no dose: 0 Gy.
+
+    Returns
+    -------
+    `{scenario: {roi: (n_roi,)}}`, on the CPU, in the doses' dtype.
+    """
+    indices = {name: roi.voxels for name, roi in patient.rois.items() if bool(roi.mask.any())}
+    table = {}
+    for scenario, dose in doses.items():
+        flat = dose.detach().flatten().cpu()
+        expected = patient.grid.n_voxels if voxels is None else voxels.numel()
+        if flat.numel() != expected:
+            raise InputError(f"the dose of scenario '{scenario}' has {flat.numel()} values, {expected} voxels are expected")
+        if voxels is not None:
+            flat = torch.zeros(patient.grid.n_voxels, dtype=flat.dtype).index_put_((voxels.cpu(),), flat)
+        table[scenario] = {name: flat[index] for name, index in indices.items()}
+    return table
+
+
+def roi_metrics(dose: torch.Tensor) -> dict[str, float]:
+    """The standard metrics of one ROI from its doses `(n_voxels,)`, Gy, units in the names."""
+    d95, d98, d2 = d(dose, 95.0, 98.0, 2.0)
+    return {
+        "voxels": dose.numel(),
+        "d95_gy": d95,
+        "d98_gy": d98,
+        "d2_gy": d2,
+        "mean_gy": float(dose.double().mean()),
+        "min_gy": float(dose.min()),
+        "max_gy": float(dose.max()),
+    }
+
+
+def scenario_table(doses: Doses) -> list[dict]:
+    """`[{"name": scenario, "rois": {roi: metrics}}]`, the `scenarios` part of `metrics.json`."""
+    return [{"name": name, "rois": {roi: roi_metrics(dose) for roi, dose in rois.items()}} for name, rois in doses.items()]
+
+
+def worst_table(scenarios: list[dict]) -> dict[str, dict[str, float]]:
+    """The worst of each metric over the scenarios of `scenario_table`: the lowest D95 and D98, the highest D2 and maximum."""
+    worst = {}
+    for roi in scenarios[0]["rois"]:
+        rows = [scenario["rois"][roi] for scenario in scenarios]
+        worst[roi] = {
+            name: pick(row[name] for row in rows) for name, pick in (("d95_gy", min), ("d98_gy", min), ("d2_gy", max), ("max_gy", max))
+        }
+    return worst
+
+
+def write_dvh_csv(path: str | Path, doses: Doses, n_points: int = 400) -> None:
+    """Every DVH on one common dose axis, as `scenario,roi,dose_gy,volume_percent`; the file appears only when it is whole."""
+    path = Path(path)
+    axis = common_axis(doses, n_points)
+    labels = [f"{value:.6g}" for value in axis.tolist()]
+    partial = path.with_name(path.name + ".part")
+    with partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(DVH_COLUMNS)
+        for scenario, rois in doses.items():
+            for roi, dose in rois.items():
+                writer.writerows(
+                    (scenario, roi, label, f"{volume:.6g}") for label, volume in zip(labels, dvh(dose, axis).tolist(), strict=True)
+                )
+    os.replace(partial, path)
+
+
+def read_dvh_csv(path: str | Path) -> dict[str, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
+    """`{scenario: {roi: (dose in Gy, volume in %)}}` as `write_dvh_csv` wrote them."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no DVH table at {path}; the run is incomplete, or the folder is no run folder")
+    curves: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != DVH_COLUMNS:
+            raise InputError(f"{path}: the columns must be {','.join(DVH_COLUMNS)}, got {','.join(reader.fieldnames or ())}")
+        for row in reader:
+            doses, volumes = curves.setdefault(row["scenario"], {}).setdefault(row["roi"], ([], []))
+            doses.append(float(row["dose_gy"]))
+            volumes.append(float(row["volume_percent"]))
+    return {
+        scenario: {roi: tuple(torch.tensor(c, dtype=torch.float64) for c in pair) for roi, pair in rois.items()}
+        for scenario, rois in curves.items()
+    }
