@@ -1,0 +1,7 @@
+"""Machines: the generic one from formulas, commissioned ones from files."""
+
+from torchimpt.machine.generic import generic
+from torchimpt.machine.machine import Machine
+from torchimpt.machine.tables import LayerTables
+
+__all__ = ["LayerTables", "Machine", "generic"]

@@ -1,0 +1,127 @@
+"""A proton machine: depth curves and optics by energy, virtual sources, and the calibration of its monitor units."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from torchimpt.checks import InputError
+from torchimpt.machine.curves import ScaledCurves
+from torchimpt.machine.optics import Optics
+from torchimpt.machine.tables import LayerTables
+from torchimpt.physics.bragg import RANGE_POWER, range_from_energy
+from torchimpt.physics.stopping import HuTable
+
+CHAMBER_GAP_CM = 1.0
+"""Air gap of the monitor chamber that stands behind the nominal monitor unit, cm."""
+
+CHARGE_PER_MU = 3e-9
+"""Ionisation charge that the nominal monitor unit collects in that chamber, C."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A proton machine.
+
+    Attributes
+    ----------
+    name
+        For messages, plans and reports.
+    sad
+        Distance from the virtual source of each scan direction `(x, y)` to the isocentre, mm.
+    curves
+        Depth dose and lateral spread in water by energy.
+    optics
+        Spread in air by energy and distance from the isocentre.
+    hu_table
+        The machine's own HU-to-stopping-power table, if its files have one.
+    """
+
+    name: str
+    sad: tuple[float, float]
+    curves: ScaledCurves
+    optics: Optics
+    hu_table: HuTable | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.sad) != 2 or not all(0 < s < float("inf") for s in self.sad):
+            raise InputError(f"machine '{self.name}': sad must be two positive distances, mm, got {self.sad}")
+
+    @property
+    def energy_min(self) -> float:
+        """Lowest energy, MeV."""
+        return float(self.curves.energy[0])
+
+    @property
+    def energy_max(self) -> float:
+        """Highest energy, MeV."""
+        return float(self.curves.energy[-1])
+
+    @property
+    def n_components(self) -> int:
+        """Number of lateral Gaussians: 1, or 2 with a nuclear halo."""
+        return self.curves.variance.shape[0]
+
+    def layers(self, energies: Sequence[float] | torch.Tensor) -> LayerTables:
+        """Tables of energy layers, float64.
+
+        Parameters
+        ----------
+        energies
+            Nominal energies `(n_layers,)`, MeV, in any order, between `energy_min` and `energy_max`.
+        """
+        energy = self._inside(energies)
+        return self.curves.layers(energy, self.optics.start, self.optics.step, self.optics.variance(energy))
+
+    def r80(self, energy: float | Sequence[float] | torch.Tensor) -> torch.Tensor:
+        """Distal 80 % depth in water, mm, of energies in MeV; shape as given."""
+        return self.curves.range_at(self._inside(energy).reshape(torch.as_tensor(energy).shape))
+
+    def peak_depth(self, energy: float | Sequence[float] | torch.Tensor) -> torch.Tensor:
+        """Depth of the maximum of the depth dose in water, mm, of energies in MeV; shape as given."""
+        return self.layers(energy).peak.reshape(torch.as_tensor(energy).shape)
+
+    def width80(self, energy: float | Sequence[float] | torch.Tensor) -> torch.Tensor:
+        """Width of the Bragg peak at 80 % of its maximum, mm of water, of energies in MeV; shape as given."""
+        return self.layers(energy).width80.reshape(torch.as_tensor(energy).shape)
+
+    def energy_for_range(self, mean_range: float | Sequence[float] | torch.Tensor) -> torch.Tensor:
+        """Energy, MeV, whose distal 80 % depth is `mean_range`, mm of water; shape as given. An error beyond the machine's ranges."""
+        depth = torch.as_tensor(mean_range, dtype=torch.float64)
+        low, high = float(self.curves.r80[0]), float(self.curves.r80[-1])
+        wrong = ~((depth >= low * (1 - 1e-9)) & (depth <= high * (1 + 1e-9)))
+        if bool(wrong.any()):
+            raise InputError(
+                f"a range of {float(depth[wrong].flatten()[0]):.4g} mm of water is beyond machine '{self.name}', which reaches from "
+                f"{low:.4g} to {high:.4g} mm ({self.energy_min:g} to {self.energy_max:g} MeV); {_REMEDY}"
+            )
+        return self.curves.energy_at(depth.clamp(low, high)).clamp(self.energy_min, self.energy_max)
+
+    def protons_per_mu(self, energy: float | Sequence[float] | torch.Tensor) -> torch.Tensor:
+        """10^6 protons in one monitor unit at energies in MeV, shape as given: a nominal calibration, not a measured one.
+
+        One MU is the charge `CHARGE_PER_MU` (3 nC) from a chamber with `CHAMBER_GAP_CM` (1 cm) of air. A proton frees `S_air rho_air gap / W` pairs:
+        S from the range rule `E = (R/alpha)^(1/p)`, `S_water = 10 E^(1-p) / (alpha p)` MeV cm^2/g; air over water 0.88 (PSTAR, 70 to 230 MeV, within
+        0.3 %); density 1.2047e-3 g/cm^3; W = 34.44 eV (ICRU Report 90). About 0.06 to 0.16 10^9 protons, as clinical machines have it.
+        """
+        energy = torch.as_tensor(energy, dtype=torch.float64)
+        stopping_water = 10.0 * energy / (RANGE_POWER * range_from_energy(energy))
+        pairs = 0.88 * stopping_water * 1.2047e-3 * CHAMBER_GAP_CM / 34.44e-6
+        return CHARGE_PER_MU / (pairs * 1.602176634e-19) / 1e6
+
+    def _inside(self, energies: float | Sequence[float] | torch.Tensor) -> torch.Tensor:
+        """Energies as `(n,)` float64 on the CPU, or an error that names the first one outside."""
+        energy = torch.as_tensor(energies, dtype=torch.float64).detach().cpu().flatten()
+        wrong = ~((energy >= self.energy_min * (1 - 1e-9)) & (energy <= self.energy_max * (1 + 1e-9)))
+        if bool(wrong.any()):
+            layer = int(wrong.nonzero()[0])
+            raise InputError(
+                f"energy layer {layer} of {float(energy[layer]):.5g} MeV is beyond machine '{self.name}', which has {self.energy_min:g} to "
+                f"{self.energy_max:g} MeV (ranges {float(self.curves.r80[0]):.4g} to {float(self.curves.r80[-1]):.4g} mm of water); {_REMEDY}"
+            )
+        return energy.clamp(self.energy_min, self.energy_max)
+
+
+_REMEDY = "choose a beam angle with less tissue before the target, or a machine with other energies"

@@ -1,0 +1,62 @@
+"""What the dose kernel reads of a machine: one row of uniformly sampled curves per energy layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+
+
+@dataclass(frozen=True)
+class LayerTables:
+    """Depth dose, lateral spread and optics of energy layers, tabulated for linear interpolation.
+
+    Sample j of layer l lies at the depth `j depth_step[l]`; beyond the last sample the depth dose is zero, and the lateral curves keep their last
+    value. The total variance of component k at a voxel is `optics_variance(Zg) + variance[k](WEPL)`.
+
+    Attributes
+    ----------
+    energy
+        Nominal energy `(n_layers,)`, MeV.
+    r80, peak, width80
+        `(n_layers,)`, mm of water: distal 80 % depth, depth of the maximum, width of the peak at 80 % of it.
+    depth_step
+        `(n_layers,)`, mm of water.
+    idd
+        Depth dose `(n_layers, n_samples)`, Gy mm^2 per 10^6 protons. The last sample is zero.
+    variance
+        Lateral variance that the medium adds, `(n_components, n_layers, n_samples)`, mm^2, never negative.
+    fraction
+        Share of each component `(n_components, n_layers, n_samples)`; sums to one over the components.
+    optics_start, optics_step
+        The optics' grid in Zg, mm (towards the source, zero at the isocentre).
+    optics_variance
+        In-air variance `(n_layers, n_optics)`, mm^2, at `Zg = optics_start + j optics_step`; the end values hold beyond the ends.
+    """
+
+    energy: torch.Tensor
+    r80: torch.Tensor
+    peak: torch.Tensor
+    width80: torch.Tensor
+    depth_step: torch.Tensor
+    idd: torch.Tensor
+    variance: torch.Tensor
+    fraction: torch.Tensor
+    optics_start: float
+    optics_step: float
+    optics_variance: torch.Tensor
+
+    @property
+    def n_layers(self) -> int:
+        """Number of energy layers."""
+        return self.energy.shape[0]
+
+    @property
+    def n_components(self) -> int:
+        """Number of lateral Gaussians: 1, or 2 with a nuclear halo."""
+        return self.variance.shape[0]
+
+    def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> LayerTables:
+        """The same tables in another dtype, on another device."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return LayerTables(**{k: v.to(dtype=dtype, device=device) if isinstance(v, torch.Tensor) else v for k, v in values.items()})
