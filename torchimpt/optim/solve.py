@@ -1,0 +1,134 @@
+"""`minimize`: a problem, a start and bounds in; a `Solution` that says why it stopped out."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from torchimpt.checks import InputError, finite, nearest
+from torchimpt.optim import beta as beta_rules
+from torchimpt.optim.direction import Bounds
+from torchimpt.optim.lbfgs import run_lbfgs
+from torchimpt.optim.problem import LineProblem, Problem
+from torchimpt.optim.run import Callback, Run
+from torchimpt.optim.solution import Solution, Status
+from torchimpt.optim.steps import LineStep, State, Step, WolfeStep
+
+METHODS = ("projected_cg", "dyhs_cg", "lbfgs")
+
+
+def minimize(
+    problem: Problem,
+    x0: Tensor,
+    *,
+    lower: float | Tensor = 0.0,
+    upper: float | Tensor = math.inf,
+    method: str = "projected_cg",
+    beta: str = "dyhs",
+    scale: Tensor | None = None,
+    max_iterations: int = 300,
+    max_evaluations: int | None = None,
+    tolerance: float = 1e-4,
+    callback: Callback | None = None,
+    state: dict | None = None,
+) -> Solution:
+    """Minimize `F(x)` within bounds.
+
+    Parameters
+    ----------
+    problem
+        Value and gradient; with a `line` method as well, `projected_cg` takes the exact minimum along every line.
+    x0
+        Start `(n,)`, within the bounds; its dtype and device are the solver's.
+    lower, upper
+        Bounds, each a number or `(n,)`.
+    method
+        `"projected_cg"`: conjugate gradients restricted to the free components, with the exact minimum on the line and with `scale`; the
+        default and the fastest. `"dyhs_cg"`: the plain form of Xu et al. 2020, Eq. 7-12. `"lbfgs"`: SciPy's L-BFGS-B with 20 pairs.
+    beta
+        Rule of the conjugate-gradient factor: `"dyhs"`, `"dy"`, `"hs"`, `"pr+"` or `"fr"`.
+    scale
+        Typical size of each component `(n,)`, positive: the solvers work on `x / scale`. Best is the inverse square root of the Hessian's
+        diagonal. `dyhs_cg` has none.
+    max_iterations, max_evaluations
+        Limits; both count from the very start of a resumed run.
+    tolerance
+        `is_converged`: relative decrease of F per iteration, averaged over ten, or relative norm of the projected gradient.
+    callback
+        Called with an `Iteration` after the start and after every iteration; returning True stops.
+    state
+        `Solution.state` or `Iteration.state()` of an earlier run of the same problem and method: the iterates go on as if it had not been
+        interrupted (`lbfgs` starts again from its last iterate, because SciPy does not give out its memory).
+    """
+    if method not in METHODS:
+        raise InputError(f"method must be one of {', '.join(METHODS)}, got '{method}'{nearest(method, METHODS)}")
+    beta_rules.rule(beta)
+    bounds = _bounds(x0, lower, upper)
+    metric = None if scale is None or method == "dyhs_cg" else _metric(x0, scale)
+    if not (tolerance >= 0 and max_iterations >= 0 and (max_evaluations is None or max_evaluations >= 1)):
+        raise InputError(
+            f"tolerance and max_iterations must be zero or more and max_evaluations one or more, got {tolerance}, {max_iterations}, "
+            f"{max_evaluations}"
+        )
+    if state is not None:
+        _check_state(state, method, x0)
+    run = Run(problem, bounds, method, tolerance, max_iterations, max_evaluations or math.inf, callback)
+    if method == "lbfgs":
+        return run_lbfgs(run, x0, None if metric is None else metric.sqrt(), state)
+    step_type = LineStep if method == "projected_cg" and isinstance(problem, LineProblem) else WolfeStep
+    return _run_steps(run, step_type(bounds, beta, method == "projected_cg", metric), x0, state)
+
+
+def _run_steps(run: Run, step: Step, x0: Tensor, saved: dict | None) -> Solution:
+    """Steps until one of the reasons to stop applies."""
+    if saved is None:
+        state = State.start(run.problem, x0.detach().clone())
+        status = run.record(state)
+    else:
+        state = run.resume(saved)
+        status = run.reason(state)
+    while status is None:
+        new = step(run.problem, state)
+        if new is None:
+            exhausted = state.iteration > 0 and abs(state.slope * state.step) <= 10 * step.noise(state)
+            status = Status.CONVERGED if exhausted else Status.LINE_SEARCH_FAILED
+        else:
+            state = new
+            status = run.record(state)
+    return run.solution(state, status)
+
+
+def _bounds(x0: Tensor, lower: float | Tensor, upper: float | Tensor) -> Bounds:
+    if x0.dim() != 1 or not x0.is_floating_point():
+        raise TypeError(f"x0 must be a floating-point vector (n,), got {tuple(x0.shape)} {x0.dtype}")
+    finite("x0", x0)
+    sides = []
+    for name, side in (("lower", lower), ("upper", upper)):
+        side = torch.as_tensor(side, dtype=x0.dtype, device=x0.device)
+        if side.dim() > 1 or (side.dim() == 1 and side.shape != x0.shape):
+            raise InputError(f"{name} must be a number or a vector of {len(x0)}, got the shape {tuple(side.shape)}")
+        sides.append(side)
+    if (sides[0] > sides[1]).any():
+        raise InputError("lower must not exceed upper in any component")
+    outside = int(((x0 < sides[0]) | (x0 > sides[1])).sum())
+    if outside:
+        raise InputError(f"x0 has {outside} components outside the bounds; clamp it first")
+    return Bounds(*sides)
+
+
+def _metric(x0: Tensor, scale: Tensor) -> Tensor:
+    if scale.shape != x0.shape or not bool((torch.isfinite(scale) & (scale > 0)).all()):
+        raise InputError(f"scale must hold {len(x0)} positive finite numbers, got the shape {tuple(scale.shape)}")
+    return scale.to(x0).square()
+
+
+def _check_state(state: dict, method: str, x0: Tensor) -> None:
+    if state.get("method") != method:
+        raise InputError(f"the state to resume from is of method '{state.get('method')}', not '{method}': resume with the same method")
+    if state["solver"]["x"].shape != x0.shape or state["solver"]["x"].dtype != x0.dtype:
+        raise InputError(
+            f"the state to resume from has {len(state['solver']['x'])} components of {state['solver']['x'].dtype}, "
+            f"the problem {len(x0)} of {x0.dtype}: it belongs to another problem"
+        )

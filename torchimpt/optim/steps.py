@@ -1,0 +1,184 @@
+"""One step of the projected conjugate-gradient methods: direction, step length, new point.
+
+Two forms share one state. `WolfeStep` needs values and gradients only; with its defaults it is the method of Xu et al. 2020, Eq. 7-12.
+`LineStep` is for problems whose restriction to a line is cheap: it takes the exact minimum on the line, and mends what the bounds cut off.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from torchimpt.optim.direction import Bounds, Direction, conjugate, dot, steepest
+from torchimpt.optim.line_search import DELTA, THETA, Trial, line_minimum, wolfe
+from torchimpt.optim.problem import LineProblem, Problem
+
+
+@dataclass
+class State:
+    """Where a solver stands; all that its next step depends on, apart from the problem.
+
+    Attributes
+    ----------
+    x, value, gradient
+        The iterate `(n,)`, F there, and its gradient `(n,)`.
+    gradient_old, direction
+        Gradient at the iterate before and the direction that led from it, `(n,)`; None where the method starts or restarts.
+    length, slope
+        Length on that direction at which the secant of its slope vanishes, and its start slope: they give the next first trial.
+    step
+        Step length that was taken.
+    beta
+        Factor that the direction was made with.
+    iteration, evaluations
+        Counts so far.
+    """
+
+    x: Tensor
+    value: float
+    gradient: Tensor
+    gradient_old: Tensor | None = None
+    direction: Tensor | None = None
+    length: float = 0.0
+    slope: float = 0.0
+    step: float = 0.0
+    beta: float = 0.0
+    iteration: int = 0
+    evaluations: int = 1
+
+    def state_dict(self) -> dict:
+        """Every field, tensors copied."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: v.clone() if isinstance(v, Tensor) else v for name, v in values.items()}
+
+    @classmethod
+    def load(cls, saved: dict) -> State:
+        """The state that `state_dict` wrote."""
+        return cls(**{name: v.clone() if isinstance(v, Tensor) else v for name, v in saved.items()})
+
+    @classmethod
+    def start(cls, problem: Problem, x: Tensor) -> State:
+        """State at `x`, after one evaluation."""
+        return cls(x, *problem.value_and_grad(x))
+
+
+@dataclass(frozen=True)
+class Step:
+    """Settings of a step.
+
+    Attributes
+    ----------
+    bounds
+        Of every component.
+    beta
+        Name of the beta rule.
+    restrict
+        Make gradient and direction zero in the components that a bound holds before anything else is computed from them.
+    metric
+        Diagonal `(n,)` of `M`, about the inverse of the Hessian's diagonal; None for the identity.
+    """
+
+    bounds: Bounds
+    beta: str = "dyhs"
+    restrict: bool = True
+    metric: Tensor | None = None
+    delta: float = DELTA
+    theta: float = THETA
+
+    def direction(self, state: State) -> Direction:
+        """The search direction at a state."""
+        gradient, old, gradient_old = state.gradient, state.direction, state.gradient_old
+        if self.restrict:
+            free = self.bounds.free(state.x, gradient)
+            gradient = gradient * free
+            if old is not None:
+                old, gradient_old = old * free, gradient_old * free
+        # A component at a bound that the direction would leave gets a step of zero from Eq. 7, whatever the step length.
+        if old is not None:
+            vector, factor = conjugate(gradient, gradient_old, old, self.beta, self.metric)
+            vector.masked_fill_(self.bounds.pointing_out(state.x, vector), 0.0)
+            slope = dot(gradient, vector)
+            if slope < 0:
+                return Direction(vector, slope, factor)
+        vector = steepest(gradient, self.metric)
+        vector.masked_fill_(self.bounds.pointing_out(state.x, vector), 0.0)
+        return Direction(vector, dot(gradient, vector), 0.0)
+
+    def first_length(self, state: State, direction: Direction) -> float:
+        """First trial: the last step's expected decrease again, or a tenth of the iterate's size."""
+        if state.direction is not None and state.slope < 0:
+            return state.length * state.slope / direction.slope
+        return 0.1 * (float(state.x.abs().max()) or 1.0) / float(direction.vector.abs().max())
+
+    def __call__(self, problem: Problem, state: State) -> State | None:
+        """The next state, or None when no lower point was found even along steepest descent."""
+        direction = self.direction(state)
+        new = self.along(problem, state, direction) if direction.slope < 0 else None
+        if new is None and state.direction is not None:
+            state.gradient_old = state.direction = None
+            return self(problem, state)
+        return new
+
+    def along(self, problem: Problem, state: State, direction: Direction) -> State | None:
+        """The next state along a direction."""
+        raise NotImplementedError(f"{type(self).__name__} must define along")
+
+    def noise(self, state: State) -> float:
+        """Rounding error of a value."""
+        return 4 * torch.finfo(state.x.dtype).eps * abs(state.value)
+
+
+class WolfeStep(Step):
+    """Step by the Wolfe conditions on the projected path (Eq. 7, 11, 12)."""
+
+    def along(self, problem: Problem, state: State, direction: Direction) -> State | None:
+        def path(length: float) -> Trial:
+            straight = torch.add(state.x, direction.vector, alpha=length)
+            x = self.bounds.clamp(straight)
+            moved = torch.where(x == straight, direction.vector, (x - state.x) / length)
+            value, gradient = problem.value_and_grad(x)
+            return Trial(length, value, dot(gradient, moved), dot(state.gradient, moved), (x, gradient, moved))
+
+        first = self.first_length(state, direction)
+        trial, n_trials = wolfe(path, state.value, first, delta=self.delta, theta=self.theta, noise=self.noise(state))
+        state.evaluations += n_trials
+        if trial is None or not trial.value <= state.value:
+            return None
+        x, gradient, moved = trial.point
+        rise = trial.slope - trial.start_slope
+        best = min(-trial.length * trial.start_slope / rise, 10.0 * trial.length) if rise > 0 else 10.0 * trial.length
+        return State(
+            x, trial.value, gradient, state.gradient, moved, best, trial.start_slope, trial.length, direction.beta,
+            state.iteration + 1, state.evaluations,
+        )  # fmt: skip
+
+
+class LineStep(Step):
+    """Step to the minimum on the line; where bounds bend the line, to the minimum between the old point and the bent line's end."""
+
+    def along(self, problem: LineProblem, state: State, direction: Direction) -> State | None:
+        line = problem.line(state.x, direction.vector)
+        start = (state.value, direction.slope)
+        length = line_minimum(line.value_slope, start, self.first_length(state, direction))
+        straight = torch.add(state.x, direction.vector, alpha=length)
+        x = self.bounds.clamp(straight)
+        moved = direction.vector
+        if not torch.equal(x, straight):
+            line, moved = line.bend(length, x), x - state.x
+            slope = dot(state.gradient, moved)
+            share = line_minimum(line.value_slope, (state.value, slope), 1.0, longest=1.0)
+            x = x if share == 1.0 else self.bounds.clamp(torch.add(state.x, moved, alpha=share))
+            moved, length_on_line, length = moved / length, share, length * share
+        else:
+            length_on_line = length
+        value, gradient = line.value_and_grad(length_on_line, x)
+        state.evaluations += 1
+        if not (math.isfinite(value) and value <= state.value + self.noise(state)):
+            return None
+        return State(
+            x, value, gradient, state.gradient, moved, length, dot(state.gradient, moved), length, direction.beta,
+            state.iteration + 1, state.evaluations,
+        )  # fmt: skip
