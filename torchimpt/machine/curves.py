@@ -1,9 +1,9 @@
 """Depth curves of a machine at its tabulated energies, and between them by scaled range.
 
-Bragg curves of neighbouring energies differ mostly in their range. So every tabulated curve is kept against the scaled depth `t = z / R80`, as the
-dimensionless shape `idd R80 / integral`, `variance / R80^2` and component fractions; between two tabulated energies the shapes are blended,
-and range and integral come from smooth curves through all energies (range by a cubic spline in log R over log E, which is exact for
-`R = alpha E^p`; integral per MeV by a cubic spline over E).
+Bragg curves of neighbouring energies differ mostly in their range. So every tabulated curve is kept against the scaled depth
+`t = z / R80`, as the dimensionless `idd R80 / integral` and `variance / R80^2`, and the fractions. Between two tabulated energies these are
+blended linearly in energy (a component's variance in proportion to its fraction), and range and integral come from smooth curves through
+all energies: range by a cubic spline of log R over log E, exact for `R = alpha E^p`, integral per MeV by a cubic spline over E.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -28,6 +29,9 @@ LAYER_SAMPLES = 2048
 
 END = 1e-6
 """A layer's table ends where its depth dose has fallen below this fraction of the maximum."""
+
+NO_SHARE = 1e-9
+"""A component with a smaller fraction gives no dose; its variances are blended without it, to keep them finite."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +91,8 @@ class ScaledCurves:
         """From tabulated curves, in any order of energy. All must have the same number of components."""
         curves = sorted(curves, key=lambda c: c.energy)
         ranges = [r80(c.depth, c.idd) for c in curves]
-        if any(b <= a for a, b in zip(ranges[:-1], ranges[1:], strict=True)):
-            raise InputError("a machine's ranges must grow with its energies; check the depth-dose tables for exchanged or repeated energies")
+        if any(b <= a for a, b in pairwise(ranges)):
+            raise InputError("a machine's ranges must grow with its energies; check its depth doses for exchanged or repeated energies")
         step = max(float(c.depth[-1]) / r for c, r in zip(curves, ranges, strict=True)) / (SAMPLES - 1)
         t = step * np.arange(SAMPLES)
 
@@ -146,6 +150,8 @@ class ScaledCurves:
         def blend(table: torch.Tensor) -> torch.Tensor:
             return (1.0 - weight) * table[..., index, :] + weight * table[..., after, :]
 
+        fraction, moment = blend(self.fraction), blend(self.fraction * self.variance)
+        variance = torch.where(fraction > NO_SHARE, moment / fraction.clamp_min(NO_SHARE), blend(self.variance))
         shape = blend(self.shape)
         t = self.step * torch.arange(shape.shape[1], dtype=torch.float64)
         stretch = self.range_at(energy) / torch.tensor([r80(t, s) for s in shape], dtype=torch.float64)
@@ -166,6 +172,6 @@ class ScaledCurves:
         measure = lambda f: torch.tensor([f(z, d) for z, d in zip(depth, idd, strict=True)], dtype=torch.float64)  # noqa: E731
         return LayerTables(
             energy=energy, r80=measure(r80), peak=measure(lambda z, d: peak_position(z, d)[0]), width80=measure(width80), depth_step=step,
-            idd=idd, variance=sample(blend(self.variance)) * self.range_at(energy)[:, None] ** 2, fraction=sample(blend(self.fraction)),
+            idd=idd, variance=sample(variance) * self.range_at(energy)[:, None] ** 2, fraction=sample(fraction),
             optics_start=optics_start, optics_step=optics_step, optics_variance=optics_variance,
         )  # fmt: skip

@@ -28,7 +28,7 @@ SAMPLES = 4000
 
 
 def energy_spread(energy: torch.Tensor) -> torch.Tensor:
-    """Standard deviation of the beam's energy, MeV: 0.8 % at 70 MeV falling linearly to 0.4 % at 230 MeV, as degrader and analyser leave it."""
+    """Standard deviation of the beam's energy, MeV: 0.8 % at 70 MeV falling linearly to 0.4 % at 230 MeV."""
     return energy * (0.975 - 0.0025 * energy) / 100.0
 
 

@@ -102,9 +102,10 @@ class Machine:
     def protons_per_mu(self, energy: float | Sequence[float] | torch.Tensor) -> torch.Tensor:
         """10^6 protons in one monitor unit at energies in MeV, shape as given: a nominal calibration, not a measured one.
 
-        One MU is the charge `CHARGE_PER_MU` (3 nC) from a chamber with `CHAMBER_GAP_CM` (1 cm) of air. A proton frees `S_air rho_air gap / W` pairs:
-        S from the range rule `E = (R/alpha)^(1/p)`, `S_water = 10 E^(1-p) / (alpha p)` MeV cm^2/g; air over water 0.88 (PSTAR, 70 to 230 MeV, within
-        0.3 %); density 1.2047e-3 g/cm^3; W = 34.44 eV (ICRU Report 90). About 0.06 to 0.16 10^9 protons, as clinical machines have it.
+        One MU is the charge `CHARGE_PER_MU` (3 nC) from a chamber with `CHAMBER_GAP_CM` (1 cm) of air, where a proton frees
+        `S_air rho_air gap / W` pairs: S in water from the range rule, `S = 10 E^(1-p) / (alpha p)` MeV cm^2/g; air over water 0.88
+        (PSTAR, 70 to 230 MeV, within 0.5 %); 1.2047e-3 g/cm^3; W = 34.44 eV (ICRU Report 90). 60 to 160 million protons, as clinical
+        machines have it.
         """
         energy = torch.as_tensor(energy, dtype=torch.float64)
         stopping_water = 10.0 * energy / (RANGE_POWER * range_from_energy(energy))
@@ -118,8 +119,9 @@ class Machine:
         if bool(wrong.any()):
             layer = int(wrong.nonzero()[0])
             raise InputError(
-                f"energy layer {layer} of {float(energy[layer]):.5g} MeV is beyond machine '{self.name}', which has {self.energy_min:g} to "
-                f"{self.energy_max:g} MeV (ranges {float(self.curves.r80[0]):.4g} to {float(self.curves.r80[-1]):.4g} mm of water); {_REMEDY}"
+                f"energy layer {layer} of {float(energy[layer]):.5g} MeV is beyond machine '{self.name}', which has {self.energy_min:g} "
+                f"to {self.energy_max:g} MeV (ranges {float(self.curves.r80[0]):.4g} to {float(self.curves.r80[-1]):.4g} mm of water); "
+                f"{_REMEDY}"
             )
         return energy.clamp(self.energy_min, self.energy_max)
 

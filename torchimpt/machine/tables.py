@@ -11,8 +11,8 @@ import torch
 class LayerTables:
     """Depth dose, lateral spread and optics of energy layers, tabulated for linear interpolation.
 
-    Sample j of layer l lies at the depth `j depth_step[l]`; beyond the last sample the depth dose is zero, and the lateral curves keep their last
-    value. The total variance of component k at a voxel is `optics_variance(Zg) + variance[k](WEPL)`.
+    Sample j of layer l lies at the depth `j depth_step[l]`; beyond the last sample the depth dose is zero, and the lateral curves
+    keep their last value. The total variance of component k at a voxel is `optics_variance(Zg) + variance[k](WEPL)`.
 
     Attributes
     ----------

@@ -1,6 +1,7 @@
 """Proton ranges and the analytic Bragg curve in water (T. Bortfeld, Med. Phys. 24:2024, 1997), and measures of sampled curves.
 
-Ranges are mm of water, energies MeV, depth doses Gy mm^2 per 10^6 protons. Everything is float64 and meant for building tables, not for inner loops.
+Ranges are mm of water, energies MeV, depth doses Gy mm^2 per 10^6 protons. Everything is float64 and meant for building tables,
+not for inner loops.
 """
 
 from __future__ import annotations

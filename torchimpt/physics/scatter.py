@@ -1,8 +1,9 @@
 """Multiple Coulomb scattering in water: the lateral variance that the medium adds to a proton pencil beam.
 
-Protons of mean range R have the residual range `R - u` at depth u, and with it the energy of `bragg.energy_from_range`. The scattering power
-T(u), the growth of the projected angle's variance per mm, gives Fermi and Eyges' lateral variance `sigma^2(z) = int_0^z (z - u)^2 T(u) du`.
-T is the differential Moliere formula (B. Gottschalk, Med. Phys. 37:352, 2010), the local form of the theory that Highland's formula fits.
+Protons of mean range R have the residual range `R - u` at depth u, and with it the energy of `bragg.energy_from_range`. The
+scattering power T(u), the growth of the projected angle's variance per mm, gives Fermi and Eyges' lateral variance
+`sigma^2(z) = int_0^z (z - u)^2 T(u) du`. T is the differential Moliere formula (B. Gottschalk, Med. Phys. 37:352, 2010), the local form of
+the theory that Highland's formula fits.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ SCATTERING_ENERGY_MEV = 15.0
 """E_s of the differential Moliere formula, MeV (Gottschalk 2010, Eq. 46)."""
 
 _NODES = 48
-"""Gauss-Legendre nodes over the depth: twice as many change no variance by more than 2e-4 of itself (the test measures it)."""
+"""Gauss-Legendre nodes over the depth: more of them change no variance by more than 1e-4 of itself (the test measures it)."""
 
 
 def momentum_velocity(energy: torch.Tensor) -> torch.Tensor:

@@ -1,15 +1,14 @@
 """CT numbers to relative stopping power (RSP): piecewise-linear tables, and the map of a patient.
 
-The default table joins water and five tissues of ICRU Report 44 and ICRP Publication 23 (lung, adipose, muscle, cartilage, spongiosa, cortical bone)
-and air. Their HU come from the stoichiometric relation of Schneider et al. (Phys. Med. Biol. 45:459, 2000: k1 = 1.24e-3, k2 = 3.06e-5), their
-RSP from Bethe's formula at 100 MeV with Bragg-additive mean excitation energies (ICRU Report 37; water 75 eV). Above cortical bone the last
-slope goes on to HU 3071. `tests/physics/test_stopping.py` derives every entry again. A clinic's scanner has its own table: give it.
+The default table joins air, water and six tissues (ICRU Report 44; spongiosa ICRP Publication 23): lung, adipose tissue, muscle,
+cartilage, spongiosa, cortical bone. Their HU come from the stoichiometric relation of Schneider et al. (Phys. Med. Biol. 45:459, 2000,
+with k1 = 1.24e-3, k2 = 3.06e-5), their RSP from Bethe's formula at 100 MeV with Bragg-additive mean excitation energies (ICRU Report 37;
+water 75 eV). Above cortical bone the last slope goes on to HU 3071. `tests/physics/test_stopping.py` derives every entry again. A
+clinic's scanner has a table of its own: give that.
 """
 
 from __future__ import annotations
 
-import csv
-import math
 import warnings
 from dataclasses import dataclass
 from importlib import resources
@@ -18,15 +17,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from torchimpt.checks import InputError, PhysicsWarning, nearest
+from torchimpt.checks import InputError, PhysicsWarning
+from torchimpt.physics.columns import read_columns
 
 if TYPE_CHECKING:
     from torchimpt.machine.machine import Machine
     from torchimpt.patient import Patient
-
-RSP_COLUMNS = ("rsp", "rsp_100MeV")
-"""Names that the column of relative stopping powers may have."""
-
 
 @dataclass(frozen=True)
 class HuTable:
@@ -61,13 +57,13 @@ class HuTable:
             raise InputError(f"{what} has a negative rsp, {float(self.rsp.min()):g}; stopping powers relative to water are 0 or more")
 
     def __call__(self, hu: torch.Tensor) -> torch.Tensor:
-        """RSP at CT numbers of any shape and dtype, float64. Beyond the table's ends its end values hold; above the last entry with a warning."""
+        """RSP at CT numbers of any shape and dtype, float64. Beyond the ends the end values hold, above the last one with a warning."""
         values = hu.to(torch.float64)
         above = int((values > self.hu[-1]).sum())
         if above:
             warnings.warn(
-                f"{above} voxels lie above the last entry of HU table '{self.name}' ({float(self.hu[-1]):g} HU, up to {float(values.max()):g}) "
-                f"and get its relative stopping power {float(self.rsp[-1]):g}: metal, or a table that is too short",
+                f"{above} voxels lie above the last entry of HU table '{self.name}' ({float(self.hu[-1]):g} HU; they go up to "
+                f"{float(values.max()):g}) and get its relative stopping power {float(self.rsp[-1]):g}: metal, or a table that is too short",
                 PhysicsWarning,
                 stacklevel=2,
             )
@@ -79,31 +75,8 @@ class HuTable:
 
 def read_hu_table(path: str | Path) -> HuTable:
     """Read a CSV table with the columns `hu` and `rsp` (or `rsp_100MeV`); other columns are left alone."""
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"no HU table at {path}; it must be a CSV file with the columns hu and rsp")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
-        names = [name.strip() for name in rows.fieldnames or []]
-        rows.fieldnames = names
-        rsp = next((name for name in RSP_COLUMNS if name in names), None)
-        if "hu" not in names or rsp is None:
-            missing = "hu" if "hu" not in names else "rsp (or rsp_100MeV)"
-            raise InputError(f"{path} has no column {missing}{nearest(missing.split()[0], names)}; it has {', '.join(names) or 'none'}")
-        pairs = [(_number(path, i, row, "hu"), _number(path, i, row, rsp)) for i, row in enumerate(rows, start=2)]
-    hu, values = zip(*pairs, strict=True) if pairs else ((), ())
-    return HuTable(torch.tensor(hu, dtype=torch.float64), torch.tensor(values, dtype=torch.float64), str(path))
-
-
-def _number(path: Path, line: int, row: dict[str, str | None], column: str) -> float:
-    """The finite number in a row's column, or an error that names file, line and column."""
-    try:
-        value = float(row[column])
-    except (TypeError, ValueError):
-        value = math.nan
-    if not math.isfinite(value):
-        raise InputError(f"{path}, line {line}, column {column}: expected a number, got '{row[column]}'")
-    return value
+    columns = read_columns(path, ["hu", ("rsp", "rsp_100MeV")])
+    return HuTable(columns["hu"], columns["rsp"], str(path))
 
 
 def default_hu_table() -> HuTable:

@@ -1,0 +1,65 @@
+"""Columns of numbers from CSV files, with errors that name file, line and column."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from torchimpt.checks import InputError, nearest
+
+
+def read_columns(path: str | Path, required: Sequence[str | tuple[str, ...]], optional: Sequence[str] = ()) -> dict[str, torch.Tensor]:
+    """Read named columns of a CSV file with a header line; other columns are left alone.
+
+    Parameters
+    ----------
+    path
+        The file.
+    required
+        Names of the columns. A tuple holds alternatives: the first one in the file is read, and returned under the tuple's first name.
+    optional
+        Names of columns that may be missing, and are then missing from the result.
+
+    Returns
+    -------
+    Tensors `(n_rows,)`, float64, by column name; every value finite, one row at least.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no file {path}; it must be a CSV file with the columns {', '.join(_first(r) for r in required)}")
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        names = [name.strip() for name in reader.fieldnames or []]
+        reader.fieldnames = names
+        source = {}
+        for column in required:
+            alternatives = (column,) if isinstance(column, str) else column
+            found = next((name for name in alternatives if name in names), None)
+            if found is None:
+                wanted = " or ".join(alternatives)
+                raise InputError(f"{path} has no column {wanted}{nearest(alternatives[0], names)}; it has {', '.join(names) or 'none'}")
+            source[alternatives[0]] = found
+        source |= {name: name for name in optional if name in names}
+        rows = [[_number(path, line, row, name) for name in source.values()] for line, row in enumerate(reader, start=2)]
+    if not rows:
+        raise InputError(f"{path} has no row under its header")
+    return dict(zip(source, torch.tensor(rows, dtype=torch.float64).T.contiguous(), strict=True))
+
+
+def _first(column: str | tuple[str, ...]) -> str:
+    return column if isinstance(column, str) else column[0]
+
+
+def _number(path: Path, line: int, row: dict[str, str | None], column: str) -> float:
+    """The finite number in a row's column."""
+    try:
+        value = float(row[column])
+    except (TypeError, ValueError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise InputError(f"{path}, line {line}, column {column}: expected a number, got '{row[column]}'")
+    return value
