@@ -60,11 +60,11 @@ def read_csv_machine(path: str | Path) -> Machine:
     idd = _by_energy(folder / "idd.csv", ["idd_Gy_mm2_per_1e6_protons"])
     sigma = _by_energy(folder / "sigma.csv", ["sigma1_mm", "sigma2_mm", "halo_fraction"])
     if set(idd) != set(sigma):
-        odd = sorted(set(idd) ^ set(sigma))
-        raise InputError(f"{folder}: idd.csv and sigma.csv must have the same energies, but only one has {', '.join(f'{e:g}' for e in odd)} MeV")
+        odd = ", ".join(f"{energy:g}" for energy in sorted(set(idd) ^ set(sigma)))
+        raise InputError(f"{folder}: idd.csv and sigma.csv must have the same energies, but only one of them has {odd} MeV")
     low, high = float(optics.energy[0]), float(optics.energy[-1])
     if min(idd) < low or max(idd) > high:
-        raise InputError(f"{folder / 'beam_model.csv'} spans {low:g} to {high:g} MeV, but idd.csv {min(idd):g} to {max(idd):g} MeV; add rows")
+        raise InputError(f"{folder}: beam_model.csv spans {low:g} to {high:g} MeV, but idd.csv {min(idd):g} to {max(idd):g} MeV; add rows")
     curves = [_curve(folder, energy, idd[energy], sigma[energy], optics) for energy in idd]
     table = folder / "hu_to_rsp.csv"
     return Machine(folder.resolve().name, sad, ScaledCurves.of(curves), optics, read_hu_table(table) if table.is_file() else None)
@@ -141,7 +141,7 @@ def _from_bins(path: Path, energy: float, depth: np.ndarray, dose: np.ndarray) -
     """
     edges = np.concatenate(([1.5 * depth[0] - 0.5 * depth[1]], (depth[1:] + depth[:-1]) / 2, [1.5 * depth[-1] - 0.5 * depth[-2]]))
     if abs(edges[0]) > 0.01 * (depth[1] - depth[0]):
-        raise InputError(f"{path}: the first depth bin of {energy:g} MeV starts at {edges[0]:g} mm; depths must be middles of bins from 0 on")
+        raise InputError(f"{path}: the first bin of {energy:g} MeV starts at {edges[0]:g} mm; depths must be the middles of bins from 0 on")
     edges[0] = 0.0
     integral = np.concatenate(([0.0], np.cumsum(dose * np.diff(edges))))
     fine = np.linspace(0.0, edges[-1], max(int(np.ceil(edges[-1] / DEPTH_STEP)), 2) + 1)

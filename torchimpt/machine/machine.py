@@ -20,6 +20,9 @@ CHAMBER_GAP_CM = 1.0
 CHARGE_PER_MU = 3e-9
 """Ionisation charge that the nominal monitor unit collects in that chamber, C."""
 
+ROUNDING = 1e-6
+"""Energies and ranges this close to the machine's ends, relative, are the ends themselves: float32 rounds as much."""
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -91,7 +94,7 @@ class Machine:
         """Energy, MeV, whose distal 80 % depth is `mean_range`, mm of water; shape as given. An error beyond the machine's ranges."""
         depth = torch.as_tensor(mean_range, dtype=torch.float64)
         low, high = float(self.curves.r80[0]), float(self.curves.r80[-1])
-        wrong = ~((depth >= low * (1 - 1e-9)) & (depth <= high * (1 + 1e-9)))
+        wrong = ~((depth >= low * (1 - ROUNDING)) & (depth <= high * (1 + ROUNDING)))
         if bool(wrong.any()):
             raise InputError(
                 f"a range of {float(depth[wrong].flatten()[0]):.4g} mm of water is beyond machine '{self.name}', which reaches from "
@@ -115,7 +118,7 @@ class Machine:
     def _inside(self, energies: float | Sequence[float] | torch.Tensor) -> torch.Tensor:
         """Energies as `(n,)` float64 on the CPU, or an error that names the first one outside."""
         energy = torch.as_tensor(energies, dtype=torch.float64).detach().cpu().flatten()
-        wrong = ~((energy >= self.energy_min * (1 - 1e-9)) & (energy <= self.energy_max * (1 + 1e-9)))
+        wrong = ~((energy >= self.energy_min * (1 - ROUNDING)) & (energy <= self.energy_max * (1 + ROUNDING)))
         if bool(wrong.any()):
             layer = int(wrong.nonzero()[0])
             raise InputError(

@@ -63,7 +63,7 @@ class HuTable:
         if above:
             warnings.warn(
                 f"{above} voxels lie above the last entry of HU table '{self.name}' ({float(self.hu[-1]):g} HU; they go up to "
-                f"{float(values.max()):g}) and get its relative stopping power {float(self.rsp[-1]):g}: metal, or a table that is too short",
+                f"{float(values.max()):g}) and get its relative stopping power {float(self.rsp[-1]):g}: metal, or the table is too short",
                 PhysicsWarning,
                 stacklevel=2,
             )
