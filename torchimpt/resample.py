@@ -19,6 +19,9 @@ from torchimpt.patient import ROI, Patient
 
 _MOST_VOXELS = 500_000_000
 _ROUNDING = 1e-6
+"""Fraction of a voxel by which a grid may fall short of the CT's box."""
+_TIE = 1e-5
+"""Rounding allowance, so that a voxel filled by exactly one half counts as inside on every machine (fractions are float32)."""
 
 
 def resample(patient: Patient, spacing: float | Sequence[float]) -> Patient:
@@ -99,8 +102,8 @@ def _resample_roi(roi: ROI, grid: Grid, weights: Sequence[torch.Tensor]) -> ROI:
         old_box.append(slice(int(used[0]), int(used[-1]) + 1))
         touched = (w[:, old_box[-1]].sum(dim=1) > 0).nonzero().flatten()
         new_box.append(slice(int(touched[0]), int(touched[-1]) + 1))
-    box = [w[new, old] for w, new, old in zip(weights, new_box, old_box, strict=True)]
-    mask[tuple(new_box)] = _apply(roi.mask[tuple(old_box)].double(), box) >= 0.5 - _ROUNDING
+    box = [w[new, old].float() for w, new, old in zip(weights, new_box, old_box, strict=True)]
+    mask[tuple(new_box)] = _apply(roi.mask[tuple(old_box)].float(), box) >= 0.5 - _TIE
     if not mask.any():
         size = " x ".join(f"{s:g}" for s in grid.spacing)
         warnings.warn(

@@ -44,9 +44,7 @@ def read_openkbp(path: str | os.PathLike) -> Patient:
     """
     folder = input_folder(path, "OpenKBP patient")
     dy, dx, dz = _voxel_dimensions(folder)
-    grid = Grid(
-        shape=(_SIDE,) * 3, spacing=(dx, dy, dz), origin=tuple(-0.5 * (_SIDE - 1) * spacing for spacing in (dx, dy, dz))
-    )
+    grid = Grid(shape=(_SIDE,) * 3, spacing=(dx, dy, dz), origin=tuple(-0.5 * (_SIDE - 1) * spacing for spacing in (dx, dy, dz)))
 
     index, value = _columns(folder / "ct.csv", n_columns=2)
     if np.unique(index).size != index.size:

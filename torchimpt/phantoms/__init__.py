@@ -10,9 +10,11 @@ from collections.abc import Callable
 from torchimpt.checks import InputError, nearest
 from torchimpt.patient import Patient
 from torchimpt.phantoms.hn import hn
+from torchimpt.phantoms.lung import lung
+from torchimpt.phantoms.prostate import prostate
 from torchimpt.phantoms.simple import step, tg119, water
 
-PHANTOMS: dict[str, Callable[..., Patient]] = {"water": water, "step": step, "tg119": tg119, "hn": hn}
+PHANTOMS: dict[str, Callable[..., Patient]] = {"water": water, "step": step, "tg119": tg119, "hn": hn, "lung": lung, "prostate": prostate}
 
 
 def phantom(name: str, spacing: float = 3.0) -> Patient:
@@ -30,4 +32,4 @@ def phantom(name: str, spacing: float = 3.0) -> Patient:
     return PHANTOMS[name](spacing)
 
 
-__all__ = ["PHANTOMS", "hn", "phantom", "step", "tg119", "water"]
+__all__ = ["PHANTOMS", "hn", "lung", "phantom", "prostate", "step", "tg119", "water"]

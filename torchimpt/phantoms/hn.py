@@ -11,7 +11,7 @@ import math
 import torch
 
 from torchimpt.patient import Patient
-from torchimpt.phantoms.solids import Canvas, Solid, below, both, box, column, ellipsoid, tube
+from torchimpt.phantoms.solids import Canvas, Solid, below, both, box, column, ellipsoid, mirrored, tube
 
 _AIR, _FAT, _WATER, _MUSCLE, _BRAIN, _SOFT = -1000.0, -95.0, 5.0, 55.0, 36.0, 40.0
 _GLAND, _CARTILAGE, _MARROW, _SPONGY, _CORTEX, _TOOTH = 5.0, 160.0, 180.0, 320.0, 1000.0, 1900.0
@@ -30,13 +30,14 @@ def hn(spacing: float = 3.0) -> Patient:
     """
     canvas = Canvas((186.0, 222.0, 198.0), spacing, center=(0.0, -8.0, 0.0))
     body = _outline(0.0)
-    canvas.roi("External", canvas.fill(body, _FAT), "external")
-    _muscles(canvas, _outline(4.5))
+    canvas.organ("External", body, _FAT, "external")
+    under_skin = _outline(4.5).mask(canvas.grid)
+    _muscles(canvas, under_skin)
     _skull(canvas)
-    _face(canvas)
+    _face(canvas, under_skin)
     _spine(canvas)
-    _organs(canvas)
-    _airway(canvas)
+    _organs(canvas, under_skin)
+    _airway(canvas, under_skin)
     _target(canvas)
     return canvas.finish("hn")
 
@@ -53,42 +54,41 @@ def _outline(depth: float) -> Solid:
         return tuple(r - depth for r in radii)
 
     head = ellipsoid((0, -2, 68), shrunk(75, 95, 88), power=2.2) | ellipsoid((0, -42, 14), shrunk(63, 52, 76), power=2.5)
-    face = ellipsoid((0, -93, 34), shrunk(13, 15, 19)) | ellipsoid((0, -68, -38), shrunk(34, 25, 24), power=2.3)
+    face = ellipsoid((0, -92, 33), shrunk(14, 17, 19)) | ellipsoid((0, -68, -38), shrunk(34, 25, 24), power=2.3)
     lips = ellipsoid((0, -88, 2), shrunk(26, 13, 18))
-    solid = head | face | lips | (Solid(neck, (-80, -60, -130), (80, 95, 40)) & below(22.0))
+    cheeks = both(ellipsoid((44, 4, 4), shrunk(22, 30, 40), power=2.3))
+    solid = head | face | lips | cheeks | (Solid.of(neck, (-80, -60, -130), (80, 95, 40)) & below(22.0))
     return solid if depth > 0 else solid | both(ellipsoid((76, 14, 36), (5, 15, 27), yaw=-18))
 
 
-def _muscles(canvas: Canvas, inner: Solid) -> None:
-    """Soft tissue inside the subcutaneous fat; in the neck, muscles parted by fat."""
-    canvas.fill(inner, _SOFT)
-    canvas.fill(inner & below(-28.0) & box((-90, -40, -130), (90, 100, 0)), _FAT + 25)
+def _muscles(canvas: Canvas, inner: torch.Tensor) -> None:
+    """Soft tissue under the subcutaneous fat; in the neck, muscles parted by fat."""
+    canvas.hu[inner] = _SOFT
+    # Fat fills the neck up to the skull base, behind a plane that rises from the hyoid to the jaw's angle.
+    parted = Solid.of(lambda x, y, z: (z < 12.0 - 0.004 * x**2) & (z < -46.0 + 1.5 * (y + 40.0)), (-90, -42, -130), (90, 100, 16))
+    canvas.fill(parted, _FAT + 25, only=inner)
     sternomastoid = tube([(54, 26, 22), (47, 10, -20), (38, -14, -62), (22, -32, -104)], [8, 10, 9, 8])
-    trapezius = inner & (_offset_neck() - _offset_neck(9.0)) & box((-90, 34, -130), (90, 100, 6))
+    trapezius = (_outline(6.0) - _outline(14.0)) & box((-90, 36, -130), (90, 100, 4))
     splenius = tube([(24, 52, 26), (17, 52, -40), (20, 50, -104)], [13, 14, 15])
     deep_back = tube([(9, 42, 24), (10, 46, -40), (10, 50, -104)], [9, 10, 9])
     levator = tube([(30, 26, 6), (36, 30, -40), (44, 36, -104)], [8, 10, 11])
     scalene = tube([(22, 10, -30), (30, 12, -66), (40, 10, -104)], [6, 9, 11])
     prevertebral = tube([(8, -2, 24), (9, -1, -40), (9, 4, -104)], [6, 6, 7])
+    pterygoid = ellipsoid((36, -16, 10), (6, 13, 22), yaw=-14)
     strap = tube([(9, -36, -52), (10, -40, -80), (12, -40, -104)], [5, 5, 6])
     masseter = ellipsoid((56, -20, -4), (8, 17, 30), yaw=12)
-    for muscle in (sternomastoid, splenius, deep_back, levator, scalene, prevertebral, strap, masseter):
-        canvas.fill(both(muscle) & inner, _MUSCLE)
+    for muscle in (sternomastoid, splenius, deep_back, levator, scalene, prevertebral, strap, masseter, pterygoid):
+        canvas.fill(both(muscle), _MUSCLE, only=inner)
     canvas.fill(trapezius, _MUSCLE)
-    canvas.fill(both(ellipsoid((57, -48, 12), (8, 16, 20))) & inner, _FAT)
-
-
-def _offset_neck(depth: float = 0.0) -> Solid:
-    """The part of `_outline` behind, where the trapezius lies."""
-    return _outline(6.0 + depth)
+    canvas.fill(both(ellipsoid((57, -48, 12), (8, 16, 20))), _FAT, only=inner)
 
 
 def _skull(canvas: Canvas) -> None:
     """Cranial vault with the brain in it, skull base, petrous bones with air cells, sphenoid."""
     vault = ellipsoid((0, -1, 70), (69, 88, 80), power=2.15)
     inner = ellipsoid((0, -1, 70), (62.5, 81, 73.5), power=2.15)
-    floor = Solid(lambda x, y, z: z > 34.0 - 0.16 * y - 9.0 * ((y - 45.0) / 40.0).clamp(-1, 1), (-80, -110, 10), (80, 110, 140))
-    cavity = Solid(lambda x, y, z: z > 41.0 - 0.30 * y, (-80, -110, 0), (80, 110, 140))
+    floor = Solid.of(lambda x, y, z: z > 34.0 - 0.16 * y - 9.0 * ((y - 45.0) / 40.0).clamp(-1, 1), (-80, -110, 10), (80, 110, 140))
+    cavity = Solid.of(lambda x, y, z: z > 41.0 - 0.30 * y, (-80, -110, 0), (80, 110, 140))
     canvas.fill(vault & floor, _CORTEX)
     canvas.fill((ellipsoid((0, -1, 70), (67, 86, 78), power=2.15) - ellipsoid((0, -1, 70), (64.5, 83, 75.5), power=2.15)) & cavity, 450.0)
     canvas.fill(inner & cavity, _WATER + 4)
@@ -103,15 +103,17 @@ def _skull(canvas: Canvas) -> None:
     canvas.fill(both(tube([(80, 10, 34), (50, 10, 35)], 3.5)), _AIR)
     canvas.fill(column((0, 24), (15, 17), (12, 44)), _WATER)
     canvas.fill(tube([(0, -4, 46), (0, 14, 22)], [13, 9]), 500.0)
-    canvas.fill(tube([(0, 20, 90), (0, 26, 108)], [9, 9]) | both(tube([(7, -26, 104), (11, 24, 108)], 5)), _WATER)
+    ventricle = tube([(9, -34, 92), (8, -8, 98), (16, 26, 92), (26, 34, 78), (28, 8, 66)], [4.5, 5.5, 6.5, 6, 3.5])
+    canvas.fill(both(ventricle) | ellipsoid((0, -2, 80), (2.5, 13, 12)) | ellipsoid((0, 26, 44), (6, 5, 9)), _WATER)
+    canvas.fill(both(Solid.of(lambda x, y, z: (z - 54 - 0.12 * x - 0.2 * y).abs() < 1.5, (24, -45, 40), (66, 12, 70))) & inner, _WATER + 4)
     canvas.fill(box((-1.2, -80, 84), (1.2, 80, 140)) & inner, 70.0)
 
 
-def _face(canvas: Canvas) -> None:
+def _face(canvas: Canvas, under_skin: torch.Tensor) -> None:
     """Orbits, sinuses, nose, maxilla, teeth, mandible (a ROI), zygoma."""
     orbit = ellipsoid((32, -62, 58), (19, 24, 17), yaw=-14)
-    canvas.fill(both(ellipsoid((32, -62, 58), (22, 25, 20), yaw=-14)) & _outline(9.0), 750.0)
-    canvas.fill(both(orbit) & _outline(2.5), _FAT)
+    canvas.fill(both(ellipsoid((32, -62, 58), (22, 25, 20), yaw=-14)), 750.0, only=under_skin)
+    canvas.fill(both(orbit), _FAT, only=under_skin)
     canvas.fill(both(ellipsoid((32, -72, 58), (12, 12, 12))), 12.0)
     canvas.fill(both(ellipsoid((32, -81, 58), (5, 2.5, 5))), 80.0)
     canvas.fill(both(tube([(31, -60, 58), (12, -32, 56)], 2.5)), 40.0)
@@ -127,21 +129,28 @@ def _face(canvas: Canvas) -> None:
     canvas.fill(ellipsoid((0, -14, 50), (9.5, 9.5, 7.5)), _AIR)
     canvas.fill(both(ellipsoid((12, -76, 88), (10, 4.5, 9))), _AIR)
 
-    nasal = ellipsoid((0, -55, 34), (13, 38, 14), power=2.6)
+    canvas.fill(ellipsoid((0, -90, 33), (12, 16, 16)), _SOFT - 20)
+    nasal = ellipsoid((0, -52, 34), (13, 38, 14), power=2.6) & Solid.of(
+        lambda x, y, z: y > -92 + 0.7 * (z - 22).clamp(min=0), (-20, -100, 0), (20, 0, 60)
+    )
     canvas.fill(nasal, _AIR)
     canvas.fill(box((-1.3, -95, 20), (1.3, -24, 48)) & nasal, 120.0)
     canvas.fill(both(tube([(7.5, -82, 29), (7.5, -34, 29)], 3.2) | tube([(7.5, -74, 38), (7.5, -34, 38)], 2.6)), 50.0)
 
     teeth = _arch((0, -30), (26, 42), 8.0)
-    gaps = Solid(lambda x, y, z: torch.sin(14.0 * torch.atan2(x, -30.0 - y) + 0 * z) > -0.6, (-60, -100, -40), (60, -20, 30))
+    gaps = Solid.of(lambda x, y, z: torch.sin(14.0 * torch.atan2(x, -30.0 - y) + 0 * z) > -0.6, (-60, -100, -40), (60, -20, 30))
     canvas.fill(teeth & gaps & box((-60, -100, 1.5), (60, -36, 11)), _TOOTH)
     canvas.fill(teeth & gaps & box((-60, -100, -12), (60, -36, -1)), _TOOTH)
 
-    jaw = _arch((0, -22), (39, 58), 11.0) & box((-60, -100, -39), (60, -14, -10))
+    jaw = _arch((0, -22), (40, 58), 10.0) & Solid.of(
+        lambda x, y, z: (y < -10) & (z > -38 + 0.25 * (y + 60).clamp(min=0)) & (z < -12 + 0 * x), (-60, -100, -40), (60, -8, -10)
+    )
     ramus = both(ellipsoid((45, -10, 0), (5.5, 16, 31), power=3.0, yaw=8))
     joint = both(ellipsoid((49, 0, 28), (8, 6, 8)))
-    canvas.roi("Mandible", canvas.fill(jaw | ramus | joint, _CORTEX))
-    marrow = _arch((0, -22), (36, 55), 5.0) & box((-60, -100, -34), (60, -20, -14))
+    canvas.organ("Mandible", jaw | ramus | joint, _CORTEX)
+    marrow = _arch((0, -22), (37.5, 55.5), 5.0) & Solid.of(
+        lambda x, y, z: (y < -20) & (z > -34 + 0.25 * (y + 60).clamp(min=0)) & (z < -15 + 0 * x), (-60, -100, -40), (60, -8, -10)
+    )
     canvas.fill(marrow | both(ellipsoid((45, -10, -2), (2.5, 11, 24), power=3.0, yaw=8)), _MARROW)
 
 
@@ -149,7 +158,7 @@ def _arch(center: tuple[float, float], radii: tuple[float, float], thickness: fl
     """A dental arch: the anterior half of an elliptic ring, `radii` outside."""
     outer = column(center, radii, (-200, 200), power=2.2)
     inner = column(center, (radii[0] - thickness, radii[1] - thickness), (-200, 200), power=2.2)
-    return outer - inner
+    return (outer - inner) & box((-200, -200, -200), (200, center[1] + 18.0, 200))
 
 
 def _spine(canvas: Canvas) -> None:
@@ -174,13 +183,13 @@ def _spine(canvas: Canvas) -> None:
     heights = [low, -80.0, -60.0, -40.0, -20.0, top, 22.0]
     path = [(0.0, _canal(z), z) for z in heights]
     canvas.fill(tube(path, 8.8), _WATER)
-    cord = canvas.fill(tube(path, [5.6, 5.8, 5.8, 5.6, 5.4, 5.4, 5.6]), _BRAIN)
+    cord = tube(path, [5.6, 5.8, 5.8, 5.6, 5.4, 5.4, 5.6])
+    canvas.fill(cord, _BRAIN)
     stem = tube([(0, 21, 14), (0, 19, 30), (0, 10, 47), (0, 8, 62), (0, 8, 74)], [5.8, 7.5, 9.0, 10.0, 10.0])
     pons = ellipsoid((0, 3, 52), (15, 11, 13))
     canvas.fill(ellipsoid((0, 4, 54), (19, 17, 20)) | tube([(0, 21, 14), (0, 19, 30), (0, 12, 50)], [10, 11, 13]), _WATER)
-    stem_mask = canvas.fill(stem | pons, _BRAIN - 2)
-    canvas.roi("Brainstem", stem_mask)
-    canvas.roi("SpinalCord", cord & ~stem_mask)
+    canvas.organ("Brainstem", stem | pons, _BRAIN - 2)
+    canvas.roi("SpinalCord", cord - (stem | pons))
 
 
 def _canal(z: float) -> float:
@@ -188,45 +197,44 @@ def _canal(z: float) -> float:
     return 21.0 + 3.0 * math.sin((z + 10.0) / 30.0) - 0.05 * z
 
 
-def _organs(canvas: Canvas) -> None:
+def _organs(canvas: Canvas, under_skin: torch.Tensor) -> None:
     """Parotids (ROIs), other glands, tongue, vessels, hyoid, esophagus (a ROI)."""
-    bone = canvas.hu > 300
-    cheek = _outline(5.0)
-    gland = ellipsoid((57, 6, 4), (10, 17, 25), yaw=-20) | ellipsoid((45, 12, 2), (9, 10, 18))
-    mirror = ellipsoid((-57, 6, 4), (10, 17, 25), yaw=20) | ellipsoid((-45, 12, 2), (9, 10, 18))
-    canvas.roi("LeftParotid", canvas.fill(gland & cheek, _GLAND - 30, only=~bone))
-    canvas.roi("RightParotid", canvas.fill(mirror & cheek, _GLAND - 30, only=~bone))
-    canvas.fill(both(ellipsoid((30, -30, -40), (10, 14, 11))), _GLAND + 25, only=~bone)
+    free = under_skin & (canvas.hu <= 300)
+    gland = ellipsoid((57, 4, 2), (10, 19, 26), yaw=18) | ellipsoid((46, 12, 0), (10, 10, 20))
+    canvas.organ("LeftParotid", gland, _GLAND - 30, only=free)
+    canvas.organ("RightParotid", mirrored(gland), _GLAND - 30, only=free)
+    canvas.fill(both(ellipsoid((30, -30, -40), (10, 14, 11))), _GLAND + 25, only=free)
     canvas.fill(both(tube([(17, -30, -76), (19, -26, -100)], [6, 8])), 120.0)
     canvas.fill(both(tube([(26, 6, 24), (27, 2, -20), (25, -8, -50), (23, -8, -104)], [3.0, 3.5, 4.5, 4.0])), 65.0)
     canvas.fill(both(tube([(33, 10, 24), (34, 6, -20), (33, -4, -50), (32, -6, -104)], [4.0, 5.0, 6.0, 6.0])), 60.0)
+    constrictor = tube([(0, -15, 20), (0, -15, -8), (0, -14, -40), (0, -12, -56)], [15, 16, 15, 13])
+    canvas.fill(constrictor, 48.0, only=free)
     tongue = ellipsoid((0, -46, -8), (22, 30, 15)) | ellipsoid((0, -36, -26), (17, 26, 14))
-    canvas.fill(tongue, _MUSCLE + 5, only=~bone)
-    canvas.fill(ellipsoid((0, -72, -34), (12, 8, 6)), _FAT, only=~bone)
+    canvas.fill(tongue, _MUSCLE + 5, only=free)
+    canvas.fill(ellipsoid((0, -72, -34), (12, 8, 6)), _FAT, only=free)
     hyoid = (_arch((0, -14), (20, 25), 4.5)) & box((-30, -60, -50), (30, -12, -45))
     canvas.fill(hyoid, 450.0)
-    canvas.roi("Esophagus", canvas.fill(tube([(0, 0, -82), (0, 2, -106)], [6.5, 7.5]), 38.0))
+    canvas.organ("Esophagus", tube([(0, 0, -82), (0, 2, -106)], [6.5, 7.5]), 38.0)
     canvas.fill(tube([(0, -1, -84), (0, 1, -106)], 1.6), -300.0)
 
 
-def _airway(canvas: Canvas) -> None:
+def _airway(canvas: Canvas, under_skin: torch.Tensor) -> None:
     """Pharynx, larynx (a ROI) with its cartilages, trachea."""
-    bone = canvas.hu > 300
-    canvas.fill(tube([(0, -24, 38), (0, -17, 26), (0, -16, 10)], [9, 8, 6]), _AIR, only=~bone)
+    free = canvas.hu <= 300
+    canvas.fill(tube([(0, -24, 38), (0, -17, 26), (0, -16, 10)], [9, 8, 6]), _AIR, only=free)
     throat = [(0, -16, 12), (0, -17, -8), (0, -18, -30), (0, -15, -48)]
-    flat = Solid(lambda x, y, z: (x / 11) ** 2 + ((y + 16.5) / 4.5) ** 2 <= 1 + 0 * z, (-12, -22, -50), (12, -11, 12))
-    canvas.fill(flat | tube(throat, [5, 5, 4.5, 4.5]), _AIR, only=~bone)
-    canvas.fill(ellipsoid((0, -46, 8.5), (17, 22, 1.8)), _AIR, only=~bone)
+    flat = Solid.of(lambda x, y, z: (x / 11) ** 2 + ((y + 16.5) / 4.5) ** 2 <= 1 + 0 * z, (-12, -22, -50), (12, -11, 12))
+    canvas.fill(flat | tube(throat, [5, 5, 4.5, 4.5]), _AIR, only=free)
+    canvas.fill(ellipsoid((0, -46, 8.5), (17, 22, 1.8)), _AIR, only=free)
     canvas.fill(ellipsoid((0, -25, -38), (9, 2, 9), pitch=-20), 70.0)
 
     shield = _arch((0, -8), (22, 32), 3.5) & box((-30, -60, -78), (30, -8, -56))
     larynx = ellipsoid((0, -18, -68), (19, 23, 20), power=2.4)
-    canvas.fill(larynx & _outline(6.0), 45.0)
-    canvas.fill(shield & _outline(5.0), _CARTILAGE)
+    canvas.organ("Larynx", larynx, 45.0, only=under_skin)
+    canvas.fill(shield, _CARTILAGE, only=under_skin)
     canvas.fill(column((0, -18), (14, 15), (-88, -80)) - column((0, -18), (10, 11), (-88, -80)), _CARTILAGE + 120)
-    canvas.roi("Larynx", (larynx & _outline(6.0)).mask(canvas.grid))
     canvas.fill(tube([(0, -15, -46), (0, -17, -58), (0, -18, -68), (0, -18, -84)], [6, 6.5, 3.5, 8]), _AIR)
-    canvas.fill(tube([(0, -18, -84), (0, -18, -106)], 9.0) | tube([(0, -18, -84), (0, -18, -106)], 9.0), _AIR)
+    canvas.fill(tube([(0, -18, -84), (0, -18, -106)], 9.0), _AIR)
 
 
 def _target(canvas: Canvas) -> None:
@@ -235,6 +243,5 @@ def _target(canvas: Canvas) -> None:
     tumour = ellipsoid((21, -19, -6), (10, 13, 16))
     node = ellipsoid((36, 3, -34), (8, 9, 13))
     canvas.fill(tumour | node, 68.0, only=~spared)
-    volume = ellipsoid((22, -16, -5), (17, 20, 24), power=2.3) | tube([(33, 4, -12), (35, 3, -36), (31, -4, -56)], [13, 14, 11])
-    spared = (canvas.hu < -400) | (canvas.hu > 300)
-    canvas.roi("CTV", volume.mask(canvas.grid) & ~spared & _outline(6.0).mask(canvas.grid), "target")
+    volume = ellipsoid((21, -16, -5), (16, 19, 22.5), power=2.3) | tube([(33, 3, -16), (35, 3, -36), (31, -3, -52)], [11, 13, 10])
+    canvas.roi("CTV", volume.mask(canvas.grid) & ~spared, "target")

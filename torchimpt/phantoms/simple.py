@@ -22,9 +22,7 @@ def water(spacing: float = 3.0, *, size: float | Point = 150.0) -> Patient:
     return _block(spacing, size).finish("water")
 
 
-def step(
-    spacing: float = 3.0, *, size: float | Point = 150.0, hu: float = -700.0, depth: tuple[float, float] = (30.0, 60.0)
-) -> Patient:
+def step(spacing: float = 3.0, *, size: float | Point = 150.0, hu: float = -700.0, depth: tuple[float, float] = (30.0, 60.0)) -> Patient:
     """The water block with a lateral density step: a slab of another CT number in its left half, x > 0.
 
     Parameters
@@ -71,10 +69,10 @@ def tg119(spacing: float = 3.0) -> Patient:
     """
     canvas = Canvas((330.0, 230.0, 180.0), spacing)
     body = column((0.0, 0.0), (155.0, 105.0), (-85.0, 85.0), power=2.3)
-    canvas.roi("External", canvas.fill(body, 0.0), "external")
+    canvas.organ("External", body, 0.0, "external")
     core = column((0.0, 0.0), (10.0, 10.0), (-50.0, 50.0))
     ring = column((0.0, 0.0), (37.0, 37.0), (-40.0, 40.0)) - column((0.0, 0.0), (15.0, 15.0), (-40.0, 40.0))
-    opening = Solid(lambda x, y, z: (y > x.abs()) & (z.abs() < 50.0), (-50.0,) * 3, (50.0,) * 3)
+    opening = Solid.of(lambda x, y, z: (y > x.abs()) & (z.abs() < 50.0), (-50.0,) * 3, (50.0,) * 3)
     canvas.roi("OuterTarget", ring - opening, "target")
     canvas.roi("Core", core)
     return canvas.finish("tg119")

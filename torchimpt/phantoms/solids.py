@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
@@ -18,59 +19,92 @@ from torchimpt.patient import ROI, Patient
 from torchimpt.resample import resample
 
 Point = tuple[float, float, float]
-_FINENESS = 2
-"""Sub-voxels a side: edges get the CT's partial-volume numbers, as in a scan."""
+_MOST_VOXELS = 10_000_000
+_FINENESS = 3
+"""Sub-voxels a side, so that edges get a scan's partial-volume numbers. Odd: an even number ties at one half and swells every ROI."""
 
 
 @dataclass(frozen=True)
-class Solid:
-    """A solid: `inside(x, y, z)` on broadcastable coordinates, mm, and the corners `low`, `high` of a box around it."""
+class Part:
+    """A piece of a solid: `inside(x, y, z)` on broadcastable coordinates, mm, and the corners `low`, `high` of a box around it."""
 
     inside: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
     low: Point
     high: Point
 
+    def within(self, grid: Grid) -> tuple[tuple[slice, ...], torch.Tensor] | None:
+        """Array slices of the part's box on the grid, and whether each voxel centre in it lies inside; None beside the grid."""
+        where, axes = [], []
+        for i, name in enumerate("xyz"):
+            centers = grid.axis(name).float()
+            near = ((centers >= self.low[i]) & (centers <= self.high[i])).nonzero().flatten()
+            if len(near) == 0:
+                return None
+            where.insert(0, slice(int(near[0]), int(near[-1]) + 1))
+            axes.append(centers[near].reshape([-1 if j == 2 - i else 1 for j in range(3)]))
+        shape = tuple(s.stop - s.start for s in where)
+        return tuple(where), self.inside(*axes).expand(shape)
+
+
+@dataclass(frozen=True)
+class Solid:
+    """The union of its parts."""
+
+    parts: tuple[Part, ...]
+
+    @classmethod
+    def of(cls, inside: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor], low: Point, high: Point) -> Solid:
+        """A solid from a condition on x, y, z and the box around it; outside the box the condition is not asked."""
+        return cls((Part(inside, low, high),))
+
+    def inside(self, x: torch.Tensor, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        """Whether points lie in any part; the coordinates broadcast."""
+        found = self.parts[0].inside(x, y, z)
+        for part in self.parts[1:]:
+            found = found | part.inside(x, y, z)
+        return found
+
     def __or__(self, other: Solid) -> Solid:
         """What lies in either."""
-        low = tuple(map(min, self.low, other.low))
-        high = tuple(map(max, self.high, other.high))
-        return Solid(lambda x, y, z: self.inside(x, y, z) | other.inside(x, y, z), low, high)
+        return Solid(self.parts + other.parts)
 
     def __and__(self, other: Solid) -> Solid:
         """What lies in both."""
-        low = tuple(map(max, self.low, other.low))
-        high = tuple(map(min, self.high, other.high))
-        return Solid(lambda x, y, z: self.inside(x, y, z) & other.inside(x, y, z), low, high)
+        return Solid(
+            tuple(
+                Part(
+                    lambda x, y, z, p=p, q=q: p.inside(x, y, z) & q.inside(x, y, z),
+                    tuple(map(max, p.low, q.low)),
+                    tuple(map(min, p.high, q.high)),
+                )
+                for p in self.parts
+                for q in other.parts
+            )
+        )
 
     def __sub__(self, other: Solid) -> Solid:
         """What lies in the first only."""
-        return Solid(lambda x, y, z: self.inside(x, y, z) & ~other.inside(x, y, z), self.low, self.high)
+        return Solid(tuple(Part(lambda x, y, z, p=p: p.inside(x, y, z) & ~other.inside(x, y, z), p.low, p.high) for p in self.parts))
 
     def mask(self, grid: Grid) -> torch.Tensor:
         """bool `(z, y, x)`: the voxels whose centres lie inside."""
         mask = torch.zeros(grid.shape, dtype=torch.bool)
-        box, axes = [], []
-        for i, name in enumerate("xyz"):
-            centers = grid.axis(name)
-            near = ((centers >= self.low[i]) & (centers <= self.high[i])).nonzero().flatten()
-            if len(near) == 0:
-                return mask
-            box.insert(0, slice(int(near[0]), int(near[-1]) + 1))
-            axes.append(centers[near].reshape([-1 if j == 2 - i else 1 for j in range(3)]))
-        mask[tuple(box)] = self.inside(*axes)
+        for part in self.parts:
+            if found := part.within(grid):
+                mask[found[0]] |= found[1]
         return mask
+
+
+def mirrored(solid: Solid) -> Solid:
+    """The solid's mirror image across the plane x = 0 (left and right swapped)."""
+    return Solid(
+        tuple(Part(lambda x, y, z, p=p: p.inside(-x, y, z), (-p.high[0], *p.low[1:]), (-p.low[0], *p.high[1:])) for p in solid.parts)
+    )
 
 
 def both(solid: Solid) -> Solid:
     """The solid and its mirror image across the plane x = 0."""
     return solid | mirrored(solid)
-
-
-def mirrored(solid: Solid) -> Solid:
-    """The solid's mirror image across the plane x = 0 (left and right swapped)."""
-    low = (-solid.high[0], *solid.low[1:])
-    high = (-solid.low[0], *solid.high[1:])
-    return Solid(lambda x, y, z: solid.inside(-x, y, z), low, high)
 
 
 def box(low: Point, high: Point) -> Solid:
@@ -80,7 +114,7 @@ def box(low: Point, high: Point) -> Solid:
         parts = [(c >= a) & (c <= b) for c, a, b in zip((x, y, z), low, high, strict=True)]
         return parts[0] & parts[1] & parts[2]
 
-    return Solid(inside, low, high)
+    return Solid.of(inside, low, high)
 
 
 def below(z: float) -> Solid:
@@ -115,38 +149,41 @@ def ellipsoid(center: Point, radii: Point, *, power: float = 2.0, yaw: float = 0
 
     # Turned, it lies within its box's circumscribed sphere.
     reach = radii if yaw == pitch == 0 else (math.hypot(*radii),) * 3
-    return Solid(inside, tuple(c - r for c, r in zip(center, reach, strict=True)), tuple(c + r for c, r in zip(center, reach, strict=True)))
+    low = tuple(c - r for c, r in zip(center, reach, strict=True))
+    high = tuple(c + r for c, r in zip(center, reach, strict=True))
+    return Solid.of(inside, low, high)
 
 
-def column(center: tuple[float, float], radii: tuple[float, float], z: tuple[float, float], *, power: float = 2.0, yaw: float = 0.0) -> Solid:
-    """An upright elliptic cylinder between the planes `z[0]` and `z[1]`."""
-    cos, sin = math.cos(math.radians(yaw)), math.sin(math.radians(yaw))
+def column(center: tuple[float, float], radii: tuple[float, float], z: tuple[float, float], *, power: float = 2.0) -> Solid:
+    """An upright elliptic cylinder between the planes `z[0]` and `z[1]`; a power above 2 squares it off."""
 
     def inside(x: torch.Tensor, y: torch.Tensor, height: torch.Tensor) -> torch.Tensor:
-        x, y = x - center[0], y - center[1]
-        x, y = cos * x + sin * y, cos * y - sin * x
-        return ((x / radii[0]).abs() ** power + (y / radii[1]).abs() ** power <= 1) & (height >= z[0]) & (height <= z[1])
+        across = ((x - center[0]) / radii[0]).abs() ** power + ((y - center[1]) / radii[1]).abs() ** power
+        return (across <= 1) & (height >= z[0]) & (height <= z[1])
 
-    reach = radii if yaw == 0 else (math.hypot(*radii),) * 2
-    return Solid(inside, (center[0] - reach[0], center[1] - reach[1], z[0]), (center[0] + reach[0], center[1] + reach[1], z[1]))
+    return Solid.of(inside, (center[0] - radii[0], center[1] - radii[1], z[0]), (center[0] + radii[0], center[1] + radii[1], z[1]))
 
 
 def tube(points: Sequence[Point], radius: float | Sequence[float]) -> Solid:
     """All within `radius` of a polyline; with one radius a point, it changes linearly between them. Round ends."""
     radii = [float(radius)] * len(points) if isinstance(radius, (int, float)) else list(radius)
+    ends = list(zip(points, radii, strict=True))
+    return Solid(tuple(_segment(*start, *end) for start, end in pairwise(ends)))
+
+
+def _segment(p: Point, r_p: float, q: Point, r_q: float) -> Part:
+    """One segment of a tube, from `p` to `q`."""
+    d = tuple(b - a for a, b in zip(p, q, strict=True))
+    length2 = sum(v * v for v in d)
 
     def inside(x: torch.Tensor, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-        found = torch.zeros(torch.broadcast_shapes(x.shape, y.shape, z.shape), dtype=torch.bool)
-        for (p, r_p), (q, r_q) in zip(zip(points, radii, strict=True), list(zip(points, radii, strict=True))[1:], strict=False):
-            d = [b - a for a, b in zip(p, q, strict=True)]
-            t = (((x - p[0]) * d[0] + (y - p[1]) * d[1] + (z - p[2]) * d[2]) / sum(v * v for v in d)).clamp(0, 1)
-            distance2 = (x - p[0] - t * d[0]) ** 2 + (y - p[1] - t * d[1]) ** 2 + (z - p[2] - t * d[2]) ** 2
-            found |= distance2 <= (r_p + t * (r_q - r_p)) ** 2
-        return found
+        x, y, z = x - p[0], y - p[1], z - p[2]
+        t = ((x * d[0] + y * d[1] + z * d[2]) / length2).clamp(0, 1)
+        return (x - t * d[0]) ** 2 + (y - t * d[1]) ** 2 + (z - t * d[2]) ** 2 <= (r_p + t * (r_q - r_p)) ** 2
 
-    low = tuple(min(p[i] - r for p, r in zip(points, radii, strict=True)) for i in range(3))
-    high = tuple(max(p[i] + r for p, r in zip(points, radii, strict=True)) for i in range(3))
-    return Solid(inside, low, high)
+    low = tuple(min(a - r_p, b - r_q) for a, b in zip(p, q, strict=True))
+    high = tuple(max(a + r_p, b + r_q) for a, b in zip(p, q, strict=True))
+    return Part(inside, low, high)
 
 
 class Canvas:
@@ -168,24 +205,30 @@ class Canvas:
         fine = spacing / _FINENESS
         if min(counts) < 4 * _FINENESS:
             raise InputError(f"a phantom's spacing of {spacing:g} mm is too coarse for its {min(size):g} mm; 2 to 5 mm is usual")
-        if math.prod(counts) > 200_000_000:
-            raise InputError(f"a phantom's spacing of {spacing:g} mm makes {math.prod(counts) / _FINENESS**3:.2g} voxels; 2 to 5 mm is usual")
+        n_voxels = math.prod(counts) / _FINENESS**3
+        if n_voxels > _MOST_VOXELS:
+            raise InputError(f"a phantom's spacing of {spacing:g} mm makes {n_voxels:.2g} voxels; 2 to 5 mm is usual")
         origin = tuple(c - 0.5 * (n - 1) * fine for c, n in zip(center, counts, strict=True))
         self.grid = Grid(shape=tuple(reversed(counts)), spacing=(fine,) * 3, origin=origin)
         self.hu = torch.full(self.grid.shape, -1000.0)
         self.rois: dict[str, ROI] = {}
 
-    def fill(self, solid: Solid, hu: float, *, only: torch.Tensor | None = None) -> torch.Tensor:
-        """Give the solid this CT number (where the mask `only` allows); return the mask that was painted."""
-        mask = solid.mask(self.grid)
-        if only is not None:
-            mask &= only
-        self.hu[mask] = hu
-        return mask
+    def fill(self, solid: Solid, hu: float, *, only: torch.Tensor | None = None) -> None:
+        """Give the solid this CT number, where the mask `only` allows."""
+        for part in solid.parts:
+            if found := part.within(self.grid):
+                where, inside = found
+                self.hu[where].masked_fill_(inside if only is None else inside & only[where], hu)
 
     def roi(self, name: str, shape: Solid | torch.Tensor, role: str = "oar") -> None:
         """Name a solid or a mask on the fine grid."""
         self.rois[name] = ROI(name, shape.mask(self.grid) if isinstance(shape, Solid) else shape, role)
+
+    def organ(self, name: str, solid: Solid, hu: float, role: str = "oar", *, only: torch.Tensor | None = None) -> None:
+        """Fill a solid and name it."""
+        mask = solid.mask(self.grid)
+        self.roi(name, mask if only is None else mask & only, role)
+        self.fill(solid, hu, only=only)
 
     def finish(self, name: str) -> Patient:
         """The phantom on its own grid: CT averaged, ROIs by majority."""
