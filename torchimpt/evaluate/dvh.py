@@ -104,6 +104,13 @@ class Metric:
         return self.kind if self.argument is None else f"{self.kind}({self.argument:g})"
 
     @property
+    def label(self) -> str:
+        """For tables and figures: `D95`, `V20`, `Mean`, `HI`."""
+        if self.argument is not None:
+            return f"{self.kind.upper()}{self.argument:g}"
+        return self.kind.upper() if self.kind in ("hi", "ci") else self.kind.capitalize()
+
+    @property
     def unit(self) -> str:
         """`"Gy"`, `"%"`, or nothing for an index."""
         return {"d": "Gy", "v": "%"}.get(self.kind, _PLAIN.get(self.kind, ""))

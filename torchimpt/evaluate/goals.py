@@ -81,7 +81,7 @@ def check_goals(
     Returns
     -------
     One dict a goal: `roi`, `metric`, `unit`, `min` and `max` (those that are set), `limit`, `nominal`, `worst`, `worst_scenario`,
-    `passed_nominal`, and `passed`, which asks for the worst scenario too.
+    `values` (by scenario), `passed_nominal`, and `passed`, which asks for the worst scenario too.
     """
     if not doses:
         raise InputError("goals need the doses of at least one scenario, the nominal one first")
@@ -107,6 +107,7 @@ def check_goals(
                 "nominal": nominal,
                 "worst": values[worst],
                 "worst_scenario": worst,
+                "values": values,
                 "passed_nominal": goal.margin(nominal) >= 0,
                 "passed": goal.margin(values[worst]) >= 0,
             }

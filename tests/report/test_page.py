@@ -1,0 +1,81 @@
+"""The report: whole, self-contained, well formed, and honest about what failed."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+from html.parser import HTMLParser
+
+from torchimpt.report import render_report, write_report
+
+VOID = {"meta", "br", "hr", "img", "input", "link"}
+
+
+class Balance(HTMLParser):
+    """Every tag that opens closes, in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.ids = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.ids += [value for name, value in attrs if name == "id"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.ids += [value for name, value in attrs if name == "id"]
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open[-1] == tag, f"</{tag}> closes <{self.open[-1:]}>"
+        self.open.pop()
+
+
+def test_page_is_well_formed_and_refers_to_nothing_outside(report_data):
+    page = render_report(report_data)
+    parser = Balance()
+    parser.feed(page)
+    assert not parser.open and len(parser.ids) == len(set(parser.ids))
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
+    for picture in re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL):
+        ElementTree.fromstring(picture.replace("<svg ", '<svg xmlns:xlink="http://www.w3.org/1999/xlink" ', 1))
+
+
+def test_page_tells_the_results(report_data):
+    page = render_report(report_data)
+    for text in ("A &amp; B &lt;plan&gt;", "0 of 2 goals met in all 3 scenarios", "Stopped short after 3 iterations", "out of iterations"):
+        assert text in page, text
+    for part in ("Dose-volume histograms", "Goals", "Regions", "Convergence", "What is left", "Spots", "How it was made", "Body"):
+        assert (part in page) == (part != "Body"), part
+    assert "PTV &lt;1&gt;" in page and "<plan>" not in page and "PTV <1>" not in page
+    assert "2.2<small>min" in page and "2 GB" in page and "0.1 % of the integral dose" in page
+
+
+def test_goals_all_met_are_said_so(report_data):
+    goals = [{**goal, "passed": True} for goal in report_data.goals]
+    assert "All 2 goals met in all 3 scenarios" in render_report(replace(report_data, goals=goals))
+
+
+def test_page_without_plan_or_goals(report_data):
+    """What `torchimpt dose` has: a dose and nothing else."""
+    nominal = {"nominal": report_data.roi_doses["nominal"]}
+    bare = replace(
+        report_data, roi_doses=nominal, targets=(), prescription=None, goals=(), metrics={}, history=(), spots=None, case="", versions={}
+    )
+    page = render_report(bare)
+    assert "Nominal scenario." in page and "Dose" in page
+    for part in ("Goals", "Convergence", "Spots", "case file"):
+        assert part not in page
+
+
+def test_page_of_a_patient_without_rois(report_data):
+    patient = replace(report_data.patient, rois={})
+    bare = replace(report_data, patient=patient, roi_doses={"nominal": {}}, targets=(), goals=(), metrics={}, history=(), spots=None)
+    assert "Dose-volume" not in render_report(bare)
+
+
+def test_written_whole_or_not_at_all(tmp_path, report_data):
+    write_report(tmp_path / "report.html", report_data)
+    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+    assert (tmp_path / "report.html").read_text(encoding="utf-8").endswith("</html>")

@@ -1,0 +1,179 @@
+"""Figures of doses over scenarios and of the solver's way: DVH bands, overlays, convergence. Each returns a `Figure`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from torchimpt.evaluate.dvh import Metric, common_axis, dvh_band
+from torchimpt.report.style import ACCENT, INK, MUTED, new_figure, rc, slug
+
+Curves = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+
+
+def _dvh_axes(axes: Axes, top: float) -> None:
+    axes.set_xlim(0, top)
+    axes.set_ylim(0, 102)
+    axes.set_yticks(range(0, 101, 20))
+    axes.set_xlabel("Dose, Gy(RBE)")
+    axes.set_ylabel("Volume, %")
+
+
+def _mark_prescription(axes: Axes, prescription: float | None) -> None:
+    if prescription:
+        axes.axvline(prescription, color=MUTED, linewidth=0.8, linestyle=(0, (2, 3)), zorder=1)
+        axes.annotate(
+            f"{prescription:g} Gy", (prescription, 102), (0, 3), textcoords="offset points", ha="center", fontsize=7.5, color=MUTED
+        )
+
+
+def dvh_figure(
+    doses: Mapping[str, Mapping[str, torch.Tensor]],
+    rois: Sequence[str],
+    colors: Mapping[str, str],
+    *,
+    prescription: float | None = None,
+    goals: Sequence[Mapping] = (),
+    size: tuple[float, float] = (700, 440),
+) -> Figure:
+    """DVHs: the nominal curve, and over it the band between the lowest and the highest volume of all scenarios.
+
+    Parameters
+    ----------
+    doses
+        `doses[scenario][roi]`: `(n_voxels,)`, Gy; the first scenario is the nominal one.
+    rois
+        Which to draw, the first on top.
+    colors
+        By ROI.
+    prescription
+        Gy; a dotted line.
+    goals
+        Rows of `check_goals`: a `d(q)` or `v(d)` limit becomes a small triangle that points to where the curve may be.
+    size
+        CSS pixels.
+    """
+    shown = {scenario: {roi: table[roi] for roi in rois} for scenario, table in doses.items()}
+    axis = common_axis(shown)
+    with rc():
+        figure = new_figure(*size)
+        axes = figure.add_axes((0.078, 0.115, 0.905, 0.835))
+        for order, roi in enumerate(reversed(rois)):
+            band = dvh_band([table[roi] for table in shown.values()], axis)
+            fill = axes.fill_between(axis, band.low, band.high, color=colors[roi], alpha=0.2, linewidth=0, zorder=2 + order)
+            (line,) = axes.plot(axis, band.nominal, color=colors[roi], linewidth=1.6, solid_joinstyle="round", zorder=20 + order)
+            fill.set_gid(f"band-{slug(roi)}")
+            line.set_gid(f"line-{slug(roi)}")
+        for goal in goals:
+            if goal["roi"] in rois:
+                _goal_marks(axes, goal, colors[goal["roi"]])
+        limits = [goal[side] for goal in goals for side in ("min", "max") if side in goal and goal["unit"] == "Gy" and goal["roi"] in rois]
+        _dvh_axes(axes, max([float(axis[-1]), *(1.03 * level for level in (prescription or 0.0, *limits))]))
+        _mark_prescription(axes, prescription)
+    return figure
+
+
+def _goal_marks(axes: Axes, goal: Mapping, color: str) -> None:
+    """A triangle at each limit of a `d(q)` (it points along the dose) or a `v(d)` (along the volume)."""
+    metric = Metric.parse(goal["metric"])
+    for side, along_dose, along_volume in (("min", ">", "^"), ("max", "<", "v")):
+        if side in goal and metric.kind in ("d", "v"):
+            x, y = (goal[side], metric.argument) if metric.kind == "d" else (metric.argument, goal[side])
+            marker = along_dose if metric.kind == "d" else along_volume
+            axes.plot([x], [y], marker, markersize=5.5, color=color, markeredgecolor="white", markeredgewidth=0.7, zorder=60, clip_on=False)
+
+
+def overlay_figure(
+    runs: Mapping[str, Mapping[str, Curves]],
+    rois: Sequence[str],
+    colors: Mapping[str, str],
+    *,
+    prescription: float | None = None,
+    size: tuple[float, float] = (1100, 480),
+) -> Figure:
+    """DVHs of several runs in one plot: a colour a ROI, a line style a run, each with its band over scenarios.
+
+    Parameters
+    ----------
+    runs
+        `runs[run][scenario][roi]`: `(dose in Gy, volume in %)`, the nominal scenario first, as `read_dvh_csv` returns them.
+    rois, colors, prescription, size
+        As for `dvh_figure`.
+    """
+    styles = ["-", (0, (5, 2)), (0, (1.2, 1.4)), (0, (6, 2, 1.2, 2))]
+    with rc():
+        figure = new_figure(*size)
+        axes = figure.add_axes((0.05, 0.11, 0.935, 0.84))
+        top = 0.0
+        for number, scenarios in enumerate(runs.values()):
+            nominal = next(iter(scenarios.values()))
+            for roi in (name for name in rois if name in nominal):
+                axis, volume = nominal[roi]
+                top = max(top, float(axis[-1]))
+                volumes = torch.stack([table[roi][1] for table in scenarios.values() if roi in table])
+                low, high = volumes.min(dim=0).values, volumes.max(dim=0).values
+                axes.fill_between(axis, low, high, color=colors[roi], alpha=0.1, linewidth=0)
+                axes.plot(axis, volume, color=colors[roi], linewidth=1.5, linestyle=styles[number % len(styles)])
+        for number, name in enumerate(runs):
+            axes.plot([], [], color=INK, linewidth=1.4, linestyle=styles[number % len(styles)], label=name)
+        axes.legend(loc="lower left")
+        _dvh_axes(axes, max(top, 1.04 * (prescription or 0.0)) or 1.0)
+        _mark_prescription(axes, prescription)
+    return figure
+
+
+def convergence_figure(history: Sequence[Mapping], colors: Mapping[str, str], size: tuple[float, float] = (700, 300)) -> Figure:
+    """The objective, and each ROI's share of it, over iterations, on a logarithmic scale.
+
+    Parameters
+    ----------
+    history
+        Rows with `iteration` and `value`, and where they were recorded `terms`: `{roi: value}`.
+    colors
+        By ROI.
+    size
+        CSS pixels.
+    """
+    rows = [row for row in history if math.isfinite(row["value"])]
+    with rc():
+        figure = new_figure(*size)
+        axes = figure.add_axes((0.09, 0.15, 0.74, 0.8))
+        axes.plot([r["iteration"] for r in rows], [r["value"] for r in rows], color=INK, linewidth=1.8, zorder=5)
+        ends = [("Total", rows[-1]["value"], INK)] if rows else []
+        floor = 1e-5 * rows[-1]["value"] if rows else 0.0
+        detailed = [row for row in rows if row.get("terms")]
+        for roi in detailed[-1]["terms"] if detailed else ():
+            values = [max(row["terms"].get(roi, 0.0), floor) for row in detailed]
+            color = colors.get(roi, ACCENT)
+            axes.plot([row["iteration"] for row in detailed], values, color=color, linewidth=1.2)
+            ends.append((roi, values[-1], color))
+        if any(value > 0 for _, value, _ in ends):
+            axes.set_yscale("log")
+            axes.minorticks_off()
+            axes.set_ylim(bottom=max(axes.get_ylim()[0], 0.5 * floor))
+        if len(rows) > 1:
+            axes.set_xlim(rows[0]["iteration"], rows[-1]["iteration"])
+        axes.set_xlabel("Iteration")
+        axes.set_ylabel("Objective, Gy²")
+        _label_ends(axes, ends)
+    return figure
+
+
+def _label_ends(axes: Axes, ends: Sequence[tuple[str, float, str]], gap: float = 0.062) -> None:
+    """Names at the right ends of the curves, spread so that none covers another."""
+    placed = []
+    for name, value, color in ends:
+        y = axes.transAxes.inverted().transform(axes.transData.transform((0, value)))[1]
+        placed.append([min(max(float(y), 0.0), 1.0), name, color])
+    placed.sort()
+    for i in range(1, len(placed)):
+        placed[i][0] = max(placed[i][0], placed[i - 1][0] + gap)
+    over = max(placed[-1][0] - 1.0, 0.0) if placed else 0.0
+    for i in range(len(placed) - 1, -1, -1):
+        placed[i][0] = min(placed[i][0], 1.0 - (len(placed) - 1 - i) * gap) if over else placed[i][0]
+    for y, name, color in placed:
+        axes.text(1.015, y, name, transform=axes.transAxes, color=color, fontsize=8, va="center")

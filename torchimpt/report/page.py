@@ -1,0 +1,228 @@
+"""The report: one self-contained HTML page from the results of a run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from torchimpt.evaluate.dvh import Metric
+from torchimpt.evaluate.tables import scenario_table, worst_table
+from torchimpt.patient import Patient
+from torchimpt.report.figures import convergence_figure, dvh_figure
+from torchimpt.report.numbers import amount, bytes_text, gy, seconds, strip
+from torchimpt.report.slices import slices_figure
+from torchimpt.report.spot_maps import layer_weights_figure, spot_maps_figure
+from torchimpt.report.style import roi_colors, shown_rois, slug, svg
+from torchimpt.spots import Spots
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """What the page shows. A field left empty leaves its part of the page out.
+
+    Attributes
+    ----------
+    title
+        Heads the page.
+    patient
+        On the dose grid.
+    dose
+        Nominal dose `(z, y, x)`, Gy.
+    roi_doses
+        `roi_doses[scenario][roi]`: `(n_voxels,)`, Gy; the first scenario is the nominal one.
+    targets
+        ROIs that the plan is for; the first heads the numbers.
+    prescription
+        Of the targets, Gy.
+    goals
+        Rows of `check_goals`.
+    metrics
+        The content of `metrics.json`, as far as there is any.
+    history
+        Rows of the solver: `iteration`, `value`, and where recorded `terms` (`{roi: value}`).
+    spots
+        The plan.
+    subtitle
+        A line on patient, machine and method.
+    case
+        The resolved case file.
+    versions
+        Name to version.
+    """
+
+    title: str
+    patient: Patient
+    dose: torch.Tensor
+    roi_doses: Mapping[str, Mapping[str, torch.Tensor]]
+    targets: Sequence[str] = ()
+    prescription: float | None = None
+    goals: Sequence[Mapping[str, Any]] = ()
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    history: Sequence[Mapping[str, Any]] = ()
+    spots: Spots | None = None
+    subtitle: str = ""
+    case: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+def _tiles(data: ReportData, worst: Mapping[str, Mapping[str, float]], scenarios: Sequence[Mapping]) -> list[dict[str, str]]:
+    """The few numbers that head the page: label, value, unit, note."""
+    tiles, metrics, many = [], data.metrics, len(scenarios) > 1
+    for target in [name for name in data.targets if name in scenarios[0]["rois"]][:1]:
+        own = scenarios[0]["rois"][target]
+        share = f"{100 * own['d95_gy'] / data.prescription:.1f} % of {data.prescription:g} Gy" if data.prescription else ""
+        lowest = f"worst {gy(worst[target]['d95_gy'])} Gy" if many else ""
+        tiles.append(
+            {"label": f"{target} D95", "value": gy(own["d95_gy"]), "unit": "Gy", "note": " · ".join(filter(None, (lowest, share)))}
+        )
+        highest = f"worst {gy(worst[target]['d2_gy'])} Gy" if many else ""
+        tiles.append({"label": f"{target} D2", "value": gy(own["d2_gy"]), "unit": "Gy", "note": highest})
+    objective, spots, time = metrics.get("objective", {}), metrics.get("spots", {}), metrics.get("time_s", {})
+    if objective:
+        note = f"from {amount(objective['initial'])}" if "initial" in objective else ""
+        tiles.append({"label": "Objective", "value": amount(objective["final"]), "unit": "", "note": note})
+    if spots:
+        note = f"of {spots['count']:,} in {spots['energy_layers']} energy layers"
+        tiles.append({"label": "Spots in use", "value": f"{spots['nonzero']:,}", "unit": "", "note": note})
+    if "total" in time:
+        value, unit = seconds(time["total"])
+        optimize = " ".join(seconds(time["optimize"])) + " of it optimizing" if "optimize" in time else ""
+        tiles.append({"label": "Computing time", "value": value, "unit": unit, "note": optimize})
+    return tiles
+
+
+def _verdicts(data: ReportData, n_scenarios: int) -> list[dict[str, str]]:
+    """Short statements at the top: how many goals hold, whether the solver converged."""
+    verdicts = []
+    if data.goals:
+        held, total = sum(goal["passed"] for goal in data.goals), len(data.goals)
+        nominal = sum(goal["passed_nominal"] for goal in data.goals)
+        where = f"in all {n_scenarios} scenarios" if n_scenarios > 1 else "in the nominal scenario"
+        text = f"All {total} goals met {where}" if held == total else f"{held} of {total} goals met {where}"
+        text += f", {nominal} in the nominal one" if n_scenarios > 1 and nominal != held else ""
+        verdicts.append({"text": text, "mood": "good" if held == total else "bad"})
+    if "converged" in data.metrics:
+        n = data.metrics.get("iterations", 0)
+        text = f"Converged in {n:,} iterations" if data.metrics["converged"] else f"Stopped short after {n:,} iterations"
+        verdicts.append({"text": text, "mood": "good" if data.metrics["converged"] else "bad"})
+    return verdicts
+
+
+def _facts(data: ReportData) -> list[tuple[str, str]]:
+    """Name and value of what the run was made with, where known."""
+    metrics, facts = data.metrics, []
+    matrix, spots, delivery = metrics.get("matrix", {}), metrics.get("spots", {}), metrics.get("delivery", {})
+    grid = data.patient.grid
+    facts.append(("Dose grid", f"{' × '.join(map(str, grid.shape[::-1]))} voxels of {' × '.join(f'{s:g}' for s in grid.spacing)} mm"))
+    if metrics.get("stop_reason"):
+        facts.append(("Solver", metrics["stop_reason"]))
+    if "evaluations" in metrics:
+        facts.append(("Evaluations", f"{metrics['evaluations']:,} of objective and gradient"))
+    if matrix.get("nonzeros"):
+        facts.append(("Influence matrices", f"{matrix['nonzeros']:,} non-zeros, {bytes_text(matrix['bytes'])}"))
+    if "discarded_fraction" in matrix:
+        facts.append(("Beyond the cut-off", f"{100 * matrix['discarded_fraction']:.2g} % of the integral dose"))
+    if spots.get("moved_mm", {}).get("max"):
+        facts.append(("Spots moved", f"{spots['moved_mm']['mean']:.2f} mm on average, {spots['moved_mm']['max']:.2f} mm at most"))
+    if delivery.get("mu"):
+        facts.append(("Monitor units", f"{delivery['mu']:,.0f}"))
+    if delivery.get("seconds"):
+        facts.append(("Delivery", " ".join(seconds(delivery["seconds"]))))
+    parts = [f"{name} {' '.join(seconds(value))}" for name, value in metrics.get("time_s", {}).items() if name != "total"]
+    if parts:
+        facts.append(("Time", ", ".join(parts)))
+    if metrics.get("peak_memory_bytes"):
+        facts.append(("Peak memory", bytes_text(metrics["peak_memory_bytes"])))
+    if "device" in metrics:
+        facts.append(("Computed on", f"{metrics['device']}, {metrics.get('threads', '?')} threads, {metrics.get('dtype', '')}"))
+    if data.versions:
+        facts.append(("Versions", ", ".join(f"{name} {version}" for name, version in data.versions.items())))
+    return facts
+
+
+def _figures(data: ReportData, colors: Mapping[str, str], rois: Sequence[str]) -> dict[str, Any]:
+    """Every figure as SVG, by name; those without data are None."""
+    drawn: dict[str, Any] = {
+        "dvh": dvh_figure(data.roi_doses, rois, colors, prescription=data.prescription, goals=data.goals, size=(640, 430))
+        if rois
+        else None,
+        "slices": slices_figure(data.patient, data.dose, colors, targets=data.targets, rois=rois, prescription=level),
+        "convergence": convergence_figure(data.history, colors, size=(640, 310)) if len(data.history) > 1 else None,
+        "layers": layer_weights_figure(data.spots) if data.spots is not None else None,
+    }
+    shown = {name: Markup(svg(figure, name)) if figure is not None else None for name, figure in drawn.items()}
+    shown["maps"] = []
+    for number, beam in enumerate(data.spots.beams if data.spots is not None else ()):
+        if bool((data.spots.beam == number).any()):
+            picture = Markup(svg(spot_maps_figure(data.spots, number), f"map-{number}"))
+            shown["maps"].append({"title": f"Beam {number}, gantry {beam.gantry:g}°, couch {beam.couch:g}°", "svg": picture})
+    return shown
+
+
+def _rows(data: ReportData, colors: Mapping[str, str], scenarios: Sequence[Mapping], worst: Mapping) -> list[dict]:
+    """One row a ROI for the table of doses, targets first, the body last."""
+    names = shown_rois(data.patient, scenarios[0]["rois"], data.targets, limit=1000)
+    return [{"roi": name, "color": colors[name], "nominal": scenarios[0]["rois"][name], "worst": worst[name]} for name in names]
+
+
+def _goal_row(goal: Mapping[str, Any], colors: Mapping[str, str]) -> dict[str, Any]:
+    """A row of `check_goals` with what the table shows besides."""
+    label = Metric.parse(goal["metric"]).label
+    return {**goal, "label": label, "color": colors.get(goal["roi"], "#999"), "strip": Markup(strip(goal))}
+
+
+def _terms(data: ReportData, colors: Mapping[str, str]) -> list[dict]:
+    """The final objective by ROI and kind, summed over scenarios, largest share first."""
+    sums: dict[tuple[str, str], float] = {}
+    for term in data.metrics.get("objective", {}).get("terms", ()):
+        key = (term["roi"], term["kind"])
+        sums[key] = sums.get(key, 0.0) + term["value"]
+    total = sum(sums.values()) or 1.0
+    ranked = sorted(sums.items(), key=lambda item: -item[1])
+    return [{"roi": r, "kind": k, "value": amount(v), "share": 100 * v / total, "color": colors.get(r, "#999")} for (r, k), v in ranked]
+
+
+def render_report(data: ReportData) -> str:
+    """The page as HTML text; it refers to no other file."""
+    colors = roi_colors(data.patient)
+    scenarios = scenario_table(data.roi_doses)
+    worst = worst_table(scenarios)
+    rois = shown_rois(data.patient, data.roi_doses[scenarios[0]["name"]], [*data.targets, *(goal["roi"] for goal in data.goals)])
+    environment = Environment(
+        loader=PackageLoader("torchimpt.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html").render(
+        data=data,
+        scenarios=scenarios,
+        tiles=_tiles(data, worst, scenarios),
+        verdicts=_verdicts(data, len(scenarios)),
+        goals=[
+            {**goal, "label": Metric.parse(goal["metric"]).label, "color": colors.get(goal["roi"], "#999"), "strip": Markup(strip(goal))}
+            for goal in data.goals
+        ],
+        legend=[{"name": name, "slug": slug(name), "color": colors[name]} for name in rois],
+        figures=_figures(data, colors, rois),
+        rows=_rows(data, colors, scenarios, worst),
+        terms=_terms(data, colors),
+        facts=_facts(data),
+        gy=gy,
+    )
+
+
+def write_report(path: str | Path, data: ReportData) -> None:
+    """Write the page; the file appears only when it is whole."""
+    path = Path(path)
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(render_report(data), encoding="utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,116 @@
+"""How figures look: colours, type, and SVG that sits in a page as if it were set there.
+
+A figure is drawn at CSS size, 96 px to the inch, so that 9 pt in the figure is 12 px on the page.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from torchimpt.patient import Patient
+
+INK, MUTED, ACCENT = "#1c2327", "#69727a", "#0e6b75"
+_TARGETS = ("#c5283d", "#e07a1f", "#a4336f", "#7a1f2b")
+_ORGANS = (
+    "#2667a8", "#1d8a6b", "#7d55a8", "#b98a1d", "#4aa3c7", "#5f7a2b", "#9b5b3a", "#3c4a9e", "#2c9c9c", "#8f8f3a", "#b0619c", "#556b78",
+)  # fmt: skip
+
+RC = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 8.5,
+    "text.color": INK,
+    "axes.edgecolor": "#c9c6be",
+    "axes.labelcolor": MUTED,
+    "axes.labelsize": 8.5,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#efede8",
+    "grid.linewidth": 0.8,
+    "xtick.color": "#c9c6be",
+    "ytick.color": "#c9c6be",
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+}
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of `width` x `height` CSS pixels; call inside `rc()`."""
+    return Figure(figsize=(width / 96, height / 96), dpi=96)
+
+
+def rc():
+    """The house style, for the time of a `with` block."""
+    return matplotlib.rc_context(RC)
+
+
+def roi_colors(patient: Patient) -> dict[str, str]:
+    """One colour a ROI, the same in every figure: warm ones for targets, cool ones for organs, grey for the body."""
+    colors, targets, organs = {}, 0, 0
+    for name, roi in patient.rois.items():
+        if roi.role == "external":
+            colors[name] = "#9aa0a6"
+        elif roi.role == "target":
+            colors[name], targets = _TARGETS[targets % len(_TARGETS)], targets + 1
+        else:
+            colors[name], organs = _ORGANS[organs % len(_ORGANS)], organs + 1
+    return colors
+
+
+def shown_rois(patient: Patient, available: Iterable[str], first: Iterable[str] = (), limit: int = 12) -> list[str]:
+    """The ROIs worth a curve: those of `first`, then targets, then the others; never the body, at most `limit`."""
+    available = [name for name in available if name in patient.rois and patient.rois[name].role != "external"]
+    order = [*first, *patient.targets, *available]
+    return [name for name in dict.fromkeys(order) if name in available][:limit]
+
+
+def mute(axes: Axes) -> None:
+    """No ticks, no frame, no grid."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.grid(False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def svg(figure: Figure, name: str) -> str:
+    """The figure as inline SVG: as wide as its place, text as text in the page's own font, ids of its own.
+
+    Parameters
+    ----------
+    figure
+        Drawn inside `rc()`.
+    name
+        Unique on the page; it keeps the clip paths of two figures apart.
+    """
+    buffer = io.StringIO()
+    with matplotlib.rc_context({**RC, "svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", dpi=192, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', rf'<svg class="figure" id="{name}" viewBox="\1" role="img">', text, count=1)
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"(?:'DejaVu Sans'|sans-serif)(?:, *(?:'[^']*'|[\w-]+))*", "var(--sans)", text)
+    return re.sub(r'id="(figure|axes|patch|line2d|text|PathCollection|matplotlib\.axis|xtick|ytick)_\d+"', "", text)
+
+
+def slug(text: str) -> str:
+    """A name that can stand in an id or a file name."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-") or "x"
