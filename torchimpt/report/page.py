@@ -149,10 +149,9 @@ def _facts(data: ReportData) -> list[tuple[str, str]]:
 
 def _figures(data: ReportData, colors: Mapping[str, str], rois: Sequence[str]) -> dict[str, Any]:
     """Every figure as SVG, by name; those without data are None."""
+    level = data.prescription
     drawn: dict[str, Any] = {
-        "dvh": dvh_figure(data.roi_doses, rois, colors, prescription=data.prescription, goals=data.goals, size=(640, 430))
-        if rois
-        else None,
+        "dvh": dvh_figure(data.roi_doses, rois, colors, prescription=level, goals=data.goals, size=(640, 430)) if rois else None,
         "slices": slices_figure(data.patient, data.dose, colors, targets=data.targets, rois=rois, prescription=level),
         "convergence": convergence_figure(data.history, colors, size=(640, 310)) if len(data.history) > 1 else None,
         "layers": layer_weights_figure(data.spots) if data.spots is not None else None,
