@@ -55,6 +55,14 @@ def resample(patient: Patient, spacing: float | Sequence[float]) -> Patient:
     hu = _apply(patient.hu.double(), weights)
     hu /= inside[0][:, None, None] * inside[1][None, :, None] * inside[2][None, None, :]
     rois = {name: _resample_roi(roi, grid, weights) for name, roi in patient.rois.items()}
+    lost = [name for name, roi in rois.items() if not roi.mask.any() and patient.rois[name].mask.any()]
+    if lost:
+        size = " x ".join(f"{s:g}" for s in spacing)
+        warnings.warn(
+            f"ROI {', '.join(lost)}: no voxel of {size} mm is filled by half, so it is empty on this grid; use a finer grid",
+            PhysicsWarning,
+            stacklevel=2,
+        )
     return replace(patient, hu=hu.to(patient.hu.dtype), grid=grid, rois=rois)
 
 
@@ -104,11 +112,4 @@ def _resample_roi(roi: ROI, grid: Grid, weights: Sequence[torch.Tensor]) -> ROI:
         new_box.append(slice(int(touched[0]), int(touched[-1]) + 1))
     box = [w[new, old].float() for w, new, old in zip(weights, new_box, old_box, strict=True)]
     mask[tuple(new_box)] = _apply(roi.mask[tuple(old_box)].float(), box) >= 0.5 - _TIE
-    if not mask.any():
-        size = " x ".join(f"{s:g}" for s in grid.spacing)
-        warnings.warn(
-            f"ROI '{roi.name}' fills no voxel of {size} mm by half, so it is empty on this grid; use a finer grid",
-            PhysicsWarning,
-            stacklevel=3,
-        )
     return ROI(roi.name, mask, roi.role)
