@@ -206,10 +206,7 @@ def render_report(data: ReportData) -> str:
         scenarios=scenarios,
         tiles=_tiles(data, worst, scenarios),
         verdicts=_verdicts(data, len(scenarios)),
-        goals=[
-            {**goal, "label": Metric.parse(goal["metric"]).label, "color": colors.get(goal["roi"], "#999"), "strip": Markup(strip(goal))}
-            for goal in data.goals
-        ],
+        goals=[_goal_row(goal, colors) for goal in data.goals],
         legend=[{"name": name, "slug": slug(name), "color": colors[name]} for name in rois],
         figures=_figures(data, colors, rois),
         rows=_rows(data, colors, scenarios, worst),

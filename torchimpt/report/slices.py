@@ -102,10 +102,9 @@ def _panel(
     step = {name: grid.spacing["xyz".index(name)] for name in "xyz"}
     box = (across[0] - step[plane.across] / 2, across[-1] + step[plane.across] / 2)
     box += (along[0] - step[plane.along] / 2, along[-1] + step[plane.along] / 2)
-    picture = {"origin": "lower", "extent": box, "interpolation": "bilinear"}
-    axes.imshow(
-        _slice(patient.hu.numpy(), plane, index), cmap="gray", vmin=WINDOW[0], vmax=WINDOW[1], **picture | {"interpolation": "bicubic"}
-    )
+    picture = {"origin": "lower", "extent": box}
+    ct = _slice(patient.hu.numpy(), plane, index)
+    axes.imshow(ct, cmap="gray", vmin=WINDOW[0], vmax=WINDOW[1], interpolation="bicubic", **picture)
     image = axes.imshow(_slice(dose, plane, index), cmap=wash(), vmin=0, vmax=1.1 * scale, interpolation="bilinear", **picture)
     cut = _slice(dose, plane, index)
     if cut.max() > 0.95 * scale and min(cut.shape) > 1:
