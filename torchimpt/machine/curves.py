@@ -133,7 +133,9 @@ class ScaledCurves:
         return energy * torch.as_tensor(self._integral_spline(energy.numpy()))
 
     def energy_at(self, mean_range: torch.Tensor) -> torch.Tensor:
-        """Energy, MeV, whose R80 is `mean_range`, mm, any shape: Newton on `range_at`, to 1e-12."""
+        """Energy, MeV, whose R80 is `mean_range`, mm, any shape: Newton on `range_at`, to rounding. The energy, where there is only one."""
+        if len(self.energy) == 1:
+            return torch.full_like(mean_range, float(self.energy[0]))
         target = np.log(mean_range.numpy())
         log_energy = np.interp(target, np.log(self.r80.numpy()), np.log(self.energy.numpy()))
         slope = self._range_spline.derivative()
@@ -155,7 +157,8 @@ class ScaledCurves:
         shape = blend(self.shape)
         t = self.step * torch.arange(shape.shape[1], dtype=torch.float64)
         stretch = self.range_at(energy) / torch.tensor([r80(t, s) for s in shape], dtype=torch.float64)
-        end = torch.stack([t[min(int((s > END * s.max()).nonzero()[-1]) + 1, len(t) - 1)] for s in shape])
+        last = [int((s > END * s.max()).nonzero()[-1]) for s in shape]
+        end = self.step * torch.tensor([min(i + 1, shape.shape[1] - 1) for i in last], dtype=torch.float64)
         fine = end[:, None] / (LAYER_SAMPLES - 1) * torch.arange(LAYER_SAMPLES, dtype=torch.float64) / self.step
         left = fine.long().clamp_max(shape.shape[1] - 2)
 
