@@ -1,0 +1,94 @@
+"""Callbacks and progress: what the files hold is what the solver did."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from torchimpt.monitor import History, Log, Progress, TensorBoard, by_roi, together
+from torchimpt.optim.solution import Iteration
+from torchimpt.report.style import new_figure
+
+
+def iteration(number, value=None):
+    return Iteration(
+        iteration=number,
+        evaluations=number + 1,
+        value=100.0 / (number + 1) if value is None else value,
+        step_length=0.5,
+        beta=math.nan,
+        projected_gradient_norm=1.0,
+        x=torch.tensor([float(number)]),
+        seconds=0.1 * number,
+        state=dict,
+    )
+
+
+def terms(x):
+    return [
+        {"roi": "PTV", "kind": "min_dose", "value": float(x)},
+        {"roi": "PTV", "kind": "max_dose", "value": 1.0},
+        {"roi": "Cord", "value": 2.0},
+    ]
+
+
+def test_terms_add_up_by_roi():
+    assert by_roi(terms(torch.tensor(3.0))) == {"PTV": 4.0, "Cord": 2.0}
+
+
+def test_together_calls_all_and_stops_when_any_wants_to():
+    seen = []
+    both = together(lambda it: seen.append(it.iteration), None, lambda it: it.iteration == 2, lambda it: seen.append(-it.iteration))
+    assert [both(iteration(k)) for k in range(3)] == [False, False, True]
+    assert seen == [0, 0, 1, -1, 2, -2]
+
+
+def test_history_survives_an_interruption(tmp_path):
+    history = History(tmp_path / "history.jsonl", terms)
+    for k in range(5):
+        history(iteration(k))
+    again = History(tmp_path / "history.jsonl", terms)
+    assert len(again.rows) == 5 and again.rows[4]["terms"] == {"PTV": 5.0, "Cord": 2.0}
+    again(iteration(3, value=7.0))
+    assert [row["iteration"] for row in again.rows] == [0, 1, 2, 3] and again.rows[-1]["value"] == 7.0
+    assert [row["value"] for row in History(tmp_path / "history.jsonl").rows] == [row["value"] for row in again.rows]
+
+
+def test_tensorboard_scalars_figures_and_hyperparameters(tmp_path):
+    board = TensorBoard(tmp_path, terms=terms, doses=lambda x: {"PTV 70": torch.full((10,), 70.0) + x}, every=2)
+    for k in range(3):
+        board(iteration(k))
+    board.figure("dvh/band", new_figure(50, 40), 2)
+    board.hyperparameters({"method": "lbfgs", "spacing": 5.0, "grid": (3, 3)}, {"objective": 1.5, "nothing": math.nan})
+    board.close()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    tags = events.Tags()
+    assert {"objective/total", "objective/PTV", "optim/step_length", "dvh/PTV-70_d95", "final/objective"} <= set(tags["scalars"])
+    assert "optim/beta" not in tags["scalars"] and tags["images"] == ["dvh/band"]
+    assert [e.value for e in events.Scalars("objective/PTV")] == [1.0, 2.0, 3.0]
+    assert [(e.step, e.value) for e in events.Scalars("dvh/PTV-70_d95")] == [(0, 70.0), (2, 72.0)]
+
+
+def test_log_lines(caplog):
+    with caplog.at_level(logging.INFO, logger="torchimpt"):
+        for k in range(5):
+            Log(every=2)(iteration(k))
+    assert len(caplog.records) == 3 and "objective 100" in caplog.text
+
+
+def test_progress_is_silent_where_nobody_looks(capsys):
+    with Progress(enabled=False).stage("Dose", 3) as stage:
+        stage.advance()
+        stage(iteration(1))
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err == ""
+
+
+def test_progress_writes_to_stderr_only(capsys):
+    with Progress(enabled=True).stage("Dose", 3) as stage:
+        for k in range(3):
+            stage(iteration(k))
+    assert capsys.readouterr().out == ""
