@@ -1,0 +1,219 @@
+"""Plans as files: `plan.json`, which reads back bit for bit, and spot lists as CSV.
+
+`plan.json` is one object with `format`, `title`, `machine` (its name), `rbe`, `dtype`, `beams`, `layers` and `spots`, one spot a line.
+Units are in the names: MeV, mm (isocentre plane, gantry frame, as DICOM's Scan Spot Position Map), weights in 10^6 protons, MU. Beams and
+layers count from 0. A CSV spot list has the columns `beam,energy_mev,x_mm,y_mm,weight` in any order; other columns are left alone.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from torchimpt.checks import InputError, finite
+from torchimpt.geometry import Beam
+from torchimpt.io.files import input_file, whole_or_nothing
+from torchimpt.physics.columns import read_columns
+from torchimpt.spots import Spots
+
+if TYPE_CHECKING:
+    from torchimpt.machine import Machine
+
+FORMAT = "torchimpt plan 1"
+_DTYPES = {"float32": torch.float32, "float64": torch.float64}
+_SAME_ANGLE = 1e-6
+_SAME_POINT = 1e-3
+
+logger = logging.getLogger(__name__)
+
+
+def write_plan(path: str | os.PathLike, spots: Spots, machine: Machine, *, title: str = "", rbe: float = 1.1) -> None:
+    """Write a plan, as `.json` or as a `.csv` spot list, whole or not at all.
+
+    Parameters
+    ----------
+    path
+        Ends in `.json` or `.csv`. The CSV holds the spots only: no beams' angles, no MU.
+    spots
+        The plan, float32 or float64. Each number is written with the fewest digits that read back to the same bits.
+    machine
+        For its name and its monitor units.
+    title
+        The case's title.
+    rbe
+        The constant factor that the doses were planned with.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in (".json", ".csv"):
+        raise InputError(f"cannot write the plan {path}: the name must end in .json or .csv")
+    dtype = str(spots.weight.dtype).removeprefix("torch.")
+    if dtype not in _DTYPES or spots.position.dtype != spots.weight.dtype:
+        raise TypeError(f"a plan is written in float32 or float64, got position {spots.position.dtype} and weight {spots.weight.dtype}")
+    for name in ("position", "weight"):
+        finite(f"the plan's {name}", getattr(spots, name).detach())
+    if (spots.weight < 0).any():
+        raise InputError(f"the plan has {int((spots.weight < 0).sum())} negative weights; optimize with lower = 0, or clamp them")
+    text = _json(spots, machine, title, rbe, dtype) if path.suffix.lower() == ".json" else _csv(spots)
+    with whole_or_nothing(path) as scratch:
+        scratch.write_text(text, encoding="utf-8")
+
+
+def read_plan(path: str | os.PathLike, beams: Sequence[Beam] = (), *, dtype: torch.dtype | None = None) -> Spots:
+    """Read a plan.
+
+    Parameters
+    ----------
+    path
+        `plan.json`, or a `.csv` spot list.
+    beams
+        The case's beams. A spot list needs them, each with its isocenter, and its column `beam` counts them from 0; a list without a beam
+        0 that names beam `len(beams)` is taken to count from 1, with a logged warning. `plan.json` has its own beams: those given here must
+        agree with them where they say something, and may be left out.
+    dtype
+        Of position and weight; None is the one that was written, float32 for a spot list.
+    """
+    path = Path(path)
+    if path.suffix.lower() in (".dcm", ".dicom"):
+        raise InputError(f"{path}: reading a DICOM RT Ion Plan comes with a later version; use plan.json or a .csv spot list")
+    if path.suffix.lower() not in (".json", ".csv"):
+        raise InputError(f"{path}: a plan must be plan.json or a .csv spot list (a DICOM RT Ion Plan comes with a later version)")
+    input_file(path, "plan")
+    return _read_json(path, beams, dtype) if path.suffix.lower() == ".json" else _read_csv(path, beams, dtype)
+
+
+def _shortest(values: torch.Tensor) -> list[float]:
+    """Python floats with few digits that convert back to the very same values of the tensor's dtype."""
+    array = values.detach().cpu().numpy()
+    short = [float(str(v)) for v in array]
+    # Decimal to double to single rounds twice; where that would not come back, the single's exact double is written.
+    return [s if array.dtype.type(s) == v else float(v) for s, v in zip(short, array, strict=True)]
+
+
+def _columns(spots: Spots) -> dict[str, list]:
+    return {
+        "beam": spots.beam.tolist(),
+        "layer": spots.layer.tolist(),
+        "energy_mev": spots.energy.tolist(),
+        "x_mm": _shortest(spots.position[:, 0]),
+        "y_mm": _shortest(spots.position[:, 1]),
+        "weight": _shortest(spots.weight),
+    }
+
+
+def _json(spots: Spots, machine: Machine, title: str, rbe: float, dtype: str) -> str:
+    """The text of plan.json."""
+    columns = _columns(spots)
+    per_mu = machine.protons_per_mu(spots.energy.cpu())
+    columns["mu"] = (spots.weight.detach().cpu().double() / per_mu).tolist()
+    beams = [{"gantry_deg": b.gantry, "couch_deg": b.couch, "isocenter_mm": list(b.isocenter)} for b in spots.beams]
+    layers = [{"beam": b, "energy_mev": e} for b, e in zip(spots.layer_beam.tolist(), spots.layer_energy.tolist(), strict=True)]
+    head = {"format": FORMAT, "title": title, "machine": machine.name, "rbe": rbe, "dtype": dtype}
+    parts = [f'"{key}": {json.dumps(value, allow_nan=False)}' for key, value in head.items()]
+    rows = {
+        "beams": beams,
+        "layers": layers,
+        "spots": [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)],
+    }
+    for key, items in rows.items():
+        lines = ",\n".join("  " + json.dumps(item, allow_nan=False) for item in items)
+        parts.append(f'"{key}": [\n{lines}\n]')
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def _csv(spots: Spots) -> str:
+    """The text of a spot list."""
+    columns = _columns(spots)
+    del columns["layer"]
+    lines = [",".join(columns), *(",".join(map(repr, row)) for row in zip(*columns.values(), strict=True))]
+    return "\n".join(lines) + "\n"
+
+
+def _read_json(path: Path, beams: Sequence[Beam], dtype: torch.dtype | None) -> Spots:
+    try:
+        plan = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not JSON, it may be cut off: {error}") from error
+    if not isinstance(plan, dict) or plan.get("format") != FORMAT:
+        found = plan.get("format") if isinstance(plan, dict) else type(plan).__name__
+        raise InputError(f"{path} is no plan of this program: its 'format' must be '{FORMAT}', got {found!r}")
+    try:
+        own = tuple(Beam(b["gantry_deg"], b["couch_deg"], tuple(b["isocenter_mm"])) for b in plan["beams"])
+        stored = _DTYPES[plan["dtype"]]
+        columns = {key: [spot[key] for spot in plan["spots"]] for key in ("layer", "x_mm", "y_mm", "weight")}
+        layer_beam = torch.tensor([layer["beam"] for layer in plan["layers"]], dtype=torch.int64)
+        layer_energy = torch.tensor([layer["energy_mev"] for layer in plan["layers"]], dtype=torch.float64)
+        layer = torch.tensor(columns["layer"], dtype=torch.int64)
+        x, y, weight = (torch.tensor(columns[key], dtype=torch.float64) for key in ("x_mm", "y_mm", "weight"))
+    except KeyError as error:
+        raise InputError(f"{path}: the plan lacks {error}, or it holds a value that is not known") from error
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{path}: the plan has a value of the wrong kind: {error}") from error
+    _check_beams(path, own, beams)
+    kind = dtype or stored
+    return _build(path, lambda: Spots(torch.stack((x, y), dim=1).to(kind), weight.to(kind), layer, layer_beam, layer_energy, own))
+
+
+def _check_beams(path: Path, own: Sequence[Beam], beams: Sequence[Beam]) -> None:
+    """An error where the case's beams are not the plan's; an isocenter that the case leaves open agrees with any."""
+    if not beams:
+        return
+
+    def angle(a: float, b: float) -> float:
+        return abs((a - b + 180.0) % 360.0 - 180.0)
+
+    def same(a: Beam, b: Beam) -> bool:
+        turned = max(angle(a.gantry, b.gantry), angle(a.couch, b.couch)) > _SAME_ANGLE
+        moved = b.isocenter is not None and max(abs(p - q) for p, q in zip(a.isocenter, b.isocenter, strict=True)) > _SAME_POINT
+        return not (turned or moved)
+
+    if len(own) != len(beams) or not all(same(a, b) for a, b in zip(own, beams, strict=True)):
+        raise InputError(
+            f"{path} was planned with other beams than the case's: {_describe(own)} against {_describe(beams)}; "
+            "give the case the plan's beams"
+        )
+
+
+def _describe(beams: Sequence[Beam]) -> str:
+    def one(beam: Beam) -> str:
+        couch = f" couch {beam.couch:g}" if beam.couch else ""
+        at = "" if beam.isocenter is None else " at (" + ", ".join(f"{v:.6g}" for v in beam.isocenter) + ")"
+        return f"gantry {beam.gantry:g}{couch}{at}"
+
+    return ", ".join(map(one, beams))
+
+
+def _read_csv(path: Path, beams: Sequence[Beam], dtype: torch.dtype | None) -> Spots:
+    if not beams:
+        raise InputError(f"{path}: a spot list says nothing about its beams; give the case's beams")
+    try:
+        columns = read_columns(path, ["beam", "energy_mev", "x_mm", "y_mm", "weight"])
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} is not a CSV file: {error}") from error
+    number = columns["beam"]
+    if (number != number.round()).any():
+        raise InputError(f"{path}: beam must be a whole number, got {float(number[number != number.round()][0]):g}")
+    if int(number.max()) == len(beams) and int(number.min()) >= 1:
+        logger.warning("%s names beam %d of %d: its beams are taken to count from 1", path, len(beams), len(beams))
+        number = number - 1
+    low, high = int(number.min()), int(number.max())
+    if low < 0 or high >= len(beams):
+        wrong = low if low < 0 else high
+        raise InputError(f"{path} names beam {wrong}, but the case has {len(beams)}, which count from 0")
+    names = ("energy_mev", "x_mm", "y_mm", "weight")
+    values: list[Any] = [columns[name] for name in names]
+    return _build(path, lambda: Spots.from_columns(beams, number.long(), *values, dtype=dtype or torch.float32))
+
+
+def _build(path: Path, make: Any) -> Spots:
+    """The spots, with the file's name in front of what is wrong with them."""
+    try:
+        return make()
+    except (InputError, TypeError) as error:
+        raise InputError(f"{path}: {error}") from error
