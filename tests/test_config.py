@@ -149,8 +149,9 @@ def test_several_slips_are_counted(case_file):
 def test_files_that_are_no_case(tmp_path, case_file):
     with pytest.raises(InputError, match=re.escape("(did you mean 'case.toml'?)")):
         load_case(tmp_path / "cas.toml")
-    with pytest.raises(InputError, match="is a folder"):
-        load_case(tmp_path)
+    with pytest.raises(InputError, match=r"has no case\.toml: it is no run folder"):
+        load_case(tmp_path / "ct")
+    assert load_case(tmp_path).title == "H&N"
     case_file.write_text("a = = 3")
     with pytest.raises(InputError, match="not valid TOML"):
         load_case(case_file)

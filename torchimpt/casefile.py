@@ -20,7 +20,7 @@ from torchimpt.checks import InputError, nearest
 def read_toml(path: Path) -> dict[str, Any]:
     """The file's tree; a missing file and a slip in the syntax are told in one line."""
     if path.is_dir():
-        raise InputError(f"{path} is a folder; a case file is expected, e.g. {path / 'case.toml'}")
+        raise InputError(f"the folder {path} has no case.toml: it is no run folder, and no case file either")
     if not path.is_file():
         beside = [p.name for p in path.parent.glob("*.toml")] if path.parent.is_dir() else []
         raise InputError(f"no case file at {path}{nearest(path.name, beside)}; `torchimpt new NAME` writes one to start from")

@@ -369,11 +369,12 @@ def load_case(path: str | Path, overrides: Iterable[str] = ()) -> Case:
     Parameters
     ----------
     path
-        TOML; its relative paths start at the file's own folder.
+        TOML; its relative paths start at the file's own folder. A run folder stands for its `case.toml`.
     overrides
         `"section.key=value"` pairs that replace what the file says; a relative path in them starts at the file's folder too.
     """
     path = Path(path)
+    path = path / "case.toml" if (path / "case.toml").is_file() else path
     data = read_toml(path)
     apply_overrides(data, overrides)
     for section, key in (("patient", "path"), ("machine", "path"), ("machine", "hu_table")):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -61,17 +61,22 @@ def rc():
     return matplotlib.rc_context(RC)
 
 
-def roi_colors(patient: Patient) -> dict[str, str]:
-    """One colour a ROI, the same in every figure: warm ones for targets, cool ones for organs, grey for the body."""
+def colors_by_role(roles: Mapping[str, str]) -> dict[str, str]:
+    """One colour a ROI from `{roi: role}`: warm ones for targets, cool ones for organs, grey for the body."""
     colors, targets, organs = {}, 0, 0
-    for name, roi in patient.rois.items():
-        if roi.role == "external":
+    for name, role in roles.items():
+        if role == "external":
             colors[name] = "#9aa0a6"
-        elif roi.role == "target":
+        elif role == "target":
             colors[name], targets = _TARGETS[targets % len(_TARGETS)], targets + 1
         else:
             colors[name], organs = _ORGANS[organs % len(_ORGANS)], organs + 1
     return colors
+
+
+def roi_colors(patient: Patient) -> dict[str, str]:
+    """One colour a ROI, the same in every figure."""
+    return colors_by_role({name: roi.role for name, roi in patient.rois.items()})
 
 
 def shown_rois(patient: Patient, available: Iterable[str], first: Iterable[str] = (), limit: int = 12) -> list[str]:

@@ -1,0 +1,151 @@
+"""The command line: exit statuses, one line for a wrong input, and a case file that runs as it was written."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+
+import pytest
+
+from torchimpt.cli.app import main
+from torchimpt.cli.logs import set_up
+from torchimpt.cli.show import show_run
+from torchimpt.config import load_case
+from torchimpt.phantoms import phantom
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Run the command line in a folder of its own; returns exit status, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["torchimpt", *map(str, arguments)])
+        with warnings.catch_warnings(), pytest.raises(SystemExit) as stop:
+            main()
+        captured = capsys.readouterr()
+        return stop.value.code or 0, captured.out, captured.err
+
+    return call
+
+
+def test_help_lists_the_commands(run):
+    status, out, _ = run("--help")
+    assert status == 0
+    for command in ("plan", "dose", "evaluate", "compare", "new"):
+        assert f"\n  {command} " in out
+
+
+@pytest.mark.parametrize("command", ["plan", "dose", "evaluate"])
+def test_common_flags(run, command):
+    status, out, _ = run(command, "--help")
+    assert status == 0
+    for flag in ("--device", "--threads", "--dtype", "--seed", "--set", "--quiet", "--verbose"):
+        assert flag in out
+
+
+def test_help_imports_nothing_heavy():
+    code = "import sys, torchimpt.cli.app as a\ntry: a.main()\nfinally: assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code, "--version"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("torchimpt ") and done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], ""),
+        (["pan"], "No such command 'pan'"),
+        (["plan"], "Missing argument"),
+        (["plan", "none.toml", "--out", "r"], "no case file at none.toml"),
+        (["plan", "case.toml", "--out", "r", "--device", "gpu"], "'cpu', 'cuda', 'auto'"),
+        (["plan", "case.toml", "--out", "r", "--set", "dose.cutof=3"], "unknown key 'dose.cutof' (did you mean 'cutoff_sigma'?)"),
+        (["plan", "case.toml", "--out", "r", "--set", "patient.path=nowhere"], "no such file or folder"),
+        (["evaluate", ".."], "has no case.toml"),
+        (["compare", "r"], "two or more run folders"),
+        (["new", "case"], "case.toml exists already"),
+        (["new", "no/where"], "no folder no"),
+        (["new", ""], "cannot name a case"),
+    ],
+)
+def test_wrong_input_is_one_line_and_status_2(run, arguments, message):
+    run("new", "case")
+    status, out, err = run(*arguments)
+    if arguments:
+        assert status == 2 and out == "" and message in err and err.startswith("torchimpt: ") and err.count("\n") == 1
+    else:
+        assert "Usage" in out + err
+
+
+def test_new_case_loads_and_names_rois_of_its_phantom(run, tmp_path):
+    status, out, _ = run("new", "my case")
+    assert status == 0 and "torchimpt plan" in out
+    case = load_case(tmp_path / "my case.toml")
+    assert case.title == "my case" and len(case.beams()) == 3 and len(case.scenarios()) == 9 and case.prescription() == 70.0
+    case.check_plan()
+    case.check_rois(phantom(case.patient.name).rois)
+
+
+def test_new_case_with_every_commented_key_loads(run, tmp_path):
+    """What the template says in comments is right too."""
+    run("new", "case")
+    (tmp_path / "case.toml").rename(tmp_path / "my_machine")
+    lines = (tmp_path / "my_machine").read_text().splitlines()
+    keys = [line[2:] if line.startswith("# ") and " = " in line and not line.startswith('# path = "pt') else line for line in lines]
+    text = "\n".join(keys).replace('name = "generic"', "").replace("hu_to_rsp.csv", "my_machine")
+    (tmp_path / "all.toml").write_text(text)
+    case = load_case(tmp_path / "all.toml")
+    assert case.machine.format == "csv" and case.dose.grid_mm == 3.0 and case.output.scenarios_dose and not case.optimizer.normalize
+
+
+def test_interrupt_is_130(monkeypatch, run):
+    monkeypatch.setattr("torchimpt.cli.template.write_case", lambda name: (_ for _ in ()).throw(KeyboardInterrupt))
+    status, _, err = run("new", "x")
+    assert status == 130 and err.strip() == "torchimpt: interrupted"
+
+
+def test_summary_of_a_run(capsys, tmp_path):
+    (tmp_path / "report.html").write_text("")
+    goal = {"roi": "CTV", "metric": "d(95)", "unit": "Gy", "limit": "≥ 66.5 Gy", "nominal": 68.0, "worst": 66.0, "worst_scenario": "x+3mm"}
+    metrics = {
+        "title": "A case",
+        "goals": [goal | {"passed": False}],
+        "converged": True,
+        "stop_reason": "converged: done",
+        "iterations": 120,
+        "evaluations": 130,
+        "objective": {"initial": 1e5, "final": 12.5},
+        "spots": {"nonzero": 900, "count": 1200, "energy_layers": 40},
+        "time_s": {"total": 61.0},
+    }
+    show_run(metrics, tmp_path)
+    out = capsys.readouterr().out
+    for text in (
+        "A case",
+        "D95 ≥ 66.5 Gy",
+        "68.0",
+        "66.0",
+        "x+3mm",
+        "not met",
+        "100,000 to 12.5",
+        "900 of 1,200 spots",
+        "61 s",
+        "report.html",
+    ):
+        assert text in out
+    regions = {"CTV": {"d95_gy": 68.0, "d2_gy": 71.0, "mean_gy": 70.0, "max_gy": 72.0}}
+    show_run({"title": "", "scenarios": [{"name": "nominal", "rois": regions}]}, tmp_path)
+    assert "68.00" in capsys.readouterr().out
+
+
+def test_warnings_are_one_line_on_stderr(capsys):
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        set_up(quiet=False, verbose=False)
+        warnings.warn("the table ends at 3000 HU", UserWarning, stacklevel=1)
+    assert capsys.readouterr().err == "torchimpt: the table ends at 3000 HU\n"
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        set_up(quiet=True, verbose=False)
+        warnings.warn("the table ends at 3000 HU", UserWarning, stacklevel=1)
+    assert capsys.readouterr().err == ""

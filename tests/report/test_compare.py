@@ -1,0 +1,67 @@
+"""Runs side by side."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+
+from torchimpt.checks import InputError
+from torchimpt.evaluate import scenario_table, worst_table, write_dvh_csv
+from torchimpt.report import comparison, read_runs, write_comparison
+
+
+@pytest.fixture
+def runs(tmp_path, report_data):
+    """Two complete run folders; the second has a lower objective and took longer."""
+    scenarios = scenario_table(report_data.roi_doses)
+    metrics = {**report_data.metrics, "scenarios": scenarios, "worst": worst_table(scenarios), "goals": copy.deepcopy(report_data.goals)}
+    for name, objective, total in (("a", 6.0, 50.0), ("b", 5.0, 70.0)):
+        folder = tmp_path / name / "run"
+        folder.mkdir(parents=True)
+        own = metrics | {"objective": {"final": objective}, "time_s": {"total": total}}
+        (folder / "metrics.json").write_text(json.dumps(own))
+        (folder / "case.toml").write_text('[spots]\ntarget = "PTV <1>"\n')
+        write_dvh_csv(folder / "dvh.csv", report_data.roi_doses)
+    return [tmp_path / "a" / "run", tmp_path / "b" / "run"]
+
+
+def test_names_tell_the_folders_apart(runs):
+    assert [run.name for run in read_runs(runs)] == ["a/run", "b/run"]
+
+
+def test_table_marks_the_best(runs):
+    rows = {row.label: row for row in comparison(read_runs(runs))}
+    assert rows["Objective"].cells == ["6", "5"] and rows["Objective"].best == [1]
+    assert rows["Time in all"].cells == ["50 s", "70 s"] and rows["Time in all"].best == [0]
+    assert rows["PTV <1> D95"].best == [] and len(set(rows["PTV <1> D95"].cells)) == 1
+    assert "Monitor units" not in rows
+    assert rows["PTV <1> D95 ≥ 50 Gy"].cells[0].endswith("✕")
+
+
+def test_a_run_may_lack_what_the_other_has(runs):
+    metrics = json.loads((runs[0] / "metrics.json").read_text())
+    del metrics["goals"], metrics["objective"]
+    (runs[0] / "metrics.json").write_text(json.dumps(metrics))
+    rows = {row.label: row for row in comparison(read_runs(runs))}
+    assert rows["Objective"].cells == ["–", "5"] and rows["Objective"].best == []
+    assert rows["PTV <1> D95 ≥ 50 Gy"].cells[0] == "–"
+
+
+def test_page(runs, tmp_path):
+    write_comparison(tmp_path / "comparison.html", read_runs(runs))
+    page = (tmp_path / "comparison.html").read_text(encoding="utf-8")
+    assert "PTV &lt;1&gt;" in page and 'id="overlay"' in page and page.endswith("</html>") and "<strong>5</strong>" in page
+
+
+def test_what_cannot_be_compared(runs, tmp_path):
+    with pytest.raises(InputError, match="two or more"):
+        read_runs(runs[:1])
+    with pytest.raises(InputError, match="same folder"):
+        read_runs([runs[0], runs[0]])
+    with pytest.raises(InputError, match="no run folder at"):
+        read_runs([runs[0], tmp_path / "c"])
+    (runs[1] / "metrics.json").unlink()
+    with pytest.raises(InputError, match="incomplete"):
+        read_runs(runs)

@@ -1,0 +1,193 @@
+"""The command line: commands parse, call and print; what they do is elsewhere.
+
+Nothing heavy is imported before a command runs, so that `torchimpt --help` answers at once. Exit status: 0 done; 2 the input is wrong;
+3 the solver stopped short of its tolerance (outputs are written); 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from torchimpt.version import __version__
+
+        typer.echo(f"torchimpt {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def root(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False) -> None:
+    """Proton therapy planning: differentiable dose, fast robust optimization."""
+
+
+CaseFile = Annotated[Path, typer.Argument(metavar="CASE.toml", help="The case file; `torchimpt new NAME` writes one.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+Out = Annotated[Path, typer.Option("--out", metavar="RUN", help="The run folder to write.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="section.key=value", help="Set any key of the case file; repeatable.")]
+Device = Annotated[Literal["cpu", "cuda", "auto"], typer.Option("--device", help="Where to compute; auto takes a GPU where there is one.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, metavar="N", help="CPU threads; omitted: all.")]
+Dtype = Annotated[Literal["float32", "float64"] | None, typer.Option("--dtype", help="Instead of the case file's dose.dtype.")]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, metavar="N", help="Instead of the case file's seed.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no warnings on stderr.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="The log on stderr, instead of progress bars.")]
+
+
+def _case(path: Path, overrides: list[str] | None, dtype: str | None, seed: int | None):
+    """The case file, or that of a run folder, with the command line's overrides, the flags last."""
+    from torchimpt.config import load_case
+
+    flags = [f"{key}={value}" for key, value in (("dose.dtype", dtype), ("seed", seed)) if value is not None]
+    return load_case(path, [*(overrides or ()), *flags])
+
+
+def _progress(quiet: bool, verbose: bool):
+    """Logging as asked for, and the progress bars that go with it."""
+    from torchimpt.cli.logs import set_up
+    from torchimpt.monitor import Progress
+
+    set_up(quiet=quiet, verbose=verbose)
+    return Progress(enabled=False if quiet or verbose else None)
+
+
+@app.command()
+def plan(
+    case_file: CaseFile,
+    out: Out,
+    overrides: Set = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's checkpoint.pt.")] = False,
+    device: Device = "auto",
+    threads: Threads = None,
+    dtype: Dtype = None,
+    seed: Seed = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Plan a case: place spots, compute dose, optimize, evaluate, report."""
+    progress = _progress(quiet, verbose)
+    case = _case(case_file, overrides, dtype, seed)
+
+    from torchimpt.cli.show import show_run
+    from torchimpt.planning.workflow import run_plan
+
+    result = run_plan(case, out, device=device, dtype=case.dose.dtype, threads=threads, resume=resume, progress=progress)
+    show_run(result.metrics, out)
+    if not result.metrics["converged"]:
+        raise typer.Exit(3)
+
+
+@app.command()
+def dose(
+    case_file: CaseFile,
+    plan: Annotated[Path, typer.Option("--plan", metavar="PLAN", help="plan.json, or CSV beam,energy_mev,x_mm,y_mm,weight.")],
+    out: Out,
+    overrides: Set = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    dtype: Dtype = None,
+    seed: Seed = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Compute the dose of a given plan or spot list on the case's patient and machine; nothing is optimized."""
+    progress = _progress(quiet, verbose)
+    case = _case(case_file, overrides, dtype, seed)
+
+    from torchimpt.cli.show import show_run
+    from torchimpt.planning.workflow import run_dose
+
+    result = run_dose(case, plan, out, device=device, dtype=case.dose.dtype, threads=threads, progress=progress)
+    show_run(result.metrics, out)
+
+
+@app.command()
+def evaluate(
+    run: RunFolder,
+    scenarios: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--scenarios",
+            metavar="NAMES",
+            help="Comma-separated: nominal, x+5mm, range-3.5%, y-2mm/range+3%, or boundary(5,3) for the nine of 5 mm and 3 %. "
+            "Omitted: those planned with.",
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FOLDER", help="Where to write; omitted: RUN/evaluation.")] = None,
+    overrides: Set = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    dtype: Dtype = None,
+    seed: Seed = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Evaluate a run in scenarios other than those it was planned with: DVH bands and goals."""
+    progress = _progress(quiet, verbose)
+    case = _case(run, overrides, dtype, seed)
+
+    from torchimpt.cli.show import show_run
+    from torchimpt.evaluate.scenario_names import parse_scenarios
+    from torchimpt.planning.workflow import run_evaluate
+
+    wanted = parse_scenarios(scenarios) if scenarios else case.scenarios()
+    folder = out if out is not None else run / "evaluation"
+    result = run_evaluate(case, run, folder, scenarios=wanted, device=device, dtype=case.dose.dtype, threads=threads, progress=progress)
+    show_run(result.metrics, folder)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN ...", help="Two or more run folders.")],
+    out: Annotated[Path, typer.Option("--out", metavar="PAGE.html", help="Where the DVH overlay goes.")] = Path("comparison.html"),
+) -> None:
+    """Compare runs: a table side by side, and their DVHs in one plot."""
+    from torchimpt.cli.show import show_comparison
+    from torchimpt.report.compare import comparison, read_runs, write_comparison
+
+    records = read_runs(runs)
+    write_comparison(out, records)
+    show_comparison([record.name for record in records], comparison(records), out)
+
+
+@app.command()
+def new(name: Annotated[str, typer.Argument(metavar="NAME", help="Of the case; NAME.toml is written.")]) -> None:
+    """Write a commented case file to start from; it runs as it stands."""
+    from torchimpt.cli.template import write_case
+
+    path = write_case(name)
+    typer.echo(f"Wrote {path}. Next: torchimpt plan {path} --out runs/{path.stem}")
+
+
+def main() -> None:
+    """Run the command line; a wrong input is one line on stderr and exit status 2."""
+    usage_error = typer.BadParameter.__mro__[1]
+    try:
+        status = app(standalone_mode=False)
+    except usage_error as error:
+        print(f"torchimpt: {error.format_message()}", file=sys.stderr)
+        status = 2
+    except (typer.Abort, KeyboardInterrupt):
+        status = 130
+    except Exception as error:
+        from torchimpt.checks import InputError
+
+        if not isinstance(error, InputError):
+            raise
+        print(f"torchimpt: {error}", file=sys.stderr)
+        status = 2
+    if status == 130:
+        print("torchimpt: interrupted", file=sys.stderr)
+    sys.exit(status)

@@ -1,0 +1,31 @@
+"""The log on stderr, and warnings as one line of it each."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+
+
+class _Stderr(logging.Handler):
+    """Writes to whatever stderr is at the moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
+
+
+def set_up(*, quiet: bool, verbose: bool) -> None:
+    """Send torchimpt's log to stderr: warnings and worse, with `quiet` errors only, with `verbose` everything.
+
+    The logger itself lets all pass from INFO up, so that a run folder's log has what the terminal leaves out.
+    """
+    logger = logging.getLogger("torchimpt")
+    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
+    for handler in [handler for handler in logger.handlers if isinstance(handler, _Stderr)]:
+        logger.removeHandler(handler)
+    handler = _Stderr(logging.ERROR if quiet else logging.DEBUG if verbose else logging.WARNING)
+    handler.setFormatter(
+        logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S") if verbose else logging.Formatter("torchimpt: %(message)s")
+    )
+    logger.addHandler(handler)
+    warnings.showwarning = lambda message, *_args, **_more: logger.warning("%s", message)

@@ -1,0 +1,84 @@
+"""Results on the terminal: tables for stdout, built with rich; colours only where stdout is a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from torchimpt.evaluate.dvh import Metric
+from torchimpt.report.compare import Row
+from torchimpt.report.numbers import amount, seconds
+
+
+def console() -> Console:
+    """stdout; where it is no terminal, wide enough that no row is broken."""
+    out = Console(highlight=False)
+    return out if out.is_terminal else Console(highlight=False, width=max(out.width, 160))
+
+
+def goals_table(goals: Sequence[Mapping[str, Any]]) -> Table:
+    """Goals with their values in the nominal and the worst scenario."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name, justify in (("Region", "left"), ("Goal", "left"), ("Nominal", "right"), ("Worst", "right"), ("In", "left"), ("", "left")):
+        table.add_column(name, justify=justify)
+    for goal in goals:
+        digits = 1 if goal["unit"] else 3
+        verdict = Text("met", style="green") if goal["passed"] else Text("not met", style="bold red")
+        label = f"{Metric.parse(goal['metric']).label} {goal['limit']}"
+        table.add_row(goal["roi"], label, f"{goal['nominal']:.{digits}f}", f"{goal['worst']:.{digits}f}", goal["worst_scenario"], verdict)
+    return table
+
+
+def _regions_table(metrics: Mapping[str, Any]) -> Table:
+    """D95, D2 and mean of every ROI, for a run without goals."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("Region", "D95, Gy", "D2, Gy", "Mean, Gy", "Max, Gy"):
+        table.add_column(name, justify="left" if name == "Region" else "right")
+    for roi, row in metrics["scenarios"][0]["rois"].items():
+        table.add_row(roi, *(f"{row[key]:.2f}" for key in ("d95_gy", "d2_gy", "mean_gy", "max_gy")))
+    return table
+
+
+def show_run(metrics: Mapping[str, Any], folder: str | Path) -> None:
+    """What a run came to: goals, how the solver stopped, where the report is."""
+    out = console()
+    out.print(Text(metrics.get("title") or "Untitled case", style="bold"))
+    if metrics.get("goals"):
+        out.print(goals_table(metrics["goals"]))
+    elif metrics.get("scenarios"):
+        out.print(_regions_table(metrics))
+    if "iterations" in metrics:
+        out.print(
+            f"{metrics['stop_reason']}\n{metrics['iterations']:,} iterations, {metrics['evaluations']:,} evaluations, objective "
+            f"{amount(metrics['objective']['initial'])} to {amount(metrics['objective']['final'])}"
+        )
+    if "spots" in metrics:
+        out.print(f"{metrics['spots']['nonzero']:,} of {metrics['spots']['count']:,} spots in {metrics['spots']['energy_layers']} layers")
+    if "total" in metrics.get("time_s", {}):
+        out.print(f"{' '.join(seconds(metrics['time_s']['total']))} in all")
+    report = Path(folder) / "report.html"
+    if report.is_file():
+        out.print(f"Report: {report}", soft_wrap=True)
+
+
+def show_comparison(names: Sequence[str], rows: Sequence[Row], page: str | Path) -> None:
+    """Runs side by side, the best in bold."""
+    out = console()
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    for name in names:
+        table.add_column(name, justify="right")
+    group = None
+    for row in rows:
+        if row.group != group:
+            table.add_section()
+            group = row.group
+        table.add_row(row.label, *(Text(cell, style="bold" if i in row.best else "") for i, cell in enumerate(row.cells)))
+    out.print(table)
+    out.print(f"DVH overlay: {page}", soft_wrap=True)

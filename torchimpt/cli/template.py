@@ -1,0 +1,28 @@
+"""`torchimpt new`: the commented case file."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+from torchimpt.checks import InputError
+
+
+def write_case(name: str) -> Path:
+    """Write `NAME.toml` and return its path; an existing file is never replaced.
+
+    Parameters
+    ----------
+    name
+        Of the case, with or without `.toml`; it may have a folder in front, which must exist.
+    """
+    path = Path(name if name.endswith(".toml") else f"{name}.toml")
+    if path.name == ".toml" or '"' in name or "\\" in name:
+        raise InputError(f"'{name}' cannot name a case; give a plain name such as prostate_1")
+    if not path.parent.is_dir():
+        raise InputError(f"no folder {path.parent} to write {path.name} to; make it first")
+    if path.exists():
+        raise InputError(f"{path} exists already; give another name, or take it away first")
+    text = files("torchimpt.cli").joinpath("template.toml").read_text(encoding="utf-8")
+    path.write_text(text.replace("{file}", str(path)).replace("{name}", path.stem), encoding="utf-8")
+    return path

@@ -1,0 +1,193 @@
+"""Several runs side by side: a table of what matters, and their DVHs in one plot."""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from torchimpt.checks import InputError
+from torchimpt.evaluate.dvh import Metric
+from torchimpt.evaluate.tables import read_dvh_csv
+from torchimpt.report.figures import Curves, overlay_figure
+from torchimpt.report.numbers import amount, gy, seconds
+from torchimpt.report.style import colors_by_role, svg
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run folder as it was read.
+
+    Attributes
+    ----------
+    name
+        The folder's name, or as much of its path as tells it from the others.
+    metrics
+        `metrics.json`.
+    curves
+        `curves[scenario][roi]`: dose in Gy and volume in %.
+    case
+        The resolved case file as a tree; empty where there is none.
+    """
+
+    name: str
+    metrics: Mapping[str, Any]
+    curves: Mapping[str, Curves]
+    case: Mapping[str, Any]
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """ROIs that spots were placed for."""
+        target = self.case.get("spots", {}).get("target", ())
+        return (target,) if isinstance(target, str) else tuple(target)
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that tell them apart."""
+    parts = [folder.resolve().parts for folder in folders]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(p[-depth:]) for p in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise InputError(f"two of the runs to compare are the same folder: {', '.join(map(str, folders))}")
+
+
+def read_runs(folders: Sequence[str | Path]) -> list[RunRecord]:
+    """Read run folders; an error says which of them is none or incomplete."""
+    paths = [Path(folder) for folder in folders]
+    if len(paths) < 2:
+        raise InputError("compare takes two or more run folders")
+    runs = []
+    for path, name in zip(paths, _names(paths), strict=True):
+        if not path.is_dir():
+            raise InputError(f"no run folder at {path}")
+        if not (path / "metrics.json").is_file():
+            raise InputError(f"{path} has no metrics.json: the run is incomplete, or the folder is no run folder")
+        metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
+        case = tomllib.loads((path / "case.toml").read_text(encoding="utf-8")) if (path / "case.toml").is_file() else {}
+        runs.append(RunRecord(name, metrics, read_dvh_csv(path / "dvh.csv"), case))
+    return runs
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the comparison: a text a run, `"–"` where it has none, and the indices of the best (empty where none is better)."""
+
+    group: str
+    label: str
+    cells: list[str]
+    best: list[int]
+
+
+def _row(
+    group: str,
+    label: str,
+    runs: Sequence[RunRecord],
+    look: Callable[[Mapping[str, Any]], float],
+    show: Callable[[float], str],
+    better: Callable | None = None,
+) -> Row | None:
+    """A row of what `look` finds in each run's metrics; None when no run has it. `better` is `min` or `max`."""
+    values: list[float | None] = []
+    for run in runs:
+        try:
+            values.append(look(run.metrics))
+        except (KeyError, StopIteration):
+            values.append(None)
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    top = better(known) if better is not None and len(set(known)) > 1 else None
+    cells = ["–" if value is None else show(value) for value in values]
+    return Row(group, label, cells, [i for i, value in enumerate(values) if top is not None and value == top])
+
+
+def _goal_rows(runs: Sequence[RunRecord]) -> list[Row | None]:
+    """Nominal and worst value of every goal that any run has."""
+    rows: list[Row | None] = []
+    goals = {(g["roi"], g["metric"], g.get("limit", "")): g for run in runs for g in run.metrics.get("goals", ())}
+    for (roi, metric, limit), _ in goals.items():
+
+        def find(metrics: Mapping[str, Any], roi=roi, metric=metric, limit=limit) -> Mapping[str, Any]:
+            return next(g for g in metrics["goals"] if (g["roi"], g["metric"], g.get("limit", "")) == (roi, metric, limit))
+
+        cells, best = [], []
+        for number, run in enumerate(runs):
+            try:
+                goal = find(run.metrics)
+            except (KeyError, StopIteration):
+                cells.append("–")
+                continue
+            digits = 1 if Metric.parse(metric).unit else 3
+            cells.append(f"{goal['nominal']:.{digits}f}, worst {goal['worst']:.{digits}f} {'✓' if goal['passed'] else '✕'}")
+            best += [number] if goal["passed"] else []
+        rows.append(Row("Goals", f"{roi} {Metric.parse(metric).label} {limit}".strip(), cells, best if len(best) < len(runs) else []))
+    return rows
+
+
+def comparison(runs: Sequence[RunRecord]) -> list[Row]:
+    """The rows of the table, group by group: plan, targets, goals, cost."""
+
+    def whole(value: float) -> str:
+        return f"{value:,.0f}"
+
+    def time(value: float) -> str:
+        return " ".join(seconds(value))
+
+    rows = [
+        _row("Plan", "Objective", runs, lambda m: m["objective"]["final"], amount, min),
+        _row("Plan", "Converged", runs, lambda m: m["converged"], lambda v: "yes" if v else "no"),
+        _row("Plan", "Spots in use", runs, lambda m: m["spots"]["nonzero"], whole),
+        _row("Plan", "Energy layers", runs, lambda m: m["spots"]["energy_layers"], whole),
+        _row("Plan", "Monitor units", runs, lambda m: m["delivery"]["mu"], whole),
+    ]
+    for target in dict.fromkeys(name for run in runs for name in run.targets):
+        for key, label, better in (("d95_gy", "D95", max), ("d98_gy", "D98", max), ("d2_gy", "D2", min)):
+            nominal = _row("Targets", f"{target} {label}", runs, lambda m, t=target, k=key: m["scenarios"][0]["rois"][t][k], gy, better)
+            worst = _row("Targets", f"{target} {label}, worst", runs, lambda m, t=target, k=key: m["worst"][t][k], gy, better)
+            rows += [nominal, worst]
+    rows += _goal_rows(runs)
+    rows += [
+        _row("Cost", "Iterations", runs, lambda m: m["iterations"], whole),
+        _row("Cost", "Evaluations", runs, lambda m: m["evaluations"], whole),
+        _row("Cost", "Time optimizing", runs, lambda m: m["time_s"]["optimize"], time, min),
+        _row("Cost", "Time in all", runs, lambda m: m["time_s"]["total"], time, min),
+        _row("Cost", "Peak memory, GB", runs, lambda m: m["peak_memory_bytes"] / 1e9, lambda v: f"{v:.2f}", min),
+    ]
+    return [row for row in rows if row is not None]
+
+
+def _shown(runs: Sequence[RunRecord], limit: int = 10) -> list[str]:
+    """ROIs to draw: targets, those with goals, those with objectives."""
+    wanted = [name for run in runs for name in run.targets]
+    wanted += [goal["roi"] for run in runs for goal in run.metrics.get("goals", ())]
+    wanted += [objective["roi"] for run in runs for objective in run.case.get("objective", ())]
+    everywhere = [roi for run in runs for roi in next(iter(run.curves.values()), {})]
+    names = [name for name in dict.fromkeys(wanted) if name in everywhere] or list(dict.fromkeys(everywhere))
+    return [name for name in names if name.lower() not in ("external", "body")][:limit]
+
+
+def write_comparison(path: str | Path, runs: Sequence[RunRecord]) -> None:
+    """Write the table and the DVH overlay as one self-contained page; the file appears only when it is whole."""
+    path = Path(path)
+    rois = _shown(runs)
+    targets = {name for run in runs for name in run.targets}
+    colors = colors_by_role({name: "target" if name in targets else "oar" for name in rois})
+    figure = overlay_figure({run.name: run.curves for run in runs}, rois, colors)
+    environment = Environment(loader=PackageLoader("torchimpt.report", "templates"), autoescape=True, undefined=StrictUndefined)
+    page = environment.get_template("compare.html").render(
+        runs=runs,
+        rows=comparison(runs),
+        figure=Markup(svg(figure, "overlay")),
+        legend=[{"name": name, "color": colors[name]} for name in rois],
+    )
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(page, encoding="utf-8")
+    os.replace(partial, path)
