@@ -34,7 +34,7 @@ NO_SHARE = 1e-9
 """A component with a smaller fraction gives no dose; its variances are blended without it, to keep them finite."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DepthCurve:
     """Curves in water of one tabulated energy.
 
@@ -62,7 +62,7 @@ def _spline(x: np.ndarray, y: np.ndarray):
     return make_interp_spline(x, y, k=min(3, len(x) - 1))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ScaledCurves:
     """Tabulated curves against scaled depth `t = j step`; see the module.
 
@@ -145,7 +145,7 @@ class ScaledCurves:
 
     def layers(self, energy: torch.Tensor, optics_start: float, optics_step: float, optics_variance: torch.Tensor) -> LayerTables:
         """Tables of layers of these energies `(n_layers,)`, MeV, all within the tabulated ones; see `LayerTables` for the optics."""
-        index = (torch.searchsorted(self.energy, energy, right=True) - 1).clamp(0, max(len(self.energy) - 2, 0))
+        index = (torch.searchsorted(self.energy.contiguous(), energy.contiguous(), right=True) - 1).clamp(0, max(len(self.energy) - 2, 0))
         after = (index + 1).clamp_max(len(self.energy) - 1)
         weight = ((energy - self.energy[index]) / (self.energy[after] - self.energy[index]).clamp_min(1e-300)).clamp(0.0, 1.0)[:, None]
 

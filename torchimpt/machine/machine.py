@@ -24,7 +24,7 @@ ROUNDING = 1e-6
 """Energies and ranges this close to the machine's ends, relative, are the ends themselves: float32 rounds as much."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Machine:
     """A proton machine.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Optics:
     """In-air standard deviation of a spot on planes `Zg`, linear in energy between the tabulated ones.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 import torch
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LayerTables:
     """Depth dose, lateral spread and optics of energy layers, tabulated for linear interpolation.
 
