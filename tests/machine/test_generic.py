@@ -147,4 +147,4 @@ def test_protons_per_mu_grow_with_energy():
     assert bool((count.diff() > 0).all())
     # 3 nC / (1 cm x 1.2047e-3 g/cm^3 x S_air / 34.44 eV) with PSTAR's S_air at 150 MeV, 4.816 MeV cm^2/g
     expected = 3e-9 / (4.816 * 1.2047e-3 / 34.44e-6 * 1.602176634e-19) / 1e6
-    assert float(count[1]) == pytest.approx(expected, rel=0.02)
+    assert float(count[1]) == pytest.approx(expected, rel=0.01)

@@ -106,13 +106,13 @@ class Machine:
         """10^6 protons in one monitor unit at energies in MeV, shape as given: a nominal calibration, not a measured one.
 
         One MU is the charge `CHARGE_PER_MU` (3 nC) from a chamber with `CHAMBER_GAP_CM` (1 cm) of air, where a proton frees
-        `S_air rho_air gap / W` pairs: S in water from the range rule, `S = 10 E^(1-p) / (alpha p)` MeV cm^2/g; air over water 0.88
-        (PSTAR, 70 to 230 MeV, within 0.5 %); 1.2047e-3 g/cm^3; W = 34.44 eV (ICRU Report 90). 60 to 160 million protons, as clinical
+        `S_air rho_air gap / W` pairs: S in water from the range rule, `S = 10 E^(1-p) / (alpha p)` MeV cm^2/g; air over water 0.885
+        (PSTAR, 70 to 230 MeV, within 0.3 %); 1.2047e-3 g/cm^3; W = 34.44 eV (ICRU Report 90). 60 to 160 million protons, as clinical
         machines have it.
         """
         energy = torch.as_tensor(energy, dtype=torch.float64)
         stopping_water = 10.0 * energy / (RANGE_POWER * range_from_energy(energy))
-        pairs = 0.88 * stopping_water * 1.2047e-3 * CHAMBER_GAP_CM / 34.44e-6
+        pairs = 0.885 * stopping_water * 1.2047e-3 * CHAMBER_GAP_CM / 34.44e-6
         return CHARGE_PER_MU / (pairs * 1.602176634e-19) / 1e6
 
     def _inside(self, energies: float | Sequence[float] | torch.Tensor) -> torch.Tensor:
