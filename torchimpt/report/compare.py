@@ -104,8 +104,8 @@ def _row(
     known = [value for value in values if value is not None]
     if not known:
         return None
-    top = better(known) if better is not None and len(set(known)) > 1 else None
     cells = ["–" if value is None else show(value) for value in values]
+    top = better(known) if better is not None and len(set(cells)) > 1 and len(known) > 1 else None
     return Row(group, label, cells, [i for i, value in enumerate(values) if top is not None and value == top])
 
 
@@ -149,7 +149,7 @@ def comparison(runs: Sequence[RunRecord]) -> list[Row]:
         _row("Plan", "Monitor units", runs, lambda m: m["delivery"]["mu"], whole),
     ]
     for target in dict.fromkeys(name for run in runs for name in run.targets):
-        for key, label, better in (("d95_gy", "D95", max), ("d98_gy", "D98", max), ("d2_gy", "D2", min)):
+        for key, label, better in (("d95_gy", "D95", max), ("d98_gy", "D98", max), ("d2_gy", "D2", None)):
             nominal = _row("Targets", f"{target} {label}", runs, lambda m, t=target, k=key: m["scenarios"][0]["rois"][t][k], gy, better)
             worst = _row("Targets", f"{target} {label}, worst", runs, lambda m, t=target, k=key: m["worst"][t][k], gy, better)
             rows += [nominal, worst]

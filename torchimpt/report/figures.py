@@ -107,7 +107,7 @@ def overlay_figure(
     styles = ["-", (0, (5, 2)), (0, (1.2, 1.4)), (0, (6, 2, 1.2, 2))]
     with rc():
         figure = new_figure(*size)
-        axes = figure.add_axes((0.05, 0.11, 0.935, 0.84))
+        axes = figure.add_axes((0.05, 0.11, 0.935, 0.81))
         top = 0.0
         for number, scenarios in enumerate(runs.values()):
             nominal = next(iter(scenarios.values()))
@@ -120,7 +120,7 @@ def overlay_figure(
                 axes.plot(axis, volume, color=colors[roi], linewidth=1.5, linestyle=styles[number % len(styles)])
         for number, name in enumerate(runs):
             axes.plot([], [], color=INK, linewidth=1.4, linestyle=styles[number % len(styles)], label=name)
-        axes.legend(loc="lower left")
+        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(runs), borderaxespad=0.2)
         _dvh_axes(axes, max(top, 1.04 * (prescription or 0.0)) or 1.0)
         _mark_prescription(axes, prescription)
     return figure
