@@ -119,7 +119,7 @@ def _advance(trial: Trial, before: Trial | None, high: float) -> float:
 
 def line_minimum(
     line: Callable[[float], tuple[float, float]],
-    start: tuple[float, float],
+    start_slope: float,
     first: float,
     *,
     longest: float = math.inf,
@@ -135,8 +135,8 @@ def line_minimum(
     ----------
     line
         `l -> (f(l), df/dl)`.
-    start
-        Value and slope at zero; the slope negative.
+    start_slope
+        Slope at zero, negative.
     first
         First trial length, positive.
     longest
@@ -146,8 +146,8 @@ def line_minimum(
     max_trials
         Calls of `line` allowed.
     """
-    target = precision * abs(start[1])
-    low, slope_low = 0.0, start[1]
+    target = precision * abs(start_slope)
+    low, slope_low = 0.0, start_slope
     length, high, slope_high = min(first, longest), math.inf, 0.0
     side = 0
     for _ in range(max_trials):

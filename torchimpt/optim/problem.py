@@ -70,20 +70,30 @@ class Composite:
     Parameters
     ----------
     forward
-        `x (n,) -> A x`, in any shape; linear. Products with vectors that are mostly zero should be cheap where they can be: after the
-        projection bends a line, one is asked for with the clipped components only.
+        `x (n,) -> A x`, in any shape; linear.
     adjoint
         `r -> A^T r (n,)`, for `r` in the shape of `A x`.
     outer
         `phi`.
+    forward_some
+        `(index (k,), values (k,)) -> A[:, index] values`, for the few components (about 1 % of a plan's spots) that the bounds cut off in
+        each iteration; worth having where it costs in proportion to `k`. `forward` with zeros elsewhere when left out.
     refresh
         After so many lines the image is computed afresh, which bounds the rounding that updates gather.
     """
 
-    def __init__(self, forward: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], Tensor], outer: Outer, refresh: int = 50) -> None:
-        self.forward, self.adjoint, self.outer, self.refresh = forward, adjoint, outer, refresh
+    def __init__(
+        self,
+        forward: Callable[[Tensor], Tensor],
+        adjoint: Callable[[Tensor], Tensor],
+        outer: Outer,
+        *,
+        forward_some: Callable[[Tensor, Tensor], Tensor] | None = None,
+        refresh: int = 50,
+    ) -> None:
+        self.forward, self.adjoint, self.outer, self.forward_some, self.refresh = forward, adjoint, outer, forward_some, refresh
         self.products = 0
-        """Products with `A` and `A^T` so far, those with a few components included."""
+        """Full products with `A` and `A^T` so far."""
         self._x: Tensor | None = None
         self._image: Tensor | None = None
         self._age = 0
@@ -99,6 +109,13 @@ class Composite:
         """`A x`, computed."""
         self.products += 1
         return self.forward(x)
+
+    def change(self, delta: Tensor) -> Tensor:
+        """`A delta` for a vector that is mostly zero."""
+        if self.forward_some is None:
+            return self.product(delta)
+        index = delta.nonzero().flatten()
+        return self.forward_some(index, delta[index])
 
     def keep(self, x: Tensor, image: Tensor) -> None:
         """Store `image = A x`."""
@@ -145,7 +162,7 @@ class CompositeLine:
         clipped = x_new - torch.add(self._x, self._direction, alpha=length)
         rate = self._rate * length
         if clipped.any():
-            rate = rate + self._problem.product(clipped)
+            rate = rate + self._problem.change(clipped)
         return CompositeLine(self._problem, self._x, x_new - self._x, self._image, rate)
 
     def value_and_grad(self, length: float, x_new: Tensor) -> tuple[float, Tensor]:

@@ -145,7 +145,7 @@ class WolfeStep(Step):
         first = self.first_length(state, direction)
         trial, n_trials = wolfe(path, state.value, first, delta=self.delta, theta=self.theta, noise=self.noise(state))
         state.evaluations += n_trials
-        if trial is None or not trial.value <= state.value:
+        if trial is None:
             return None
         x, gradient, moved = trial.point
         rise = trial.slope - trial.start_slope
@@ -157,28 +157,32 @@ class WolfeStep(Step):
 
 
 class LineStep(Step):
-    """Step to the minimum on the line; where bounds bend the line, to the minimum between the old point and the bent line's end."""
+    """Step to the minimum on the line, cut off at the bounds.
+
+    Where bounds bend the path, its end is taken as it is when it is low enough (Eq. 11), because stopping short of it would leave the
+    bounds again that were just reached; otherwise the minimum between the old point and the bent end.
+    """
 
     def along(self, problem: LineProblem, state: State, direction: Direction) -> State | None:
-        line = problem.line(state.x, direction.vector)
-        start = (state.value, direction.slope)
-        length = line_minimum(line.value_slope, start, self.first_length(state, direction))
-        straight = torch.add(state.x, direction.vector, alpha=length)
-        x = self.bounds.clamp(straight)
-        moved = direction.vector
+        line, moved = problem.line(state.x, direction.vector), direction.vector
+        # The line's own start, not the state's: both stand for one number, and rounding must not decide between them.
+        start, slope = line.value_slope(0.0)
+        if not slope < 0:
+            return None
+        length = line_minimum(line.value_slope, slope, self.first_length(state, direction))
+        straight = torch.add(state.x, moved, alpha=length)
+        x, share = self.bounds.clamp(straight), length
         if not torch.equal(x, straight):
-            line, moved = line.bend(length, x), x - state.x
-            slope = dot(state.gradient, moved)
-            share = line_minimum(line.value_slope, (state.value, slope), 1.0, longest=1.0)
-            x = x if share == 1.0 else self.bounds.clamp(torch.add(state.x, moved, alpha=share))
-            moved, length_on_line, length = moved / length, share, length * share
-        else:
-            length_on_line = length
-        value, gradient = line.value_and_grad(length_on_line, x)
+            line, along = line.bend(length, x), x - state.x
+            share, slope = 1.0, dot(state.gradient, along)
+            if not line.value_slope(1.0)[0] <= start + self.delta * slope:
+                share = line_minimum(line.value_slope, slope, 0.5, longest=1.0)
+                x = self.bounds.clamp(torch.add(state.x, along, alpha=share))
+            moved, slope, length = along / length, slope / length, length * share
+        value, gradient = line.value_and_grad(share, x)
         state.evaluations += 1
-        if not (math.isfinite(value) and value <= state.value + self.noise(state)):
+        if not (math.isfinite(value) and value <= start + self.noise(state)):
             return None
         return State(
-            x, value, gradient, state.gradient, moved, length, dot(state.gradient, moved), length, direction.beta,
-            state.iteration + 1, state.evaluations,
+            x, value, gradient, state.gradient, moved, length, slope, length, direction.beta, state.iteration + 1, state.evaluations
         )  # fmt: skip
