@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from torchimpt.checks import InputError
+from torchimpt.checks import InputError, nearest
 
 _EXTERNAL = re.compile(r"(external|body|skin|outer ?contour)", re.IGNORECASE)
 _TARGET = re.compile(r"(ptv|ctv|gtv|itv).*|.*target.*", re.IGNORECASE)
@@ -29,40 +29,55 @@ def role_of(name: str) -> str:
 
 def input_file(path: str | os.PathLike, what: str) -> Path:
     """`path` if it is a readable file, else an error that says what was looked for and what lies there instead."""
-    path = Path(path)
-    if path.is_dir():
+    path, mode = _look(path, what, "file")
+    if stat.S_ISDIR(mode):
         raise InputError(f"{what}: {path} is a folder, a file is needed")
-    if not path.exists():
-        raise InputError(f"{what}: no file {path}{_beside(path)}")
-    if not os.access(path, os.R_OK):
-        raise InputError(f"{what}: no permission to read {path}")
-    return path
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{what}: {path} is a device or a pipe, a file is needed")
+    with _readable(path, what), path.open("rb"):
+        return path
 
 
 def input_folder(path: str | os.PathLike, what: str) -> Path:
     """`path` if it is a readable folder, else an error that says what was looked for and what lies there instead."""
-    path = Path(path)
-    if path.is_file():
+    path, mode = _look(path, what, "folder")
+    if not stat.S_ISDIR(mode):
         raise InputError(f"{what}: {path} is a file, a folder is needed")
-    if not path.exists():
-        raise InputError(f"{what}: no folder {path}{_beside(path)}")
-    if not os.access(path, os.R_OK | os.X_OK):
-        raise InputError(f"{what}: no permission to read the folder {path}")
-    return path
+    with _readable(path, what), os.scandir(path):
+        return path
+
+
+def _look(path: str | os.PathLike, what: str, kind: str) -> tuple[Path, int]:
+    """The path and its mode, or an error when nothing is there."""
+    path = Path(path)
+    with _readable(path, what):
+        try:
+            return path, path.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+    raise InputError(f"{what}: no {kind} {path}{_beside(path)}")
+
+
+@contextmanager
+def _readable(path: Path, what: str) -> Iterator[None]:
+    """Turn the system's refusal to read into an error that names the path."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{what}: cannot read {path}: {error.strerror}; check the permissions") from error
 
 
 def _beside(path: Path) -> str:
     """The name in the same folder that is most like the missing one, or the nearest parent that exists."""
     folder = path.parent
-    if not folder.is_dir():
-        while not folder.exists() and folder != folder.parent:
-            folder = folder.parent
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if folder != path.parent:
         return f" (the path exists up to {folder.resolve()})"
     try:
-        match = difflib.get_close_matches(path.name, os.listdir(folder), n=1, cutoff=0.5)
-    except PermissionError:
-        return f" (no permission to list {folder})"
-    return f" (did you mean '{match[0]}'?)" if match else ""
+        return nearest(path.name, os.listdir(folder))
+    except OSError:
+        return ""
 
 
 @contextmanager
@@ -73,10 +88,10 @@ def whole_or_nothing(path: str | os.PathLike) -> Iterator[Path]:
     in `path`'s own, because writers choose the format by it. Missing parent folders are made.
     """
     path = Path(path)
-    if path.is_dir():
-        raise InputError(f"cannot write {path}: it is a folder")
     scratch: Path | None = None
     try:
+        if path.is_dir():
+            raise InputError(f"cannot write {path}: it is a folder")
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=".partial-", suffix=f"-{path.name}", dir=path.parent)
         os.close(handle)

@@ -77,15 +77,19 @@ def write_image(path: str | os.PathLike, values: torch.Tensor, grid: Grid) -> No
         raise InputError(f"cannot write {path}: the name must end in {', '.join(_WRITABLE)}")
     if tuple(values.shape) != grid.shape:
         raise InputError(f"cannot write {path}: values have shape {tuple(values.shape)}, the grid {grid.shape} (z, y, x)")
-    array = values.detach().cpu()
-    image = sitk.GetImageFromArray((array.to(torch.uint8) if array.dtype == torch.bool else array).numpy())
+    array = (values.to(torch.uint8) if values.dtype == torch.bool else values).detach().cpu().numpy()
+    image = sitk.GetImageFromArray(array)
     image.SetSpacing(grid.spacing)
     image.SetOrigin(grid.origin)
     with whole_or_nothing(path) as scratch:
         try:
             sitk.WriteImage(image, str(scratch), useCompression=True)
+            # ITK's NIfTI writer does not notice a full disk: what was written is read back.
+            written = sitk.GetArrayFromImage(sitk.ReadImage(str(scratch)))
         except RuntimeError as error:
-            raise InputError(f"cannot write {path}: {_reason(error)}") from error
+            raise InputError(f"cannot write {path}: {_reason(error)}; is the disk full?") from error
+        if not np.array_equal(written, array, equal_nan=True):
+            raise InputError(f"cannot write {path}: it reads back otherwise than it was written; is the disk full?")
 
 
 def read_dose(path: str | os.PathLike) -> tuple[torch.Tensor, Grid]:

@@ -1,0 +1,120 @@
+"""Paths that are wrong, writes that fail, names that tell roles."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from torchimpt.checks import InputError
+from torchimpt.io.files import input_file, input_folder, role_of, whole_or_nothing
+
+
+@pytest.mark.parametrize(
+    ("name", "role"),
+    [
+        ("External", "external"), ("BODY", "external"), ("body", "external"), ("Skin", "external"), ("Outer Contour", "external"),
+        ("PTV70", "target"), ("ctv", "target"), ("GTVp", "target"), ("ITV_50", "target"), ("OuterTarget", "target"), ("Target", "target"),
+        ("Brainstem", "oar"), ("SpinalCord", "oar"), ("Mandible", "oar"), ("Body of vertebra", "oar"), ("Skinfold", "oar"), ("aPTV", "oar"),
+    ],
+)  # fmt: skip
+def test_roles_from_names(name: str, role: str) -> None:
+    assert role_of(name) == role
+
+
+def test_a_missing_file_names_what_lies_beside(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").touch()
+    with pytest.raises(InputError, match=r"^plan: no file .*/plan\.jsn \(did you mean 'plan\.json'\?\)$"):
+        input_file(tmp_path / "plan.jsn", "plan")
+    with pytest.raises(InputError, match=r"no file .*zzz$"):
+        input_file(tmp_path / "zzz", "plan")
+
+
+def test_a_missing_folder_says_how_far_the_path_exists(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=rf"no folder .*/a/b/pt \(the path exists up to {tmp_path}\)"):
+        input_folder(tmp_path / "a" / "b" / "pt", "patient")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="no folder"):
+        input_folder(tmp_path / "file" / "pt", "patient")
+
+
+def test_file_for_folder_and_folder_for_file(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="is a folder, a file is needed"):
+        input_file(tmp_path, "plan")
+    with pytest.raises(InputError, match="is a file, a folder is needed"):
+        input_folder(tmp_path / "file", "patient")
+    with pytest.raises(InputError, match="is a device or a pipe"):
+        input_file("/dev/null", "plan")
+
+
+def test_no_permission_to_read(common_folder: Path, as_nobody) -> None:
+    file, folder = common_folder / "file", common_folder / "folder"
+    file.touch()
+    folder.mkdir()
+    file.chmod(0)
+    folder.chmod(0)
+    with as_nobody():
+        with pytest.raises(InputError, match=r"cannot read .*file: Permission denied; check the permissions"):
+            input_file(file, "plan")
+        with pytest.raises(InputError, match=r"cannot read .*folder: Permission denied"):
+            input_folder(folder, "patient")
+        with pytest.raises(InputError, match=r"cannot read .*inner: Permission denied"):
+            input_file(folder / "inner", "plan")
+    folder.chmod(0o700)
+
+
+def test_what_was_written_appears_whole_with_ordinary_permissions(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "plan.json"
+    with whole_or_nothing(path) as scratch:
+        assert scratch.parent == path.parent and scratch.name.endswith("-plan.json")
+        scratch.write_text("all")
+        assert not path.exists(), "nothing appears before the end"
+    assert path.read_text() == "all"
+    umask = os.umask(0)
+    os.umask(umask)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
+    assert os.listdir(path.parent) == ["plan.json"]
+
+
+@pytest.mark.parametrize("error", [ValueError("solver"), KeyboardInterrupt()])
+def test_an_error_inside_leaves_the_old_file_and_nothing_else(tmp_path: Path, error: BaseException) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text("old")
+    with pytest.raises(type(error)), whole_or_nothing(path) as scratch:
+        scratch.write_text("half")
+        raise error
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["plan.json"]
+
+
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path, full_disk) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text("old")
+    with (
+        full_disk(1000),
+        pytest.raises(InputError, match=r"cannot write .*plan\.json: File too large; .*make room"),
+        whole_or_nothing(path) as scratch,
+    ):
+        scratch.write_text("x" * 5000)
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["plan.json"]
+
+
+def test_no_permission_to_write(common_folder: Path, as_nobody) -> None:
+    common_folder.chmod(0o555)
+    message = r"cannot write .*: Permission denied; choose another folder"
+    with as_nobody(), pytest.raises(InputError, match=message), whole_or_nothing(common_folder / "plan.json"):
+        pass
+    with as_nobody(), pytest.raises(InputError, match=message), whole_or_nothing(common_folder / "run" / "plan.json"):
+        pass
+    assert os.listdir(common_folder) == []
+
+
+def test_a_file_where_a_folder_is_needed_and_the_reverse(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(InputError, match="cannot write"), whole_or_nothing(tmp_path / "file" / "plan.json"):
+        pass
+    assert (tmp_path / "file").read_text() == "precious"
+    with pytest.raises(InputError, match="it is a folder"), whole_or_nothing(tmp_path):
+        pass
