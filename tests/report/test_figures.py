@@ -73,6 +73,12 @@ def test_which_rois_are_shown(report_data):
     assert names == ["Cord & canal", "PTV <1>"]
 
 
+def test_colors_are_one_a_roi_and_the_first_choose(report_data):
+    colors = roi_colors(report_data.patient, ["PTV <1>"])
+    assert set(colors) == set(report_data.patient.rois) and len(set(colors.values())) == len(colors)
+    assert roi_colors(report_data.patient)["PTV <1>"] == colors["PTV <1>"] == "#c5283d"
+
+
 def test_numbers():
     assert [amount(v) for v in (0.0, 0.0123456, 12.3456, 12345.6)] == ["0", "0.01235", "12.35", "12,346"]
     assert [seconds(v) for v in (0.5, 5.0, 60.0, 200.0)] == [("0.50", "s"), ("5.0", "s"), ("60", "s"), ("3.3", "min")]

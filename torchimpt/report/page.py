@@ -150,10 +150,12 @@ def _facts(data: ReportData) -> list[tuple[str, str]]:
 def _figures(data: ReportData, colors: Mapping[str, str], rois: Sequence[str]) -> dict[str, Any]:
     """Every figure as SVG, by name; those without data are None."""
     level = data.prescription
+    beside_goals = (640, 430) if data.goals else (1100, 460)
+    beside_terms = (640, 310) if data.metrics.get("objective", {}).get("terms") else (1100, 330)
     drawn: dict[str, Any] = {
-        "dvh": dvh_figure(data.roi_doses, rois, colors, prescription=level, goals=data.goals, size=(640, 430)) if rois else None,
+        "dvh": dvh_figure(data.roi_doses, rois, colors, prescription=level, goals=data.goals, size=beside_goals) if rois else None,
         "slices": slices_figure(data.patient, data.dose, colors, targets=data.targets, rois=rois, prescription=level),
-        "convergence": convergence_figure(data.history, colors, size=(640, 310)) if len(data.history) > 1 else None,
+        "convergence": convergence_figure(data.history, colors, size=beside_terms) if len(data.history) > 1 else None,
         "layers": layer_weights_figure(data.spots) if data.spots is not None else None,
     }
     shown = {name: Markup(svg(figure, name)) if figure is not None else None for name, figure in drawn.items()}
@@ -190,7 +192,7 @@ def _terms(data: ReportData, colors: Mapping[str, str]) -> list[dict]:
 
 def render_report(data: ReportData) -> str:
     """The page as HTML text; it refers to no other file."""
-    colors = roi_colors(data.patient)
+    colors = roi_colors(data.patient, data.targets)
     scenarios = scenario_table(data.roi_doses)
     worst = worst_table(scenarios)
     rois = shown_rois(data.patient, data.roi_doses[scenarios[0]["name"]], [*data.targets, *(goal["roi"] for goal in data.goals)])

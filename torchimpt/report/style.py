@@ -74,9 +74,10 @@ def colors_by_role(roles: Mapping[str, str]) -> dict[str, str]:
     return colors
 
 
-def roi_colors(patient: Patient) -> dict[str, str]:
-    """One colour a ROI, the same in every figure."""
-    return colors_by_role({name: roi.role for name, roi in patient.rois.items()})
+def roi_colors(patient: Patient, first: Iterable[str] = ()) -> dict[str, str]:
+    """One colour a ROI, the same in every figure; the ROIs of `first` choose before the others."""
+    order = dict.fromkeys([*first, *patient.rois])
+    return colors_by_role({name: patient.roi(name).role for name in order})
 
 
 def shown_rois(patient: Patient, available: Iterable[str], first: Iterable[str] = (), limit: int = 12) -> list[str]:
