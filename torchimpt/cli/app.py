@@ -13,7 +13,6 @@ from typing import Annotated, Literal
 import typer
 
 app = typer.Typer(
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -175,7 +174,7 @@ def main() -> None:
     """Run the command line; a wrong input is one line on stderr and exit status 2."""
     usage_error = typer.BadParameter.__mro__[1]
     try:
-        status = app(standalone_mode=False)
+        status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except usage_error as error:
         print(f"torchimpt: {error.format_message()}", file=sys.stderr)
         status = 2
