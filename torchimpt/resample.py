@@ -102,14 +102,18 @@ def _apply(values: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tenso
 def _resample_roi(roi: ROI, grid: Grid, weights: Sequence[torch.Tensor]) -> ROI:
     """The ROI by majority, worked out inside its own bounding box only."""
     mask = torch.zeros(grid.shape, dtype=torch.bool)
-    old_box, new_box = [], []
-    for axis, w in enumerate(weights):
-        used = roi.mask.any(dim=tuple(i for i in range(3) if i != axis)).nonzero().flatten()
-        if len(used) == 0:
-            return ROI(roi.name, mask, roi.role)
-        old_box.append(slice(int(used[0]), int(used[-1]) + 1))
-        touched = (w[:, old_box[-1]].sum(dim=1) > 0).nonzero().flatten()
-        new_box.append(slice(int(touched[0]), int(touched[-1]) + 1))
+    columns = roi.mask.any(dim=2)
+    if not columns.any():
+        return ROI(roi.name, mask, roi.role)
+    z, y = (_span(columns.any(dim=i)) for i in (1, 0))
+    old_box = (z, y, _span(roi.mask[z, y].flatten(0, 1).any(dim=0)))
+    new_box = tuple(_span(w[:, old].sum(dim=1) > 0) for w, old in zip(weights, old_box, strict=True))
     box = [w[new, old].float() for w, new, old in zip(weights, new_box, old_box, strict=True)]
-    mask[tuple(new_box)] = _apply(roi.mask[tuple(old_box)].float(), box) >= 0.5 - _TIE
+    mask[new_box] = _apply(roi.mask[old_box].float(), box) >= 0.5 - _TIE
     return ROI(roi.name, mask, roi.role)
+
+
+def _span(used: torch.Tensor) -> slice:
+    """From the first True to the last."""
+    index = used.nonzero()
+    return slice(int(index[0]), int(index[-1]) + 1)

@@ -178,8 +178,11 @@ def _segment(p: Point, r_p: float, q: Point, r_q: float) -> Part:
 
     def inside(x: torch.Tensor, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         x, y, z = x - p[0], y - p[1], z - p[2]
-        t = ((x * d[0] + y * d[1] + z * d[2]) / length2).clamp(0, 1)
-        return (x - t * d[0]) ** 2 + (y - t * d[1]) ** 2 + (z - t * d[2]) ** 2 <= (r_p + t * (r_q - r_p)) ** 2
+        along = (x * d[0] + y * d[1]) + z * d[2]
+        t = (along / length2).clamp_(0, 1)
+        # |v - t d|^2 = |v|^2 - t (2 v'd - t |d|^2), with as few whole volumes as can be.
+        distance2 = ((x * x + y * y) + z * z) - along.mul_(2).sub_(t * length2).mul_(t)
+        return distance2 <= t.mul_(r_q - r_p).add_(r_p).square_()
 
     low = tuple(min(a - r_p, b - r_q) for a, b in zip(p, q, strict=True))
     high = tuple(max(a + r_p, b + r_q) for a, b in zip(p, q, strict=True))
