@@ -1,0 +1,116 @@
+"""Influence matrices: dose per unit weight, voxel x spot, A and A^T both stored as int32 CSR.
+
+`D = A w` and `dF/dw = A^T r` then are two products at memory bandwidth. Both are stored because a product with a transposed
+CSR view is two hundred times slower, and indices are int32 because MKL's int64 path is three to five times slower (physics page,
+"Facts measured once"). The entries are `phi(v, s)` of `torchimpt.dose.kernel` inside the cut-off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from torchimpt.checks import InputError
+from torchimpt.dose import assemble
+from torchimpt.dose.autograd import SparseProduct
+from torchimpt.dose.operator import DoseOperator
+from torchimpt.memory import available_memory
+
+MAX_NONZEROS = 2**31 - 1
+"""An int32 row pointer holds no more; torch's CSR overflows silently past it."""
+
+
+@dataclass(frozen=True)
+class InfluenceMatrix:
+    """A scenario's influence matrix.
+
+    Attributes
+    ----------
+    forward
+        `A` `(n_voxels, n_spots)`, torch sparse CSR, int32 indices.
+    transposed
+        `A^T` `(n_spots, n_voxels)`, likewise.
+    """
+
+    forward: torch.Tensor
+    transposed: torch.Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(n_voxels, n_spots)`."""
+        return tuple(self.forward.shape)
+
+    @property
+    def n_nonzeros(self) -> int:
+        """Stored entries of `A`."""
+        return self.forward.values().numel()
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory of both matrices."""
+        parts = [t for m in (self.forward, self.transposed) for t in (m.values(), m.col_indices(), m.crow_indices())]
+        return sum(t.numel() * t.element_size() for t in parts)
+
+    def matvec(self, weight: torch.Tensor) -> torch.Tensor:
+        """`A w`: dose `(n_voxels,)`, Gy."""
+        return torch.mv(self.forward, weight.detach())
+
+    def rmatvec(self, residual: torch.Tensor) -> torch.Tensor:
+        """`A^T r`: gradient `(n_spots,)` for `r = dF/dD`."""
+        return torch.mv(self.transposed, residual.detach().contiguous())
+
+    def adjoint(self, residual: torch.Tensor) -> torch.Tensor:
+        """`A^T r`, differentiable."""
+        return SparseProduct.apply(residual, InfluenceMatrix(self.transposed, self.forward))
+
+    def __call__(self, weight: torch.Tensor) -> torch.Tensor:
+        """`A w`, differentiable: backward is the product with `A^T`."""
+        return SparseProduct.apply(weight, self)
+
+    def add_columns(self, dose: torch.Tensor, spots: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
+        """`dose + A[:, spots] change`, reading only those columns (rows of `A^T`)."""
+        start, end = (self.transposed.crow_indices()[spots + i].long() for i in (0, 1))
+        count = end - start
+        entry = torch.repeat_interleave(start - (count.cumsum(0) - count), count) + torch.arange(
+            int(count.sum()), device=dose.device
+        )
+        values = self.transposed.values()[entry] * torch.repeat_interleave(change, count)
+        return dose.index_add(0, self.transposed.col_indices()[entry], values)
+
+    def to(self, device: torch.device | str) -> InfluenceMatrix:
+        """The same matrix on another device."""
+        return InfluenceMatrix(self.forward.to(device), self.transposed.to(device))
+
+
+def influence_matrices(operators: Sequence[DoseOperator], position: torch.Tensor) -> list[InfluenceMatrix]:
+    """One matrix per scenario, for spots that stay at `position` `(n_spots, 2)`.
+
+    The entries are counted before anything is allocated; a set of matrices that would not fit in this machine's memory, or one
+    of more than 2^31 - 1 entries, is an error that says how large it would be.
+    """
+    position = position.detach().cpu()
+    counts = [assemble.count(operator, position) for operator in operators]
+    _check_size(counts, operators)
+    matrices = []
+    for operator, count in zip(operators, counts, strict=True):
+        forward, transposed = assemble.fill(operator, position, count)
+        device = operator.tables[0].p.device
+        matrices.append(InfluenceMatrix(forward, transposed).to(device))
+    return matrices
+
+
+def _check_size(counts: Sequence[torch.Tensor], operators: Sequence[DoseOperator]) -> None:
+    nonzeros = [int(count.sum()) for count in counts]
+    advice = "use [dose] engine = \"matrix_free\", a coarser grid_mm, a larger spacing_mm or a smaller cutoff_sigma"
+    if max(nonzeros) > MAX_NONZEROS:
+        raise InputError(f"one influence matrix would have {max(nonzeros):.3g} entries, more than int32 rows hold (2.1e9); {advice}")
+    item = operators[0].tables[0].p.element_size() + 4
+    size = sum(2 * n * item + 4 * (o.n_voxels + o.n_spots + 2) for n, o in zip(nonzeros, operators, strict=True))
+    free = available_memory(operators[0].tables[0].p.device)
+    if size > free:
+        raise InputError(
+            f"the influence matrices would take {size / 1e9:.1f} GB ({len(nonzeros)} scenarios, {sum(nonzeros):.3g} entries), "
+            f"{free / 1e9:.1f} GB are free; {advice}"
+        )
