@@ -17,8 +17,8 @@ from torchimpt.machine.optics import Optics
 from torchimpt.physics.bragg import bragg_curve, range_from_energy, range_straggling
 from torchimpt.physics.scatter import lateral_variance
 
-ENERGY_MIN, ENERGY_MAX, ENERGY_STEP = 30.0, 240.0, 5.0
-"""Tabulated energies, MeV. Below 70 MeV they stand for a range-shifted beam, so that shallow targets can be planned."""
+ENERGY_MIN, ENERGY_MAX, ENERGY_STEP = 70.0, 240.0, 5.0
+"""Tabulated energies, MeV: what clinical accelerators deliver. Peaks within 41 mm of water from the skin need a range shifter."""
 
 SAD = (2000.0, 2000.0)
 """Virtual sources, mm from the isocentre: the magnets of the common compact nozzles stand 1.9 to 2.6 m away."""
@@ -53,7 +53,7 @@ def halo_sigma(mean_range: float) -> float:
 
 @cache
 def generic(halo: bool = False) -> Machine:
-    """The generic machine, 30 to 240 MeV, spot size in air the same at every distance.
+    """The generic machine, 70 to 240 MeV, spot size in air the same at every distance.
 
     Parameters
     ----------
