@@ -17,12 +17,6 @@ from torchimpt.checks import InputError
 from torchimpt.geometry import Beam, Grid, bev_rotation, to_bev
 from torchimpt.physics import siddon
 
-_PARALLEL = 1e-12
-"""A direction cosine below this is rounding of a rotation matrix: over a metre it moves a ray by 1e-9 mm."""
-
-_ON_BORDER = 1e-9
-"""A point this close to a voxel border, in voxels, lies on it, and belongs to the voxel above."""
-
 _CHUNK = 1 << 22
 """Border crossings per chunk of the torch back-end: 32 MB per temporary."""
 
@@ -92,8 +86,21 @@ def wepl(
     -----
     WEPL is continuous in the point, except for rays that run along a border between voxels: these take the voxel above it.
     """
-    direction, reach = ray_directions(points, beam, sad, shift)
-    return ray_wepl(rsp, grid, points, direction, reach, backend=backend)
+    _check(rsp, grid)
+    if _backend(backend, rsp) == "torch" or beam.isocenter is None:
+        direction, reach = ray_directions(points, beam, sad, shift)
+        return ray_wepl(rsp, grid, points, direction, reach, backend="torch")
+    points = points.detach().to("cpu", torch.float64).contiguous()
+    box, out = _nonzero_box(rsp), np.zeros(points.shape[0])
+    if box is not None:
+        offset = np.array(shift) - np.array(beam.isocenter)
+        origin, spacing, rotation = np.array(grid.origin), np.array(grid.spacing), bev_rotation(beam).contiguous().numpy()
+        siddon.integrate_beam(
+            _flat(rsp), *grid.shape[:0:-1], np.array(box), points.numpy(), origin, spacing, rotation, offset, *map(float, sad), out
+        )
+    if np.isnan(out).any():
+        ray_directions(points, beam, sad, shift)
+    return torch.from_numpy(out)
 
 
 def ray_wepl(
@@ -183,8 +190,9 @@ def _flat(rsp: torch.Tensor) -> np.ndarray:
 
 def _nonzero_box(rsp: torch.Tensor) -> list[list[int]] | None:
     """Index ranges `[low, high)` of x, y, z outside which rsp is zero; a ray need not step through the air around a body."""
-    plane = (rsp != 0).any(dim=0)
-    lines = (plane.any(dim=0), plane.any(dim=1), (rsp != 0).flatten(1).any(dim=1))
+    used = rsp != 0
+    plane = used.any(dim=0)
+    lines = (plane.any(dim=0), plane.any(dim=1), used.flatten(1).any(dim=1))
     ranges = [line.nonzero().flatten() for line in lines]
     return None if ranges[0].numel() == 0 else [[int(r[0]), int(r[-1]) + 1] for r in ranges]
 
@@ -194,8 +202,8 @@ def _index_rays(grid: Grid, points: torch.Tensor, direction: torch.Tensor) -> tu
     spacing, origin = (torch.tensor(v, dtype=torch.float64, device=points.device) for v in (grid.spacing, grid.origin))
     start = (points - origin) / spacing + 0.5
     nearest = start.round()
-    start = torch.where((start - nearest).abs() < _ON_BORDER, nearest, start)
-    step = torch.where(direction.abs() < _PARALLEL, 0.0, direction) / spacing
+    start = torch.where((start - nearest).abs() < siddon.ON_BORDER, nearest, start)
+    step = torch.where(direction.abs() < siddon.PARALLEL, 0.0, direction) / spacing
     return start.contiguous(), step.contiguous()
 
 
