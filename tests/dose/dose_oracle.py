@@ -1,0 +1,115 @@
+"""The pencil-beam formula spelled from the physics page: dense, float64, plain torch; nothing of `torchimpt.dose` in it.
+
+    phi(v, s) = RBE IDD(z_v) sum_k a_k(z_v) exp(-(p^2 + q^2) / (2 sigma_k^2)) / (2 pi sigma_k^2),
+    p = u_v - m_x x_s,  q = v_v - m_y y_s,  sigma_k^2 = sigma_optics^2(Zg) + variance_k(z_v)
+
+Also the small cases that the tests of the dose share.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+import torch
+
+from torchimpt.dose.operator import dose_operators
+from torchimpt.geometry import Beam, Grid
+from torchimpt.machine import generic
+from torchimpt.patient import Patient
+from torchimpt.physics.stopping import relative_stopping_power
+from torchimpt.physics.wepl import wepl
+from torchimpt.scenarios import NOMINAL, Scenario
+from torchimpt.spots import Spots
+
+
+def gantry_frame(points, beam, shift):
+    """`Xg, Yg, Zg` of LPS points, from the physics page's axes one by one; the couch turns the table about the vertical."""
+    x, y, z = ((points[:, i] + shift[i] - beam.isocenter[i]) for i in range(3))
+    x_s, y_s, z_f = x, z, -y
+    c, t = math.radians(beam.couch), math.radians(beam.gantry)
+    x_f = x_s * math.cos(c) - y_s * math.sin(c)
+    y_f = x_s * math.sin(c) + y_s * math.cos(c)
+    return x_f * math.cos(t) - z_f * math.sin(t), y_f, x_f * math.sin(t) + z_f * math.cos(t)
+
+
+def oracle_dose(patient, machine, spots, voxels, scenario=NOMINAL, cutoff=4.0, rbe=1.1):
+    """`dose(position, weight)` on `voxels`, differentiable."""
+    rsp = relative_stopping_power(patient, machine)
+    points = patient.grid.centers(voxels)
+    terms = []
+    for layer, (number, energy) in enumerate(zip(spots.layer_beam.tolist(), spots.layer_energy.tolist(), strict=True)):
+        beam = spots.beams[number]
+        u, v, zg = gantry_frame(points, beam, scenario.shift)
+        m = [(sad - zg) / sad for sad in machine.sad]
+        z = scenario.range_scale * wepl(rsp, patient.grid, beam, machine.sad, points, scenario.shift, backend="torch")
+        tables = machine.layers([energy])
+        depth = float(tables.depth_step[0]) * np.arange(tables.idd.shape[1])
+        zg_grid = tables.optics_start + tables.optics_step * np.arange(tables.optics_variance.shape[1])
+        at = lambda x, y, a, **k: torch.from_numpy(np.interp(a.numpy(), x, y.numpy(), **k))  # noqa: E731
+        idd = at(depth, tables.idd[0], z, right=0.0)
+        optics = at(zg_grid, tables.optics_variance[0], zg)
+        for k in range(tables.n_components):
+            variance = optics + at(depth, tables.variance[k, 0], z)
+            terms.append((spots.layer == layer, u, v, m, rbe * idd * at(depth, tables.fraction[k, 0], z), variance))
+
+    def dose(position, weight):
+        total = torch.zeros(len(voxels), dtype=torch.float64)
+        for mine, u, v, m, amplitude, variance in terms:
+            p = u - m[0] * position[mine, 0, None]
+            q = v - m[1] * position[mine, 1, None]
+            r2 = p**2 + q**2
+            phi = amplitude * torch.exp(-r2 / (2 * variance)) / (2 * math.pi * variance)
+            total = total + weight[mine] @ torch.where(r2 < cutoff**2 * variance, phi, 0.0)
+        return total
+
+    return dose
+
+
+def blocks(seed=3, shape=(15, 17, 16), spacing=(5.0, 4.5, 5.5)):
+    """Water with a lung, a bone and an air block, off the isocentre."""
+    grid = Grid(shape, spacing, (-33.0, -41.0, -44.0))
+    hu = torch.zeros(shape)
+    hu[:, 3:8, 9:] = -700.0
+    hu[5:, 4:7, 2:5] = 900.0
+    hu[9:12, 9:11, 6:10] = -1000.0
+    return Patient(hu, grid)
+
+
+def two_beams(n=24, seed=7, dtype=torch.float64):
+    """Spots of two oblique beams, five energies, unequal weights, at random places."""
+    generator = torch.Generator().manual_seed(seed)
+    beams = (Beam(37.0, 20.0, (4.0, -3.0, 2.0)), Beam(250.0, 345.0, (0.0, 5.0, -4.0)))
+    energies = torch.tensor([71.0, 78.5, 84.0, 92.0, 99.0], dtype=torch.float64)
+    beam = torch.randint(0, 2, (n,), generator=generator)
+    energy = energies[torch.randint(0, 5, (n,), generator=generator)]
+    x, y = (50 * torch.rand(n, generator=generator, dtype=torch.float64) - 25 for _ in range(2))
+    weight = 5.0 + 95.0 * torch.rand(n, generator=generator, dtype=torch.float64)
+    return Spots.from_columns(beams, beam, energy, x, y, weight, dtype=dtype)
+
+
+MACHINES = {
+    "one": generic(),
+    "halo": generic(halo=True),
+    "two sources": dataclasses.replace(generic(halo=True), sad=(1850.0, 2310.0)),
+}
+SCENARIOS = {
+    "nominal": NOMINAL,
+    "shift": Scenario("shift", (3.0, -2.0, 1.0)),
+    "range": Scenario("range", range_scale=1.035),
+    "both": Scenario("both", (-1.5, 3.0, 2.5), 0.965),
+}
+
+
+def operator(patient, machine, spots, voxels, scenario=NOMINAL, **options):
+    """One scenario's operator."""
+    return dose_operators(patient, machine, spots, voxels, (scenario,), dtype=spots.weight.dtype, **options)[0]
+
+
+def distance(a, b):
+    """Largest deviation, relative to the largest value."""
+    return float((a.double() - b.double()).abs().max() / b.double().abs().max())
+
+
+def norm_distance(a, b):
+    """Deviation relative to b, in the Euclidean norm."""
+    return float((a.double() - b.double()).norm() / b.double().norm())
