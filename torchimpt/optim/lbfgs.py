@@ -78,6 +78,6 @@ def run_lbfgs(run: Run, x0: Tensor, scale: Tensor | None, saved: dict | None) ->
     )
     state, status = outcome
     if status is None:
-        status = Status.MAX_EVALUATIONS if "EVALUATIONS" in result.message else Status.LINE_SEARCH_FAILED
+        status = Status.MAX_EVALUATIONS if "EVALUATIONS" in result.message else run.failed(state)
         state.evaluations = before + evaluate.evaluations
     return run.solution(state, status)

@@ -66,7 +66,9 @@ def wolfe(
     delta, theta
         Constants of Eq. 11 and 12, `0 < delta < theta < 1`.
     noise
-        Rounding error of values: a rise below it does not count.
+        Rounding error of values. Values that differ by less are called equal, which will do where the slope, more precise near a
+        minimum, satisfies Eq. 12 and is not steeper upwards than it was downwards (the approximate Wolfe conditions of Hager and Zhang,
+        SIAM J Optim 16:170, 2005).
     max_trials
         Evaluations allowed. On a path that ends at a corner of the bounds no step may satisfy Eq. 12: then the lowest trial that
         satisfies Eq. 11 is taken.
@@ -81,7 +83,9 @@ def wolfe(
     for n_trials in range(1, max_trials + 1):
         trial = path(length)
         finite = math.isfinite(trial.value) and math.isfinite(trial.slope)
-        if not finite or trial.value > value + length * delta * trial.start_slope + noise:
+        if abs(trial.value - value) <= noise and theta * trial.start_slope <= trial.slope <= (2 * delta - 1) * trial.start_slope:
+            return trial, n_trials
+        if not finite or trial.value > value + length * delta * trial.start_slope:
             high = length
             length = _shrink(low, high, value, trial if finite else None)
             before = None
@@ -91,7 +95,7 @@ def wolfe(
             if trial.slope >= theta * trial.start_slope:
                 return trial, n_trials
             low, length, before = length, _advance(trial, before, high), trial
-        if high - low <= 1e-12 * high:
+        if math.isfinite(high) and high - low <= 1e-12 * high:
             break
     return best, n_trials
 

@@ -66,6 +66,20 @@ class Run:
             return Status.MAX_EVALUATIONS
         return None
 
+    def failed(self, state: State) -> Status:
+        """What it means that no lower point was found: the minimum, to the precision of the numbers, or something that is wrong.
+
+        The last step's decrease in rounding, or the projected gradient (whose square F's distance from its minimum goes by) down to the
+        square root of it.
+        """
+        eps = torch.finfo(state.x.dtype).eps
+        if state.iteration > 0:
+            fall = self.history[-2]["value"] - state.value
+            small = self.history[-1]["projected_gradient_norm"] <= math.sqrt(eps) * self.history[0]["projected_gradient_norm"]
+            if small or fall <= 10 * eps * abs(state.value):
+                return Status.CONVERGED
+        return Status.LINE_SEARCH_FAILED
+
     def resume(self, saved: dict) -> State:
         """Take up history, clock and problem of an earlier run; returns its state."""
         self.history = [dict(row) for row in saved["history"]]

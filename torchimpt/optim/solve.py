@@ -13,7 +13,7 @@ from torchimpt.optim.direction import Bounds
 from torchimpt.optim.lbfgs import run_lbfgs
 from torchimpt.optim.problem import LineProblem, Problem
 from torchimpt.optim.run import Callback, Run
-from torchimpt.optim.solution import Solution, Status
+from torchimpt.optim.solution import Solution
 from torchimpt.optim.steps import LineStep, State, Step, WolfeStep
 
 METHODS = ("projected_cg", "dyhs_cg", "lbfgs")
@@ -92,8 +92,7 @@ def _run_steps(run: Run, step: Step, x0: Tensor, saved: dict | None) -> Solution
     while status is None:
         new = step(run.problem, state)
         if new is None:
-            exhausted = state.iteration > 0 and abs(state.slope * state.step) <= 10 * step.noise(state)
-            status = Status.CONVERGED if exhausted else Status.LINE_SEARCH_FAILED
+            status = run.failed(state)
         else:
             state = new
             status = run.record(state)
