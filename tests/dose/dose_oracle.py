@@ -37,20 +37,23 @@ def oracle_dose(patient, machine, spots, voxels, scenario=NOMINAL, cutoff=4.0, r
     rsp = relative_stopping_power(patient, machine)
     points = patient.grid.centers(voxels)
     terms = []
-    for layer, (number, energy) in enumerate(zip(spots.layer_beam.tolist(), spots.layer_energy.tolist(), strict=True)):
+    for number in spots.layer_beam.unique().tolist():
         beam = spots.beams[number]
         u, v, zg = gantry_frame(points, beam, scenario.shift)
         m = [(sad - zg) / sad for sad in machine.sad]
-        z = scenario.range_scale * wepl(rsp, patient.grid, beam, machine.sad, points, scenario.shift, backend="torch")
-        tables = machine.layers([energy])
-        depth = float(tables.depth_step[0]) * np.arange(tables.idd.shape[1])
+        z = scenario.range_scale * wepl(rsp, patient.grid, beam, machine.sad, points, scenario.shift)
+        layers = (spots.layer_beam == number).nonzero().flatten().tolist()
+        tables = machine.layers(spots.layer_energy[layers])
         zg_grid = tables.optics_start + tables.optics_step * np.arange(tables.optics_variance.shape[1])
         at = lambda x, y, a, **k: torch.from_numpy(np.interp(a.numpy(), x, y.numpy(), **k))  # noqa: E731
-        idd = at(depth, tables.idd[0], z, right=0.0)
-        optics = at(zg_grid, tables.optics_variance[0], zg)
-        for k in range(tables.n_components):
-            variance = optics + at(depth, tables.variance[k, 0], z)
-            terms.append((spots.layer == layer, u, v, m, rbe * idd * at(depth, tables.fraction[k, 0], z), variance))
+        for row, layer in enumerate(layers):
+            depth = float(tables.depth_step[row]) * np.arange(tables.idd.shape[1])
+            idd = at(depth, tables.idd[row], z, right=0.0)
+            optics = at(zg_grid, tables.optics_variance[row], zg)
+            for k in range(tables.n_components):
+                variance = optics + at(depth, tables.variance[k, row], z)
+                amplitude = rbe * idd * at(depth, tables.fraction[k, row], z)
+                terms.append((spots.layer == layer, u, v, m, amplitude, variance))
 
     def dose(position, weight):
         total = torch.zeros(len(voxels), dtype=torch.float64)

@@ -10,6 +10,7 @@ from torchimpt.checks import InputError
 from torchimpt.dose.layer import PencilBeamDose
 from torchimpt.geometry import Beam
 from torchimpt.patient import ROI, Patient
+from torchimpt.phantoms import water
 from torchimpt.spots import Spots
 
 PATIENT = blocks()
@@ -38,8 +39,6 @@ def test_oracle(machine, scenario):
 def test_one_pair_by_hand():
     """One spot, one voxel, the formula typed with scalars: 55 mm of water before the voxel, which lies off the axis."""
     machine = MACHINES["one"]
-    from torchimpt.phantoms import water
-
     patient = water(5.0, size=80.0)
     spots = Spots.from_columns([Beam(0.0, 0.0, (0.0, 0.0, 0.0))], [0], [90.0], [1.0], [-2.0], [7.0], dtype=torch.float64)
     point = torch.tensor([7.5, 12.5, -2.5], dtype=torch.float64)
@@ -92,7 +91,7 @@ def test_some_voxels_in_any_order(generator):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_thread_count_changes_no_bit(threads, dtype, generator):
-    spots = two_beams(200, dtype=dtype)
+    spots = two_beams(100, dtype=dtype)
     op = operator(PATIENT, MACHINES["halo"], spots, EVERY)
     residual = torch.randn(len(EVERY), generator=generator, dtype=dtype)
     results = []

@@ -1,0 +1,215 @@
+"""Influence matrices: against the dense oracle and a loop, their products, adjointness, storage, and the limits on their size."""
+
+import math
+
+import pytest
+import torch
+from dose_oracle import MACHINES, SCENARIOS, blocks, distance, norm_distance, operator, oracle_dose, two_beams
+
+from torchimpt.checks import InputError
+from torchimpt.dose import assemble, influence
+from torchimpt.dose.autograd import PencilBeam
+from torchimpt.dose.influence import influence_matrices
+
+PATIENT = blocks()
+EVERY = torch.arange(PATIENT.grid.n_voxels)
+
+
+def matrix(machine, spots, voxels=EVERY, **options):
+    """The influence matrix and the operator that it stores."""
+    op = operator(PATIENT, MACHINES[machine], spots, voxels, **options)
+    return influence_matrices([op], spots.position)[0], op
+
+
+def relative_gap(a, b):
+    """How far two scalar products are apart."""
+    return abs(float((a - b).detach())) / abs(float(b.detach()))
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_equals_the_oracle_and_the_operator(machine, scenario, generator):
+    spots, scenario = two_beams(), SCENARIOS[scenario]
+    a, op = matrix(machine, spots, scenario=scenario)
+    dose = oracle_dose(PATIENT, MACHINES[machine], spots, EVERY, scenario)
+    assert a.shape == (len(EVERY), spots.n_spots)
+    assert distance(a.matvec(spots.weight), dose(spots.position, spots.weight).detach()) < 1e-10
+    assert distance(a.matvec(spots.weight), op.dose(spots.position, spots.weight)) < 1e-12
+    residual = torch.randn(len(EVERY), generator=generator, dtype=torch.float64)
+    assert distance(a.rmatvec(residual), op.gradient(residual, spots.position, spots.weight)[0]) < 1e-12
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_single_precision(machine):
+    spots, single = two_beams(), two_beams(dtype=torch.float32)
+    dose = oracle_dose(PATIENT, MACHINES[machine], spots, EVERY)(spots.position, spots.weight).detach()
+    a, op = matrix(machine, single)
+    assert a.forward.dtype == torch.float32
+    assert norm_distance(a.matvec(single.weight), dose) < 1e-5
+    assert norm_distance(a.matvec(single.weight), op.dose(single.position, single.weight)) < 1e-5
+
+
+def test_loop_built_matrix():
+    """Every entry of a small matrix with scalars, from the operator's machine tables; entries beyond the cut-off are not stored."""
+    spots, machine = two_beams(5), MACHINES["halo"]
+    voxels = EVERY[1000::97]
+    a = matrix("halo", spots, voxels)[0]
+    dense = torch.zeros(a.shape, dtype=torch.float64)
+    for s in range(spots.n_spots):
+        one = oracle_dose(PATIENT, machine, spots.subset(torch.arange(5) == s), voxels)
+        dense[:, s] = one(spots.position[s : s + 1], torch.ones(1, dtype=torch.float64)).detach()
+    start, columns, values = (t.tolist() for t in (a.forward.crow_indices(), a.forward.col_indices(), a.forward.values()))
+    stored = 0
+    for v in range(a.shape[0]):
+        row = dict(zip(columns[start[v] : start[v + 1]], values[start[v] : start[v + 1]], strict=True))
+        for s in range(a.shape[1]):
+            assert math.isclose(row.get(s, 0.0), float(dense[v, s]), rel_tol=1e-12, abs_tol=1e-18)
+        stored += len(row)
+    assert stored == a.n_nonzeros == int((dense > 0).sum()) > 50
+    assert distance(a.transposed.to_dense().T, dense) < 1e-12
+
+
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_storage(n_threads):
+    """int32 rows, columns ascending and each once; A and A^T hold the same entries; the threads change no bit."""
+    spots = two_beams(150, dtype=torch.float32)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(n_threads)
+        a = matrix("halo", spots)[0]
+    finally:
+        torch.set_num_threads(before)
+    for stored in (a.forward, a.transposed):
+        parts = (stored.crow_indices(), stored.col_indices(), stored.values())
+        assert parts[0].dtype == parts[1].dtype == torch.int32
+        torch.sparse_csr_tensor(*parts, stored.shape, check_invariants=True)
+        start, columns = parts[0].long(), parts[1].long()
+        row = torch.repeat_interleave(torch.arange(len(start) - 1), start.diff())
+        assert ((row * stored.shape[1] + columns).diff() > 0).all()
+        assert (parts[2] > 0).all()
+    assert torch.equal(a.forward.to_dense(), a.transposed.to_dense().T)
+    assert a.n_bytes == 2 * 8 * a.n_nonzeros + 4 * (sum(a.shape) + 2)
+    reference = matrix("halo", spots)[0]
+    assert torch.equal(a.forward.values(), reference.forward.values())
+    assert torch.equal(a.transposed.col_indices(), reference.transposed.col_indices())
+
+
+def test_adjoint(generator):
+    """<A w, r> = <w, A^T r> for the matrix, the operator and their autograd Functions."""
+    spots = two_beams()
+    a, op = matrix("two sources", spots)
+    w = torch.randn(spots.n_spots, generator=generator, dtype=torch.float64).requires_grad_()
+    r = torch.randn(len(EVERY), generator=generator, dtype=torch.float64).requires_grad_()
+    inner = (a.matvec(w) @ r).detach()
+    assert relative_gap(w.detach() @ a.rmatvec(r), inner) < 1e-12
+    assert relative_gap(op.dose(spots.position, w) @ r, inner) < 1e-12
+    assert relative_gap(w @ op.gradient(r, spots.position, w)[0], inner) < 1e-12
+    assert relative_gap(w @ torch.autograd.grad(a(w), w, r.detach())[0], inner) < 1e-12
+    assert relative_gap(r @ torch.autograd.grad(a.adjoint(r), r, w.detach())[0], inner) < 1e-12
+    product = PencilBeam.apply(spots.position, w, op)
+    assert relative_gap(w @ torch.autograd.grad(product, w, r.detach())[0], inner) < 1e-12
+
+
+def test_dose_is_linear_in_weight(generator):
+    spots = two_beams()
+    a, op = matrix("halo", spots)
+    w, v = (torch.randn(spots.n_spots, generator=generator, dtype=torch.float64) for _ in range(2))
+    for product in (a.matvec, lambda x: op.dose(spots.position, x)):
+        assert distance(product(2 * w - 3 * v), 2 * product(w) - 3 * product(v)) < 1e-13
+
+
+def test_second_derivatives():
+    """The Function is linear, so its backward is itself differentiable: gradients of gradients, as Hessian products need them."""
+    spots = two_beams(7)
+    a = matrix("halo", spots, EVERY[::31])[0]
+    w = spots.weight.detach().clone().requires_grad_()
+    assert torch.autograd.gradcheck(a, (w,), eps=1e-2, atol=1e-9)
+    assert torch.autograd.gradgradcheck(lambda w: (1e2 * a(w)) ** 2, (w,), eps=1e-2, atol=1e-6)
+    r = torch.linspace(-1, 1, a.shape[0], dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(a.adjoint, (r,), eps=1e-2, atol=1e-9)
+    direction = torch.ones_like(w)
+    (g,) = torch.autograd.grad((a(w) ** 2).sum(), w, create_graph=True)
+    (h,) = torch.autograd.grad(g @ direction, w)
+    assert distance(h, 2 * a.rmatvec(a.matvec(direction))) < 1e-13
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_add_columns(dtype, generator):
+    spots = two_beams(60, dtype=dtype)
+    a = matrix("halo", spots)[0]
+    some = torch.randperm(60, generator=generator)[:11]
+    change = torch.randn(11, generator=generator, dtype=dtype)
+    dose = a.matvec(spots.weight)
+    before = dose.clone()
+    got = a.add_columns(dose, some, change)
+    full = torch.zeros(60, dtype=dtype).index_put((some,), change)
+    assert torch.equal(dose, before)
+    assert distance(got, before + a.matvec(full)) < (1e-12 if dtype == torch.float64 else 1e-6)
+    none = torch.zeros(0, dtype=torch.int64)
+    assert torch.equal(a.add_columns(dose, none, none.to(dtype)), before)
+
+
+def test_several_scenarios_and_a_spot_that_misses():
+    spots = two_beams()
+    with torch.no_grad():
+        spots.position[3] += 1e3
+    operators = [operator(PATIENT, MACHINES["one"], spots, EVERY, s) for s in SCENARIOS.values()]
+    matrices = influence_matrices(operators, spots.position)
+    assert len(matrices) == len(operators)
+    for a, op in zip(matrices, operators, strict=True):
+        assert distance(a.matvec(spots.weight), op.dose(spots.position, spots.weight)) < 1e-12
+        assert int(a.transposed.crow_indices()[3:5].diff()) == 0
+
+
+def test_no_pair_at_all():
+    spots = two_beams(4)
+    op = operator(PATIENT, MACHINES["one"], spots, EVERY)
+    a = influence_matrices([op], spots.position + 1e4)[0]
+    assert a.n_nonzeros == 0
+    assert not a.matvec(spots.weight).any()
+    assert not a.rmatvec(torch.ones(len(EVERY), dtype=torch.float64)).any()
+
+
+def test_too_large_for_memory(monkeypatch):
+    """The error comes before anything is allocated, says how large the matrix would be, and what to change."""
+    spots = two_beams()
+    op = operator(PATIENT, MACHINES["one"], spots, EVERY)
+    size = influence_matrices([op], spots.position)[0].n_bytes
+
+    def never(*_):
+        raise AssertionError("allocated before the check")
+
+    monkeypatch.setattr(assemble, "fill", never)
+    monkeypatch.setattr(influence, "available_memory", lambda _: size - 1)
+    with pytest.raises(InputError, match=r"would take 0\.0 GB \(1 scenarios, .* entries\).*free; use \[dose\] engine = \"matrix_free\""):
+        influence_matrices([op], spots.position)
+    monkeypatch.undo()
+    monkeypatch.setattr(influence, "available_memory", lambda _: 2 * size)
+    influence_matrices([op], spots.position)
+    monkeypatch.setattr(assemble, "fill", never)
+    with pytest.raises(InputError, match="3 scenarios"):
+        influence_matrices([op] * 3, spots.position)
+
+
+def test_more_entries_than_int32_counts(monkeypatch):
+    spots = two_beams(3)
+    op = operator(PATIENT, MACHINES["one"], spots, EVERY)
+    monkeypatch.setattr(assemble, "count", lambda *_: torch.full((3,), 2**30))
+    monkeypatch.setattr(influence, "available_memory", lambda _: 10**15)
+    with pytest.raises(InputError, match=r"3\.22e\+09 entries, more than int32 rows hold"):
+        influence_matrices([op], spots.position)
+
+
+@pytest.mark.cuda
+def test_cuda(generator):
+    spots = two_beams()
+    a = matrix("halo", spots)[0]
+    there = a.to("cuda")
+    r = torch.randn(len(EVERY), generator=generator, dtype=torch.float64)
+    w = spots.weight.detach().cuda().requires_grad_()
+    assert distance(there.matvec(w).cpu(), a.matvec(spots.weight)) < 1e-12
+    assert distance(torch.autograd.grad(there(w), w, r.cuda())[0].cpu(), a.rmatvec(r)) < 1e-12
+    some = torch.tensor([1, 5, 6])
+    change = torch.ones(3, dtype=torch.float64)
+    dose = torch.zeros(len(EVERY), dtype=torch.float64)
+    assert distance(there.add_columns(dose.cuda(), some.cuda(), change.cuda()).cpu(), a.add_columns(dose, some, change)) < 1e-12
