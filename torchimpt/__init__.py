@@ -1,0 +1,60 @@
+"""torchimpt: differentiable dose and fast robust optimization for intensity-modulated proton therapy.
+
+`import torchimpt as ti` loads nothing heavy; each name is imported at its first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from torchimpt.version import __version__
+
+_MODULES = ("io", "machine", "optim", "phantoms", "physics", "dose", "evaluate", "planning", "report")
+_NAMES = {
+    "Beam": "geometry",
+    "BoundObjective": "bound",
+    "Case": "config",
+    "DoseOperator": "dose.operator",
+    "GEUD": "terms",
+    "Grid": "geometry",
+    "InfluenceMatrix": "dose.influence",
+    "InputError": "checks",
+    "MaxDVH": "terms",
+    "MaxDose": "terms",
+    "MeanDose": "terms",
+    "MinDVH": "terms",
+    "MinDose": "terms",
+    "NOMINAL": "scenarios",
+    "Objective": "objectives",
+    "Patient": "patient",
+    "PencilBeamDose": "dose.layer",
+    "PhysicsWarning": "checks",
+    "ROI": "patient",
+    "RobustObjective": "robust",
+    "Scenario": "scenarios",
+    "Spots": "spots",
+    "UniformDose": "terms",
+    "boundary_scenarios": "scenarios",
+    "dose_operators": "dose.operator",
+    "influence_matrices": "dose.influence",
+    "load_case": "config",
+    "phantom": "phantoms",
+    "place_spots": "placement",
+    "plan": "planning.plan",
+    "resample": "resample",
+}
+
+__all__ = ["__version__", *_MODULES, *_NAMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        return getattr(importlib.import_module(f"torchimpt.{_NAMES[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"torchimpt.{name}")
+    raise AttributeError(f"module 'torchimpt' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -135,13 +135,9 @@ def fill(operator: DoseOperator, position: torch.Tensor, counts: torch.Tensor) -
             _fill(values.numpy(), columns.numpy(), start[begin:end].numpy(), tables.order.cpu().numpy(), *arguments)
     a_start = torch.empty(shape[0] + 1, dtype=torch.int32)
     a_values, a_columns = torch.empty_like(values), torch.empty_like(columns)
-    _transpose(
-        start.numpy(), columns.numpy(), values.numpy(), a_start.numpy(), a_columns.numpy(), a_values.numpy(), threads
-    )
+    _transpose(start.numpy(), columns.numpy(), values.numpy(), a_start.numpy(), a_columns.numpy(), a_values.numpy(), threads)
     again = torch.empty_like(start)
-    _transpose(
-        a_start.numpy(), a_columns.numpy(), a_values.numpy(), again.numpy(), columns.numpy(), values.numpy(), threads
-    )
+    _transpose(a_start.numpy(), a_columns.numpy(), a_values.numpy(), again.numpy(), columns.numpy(), values.numpy(), threads)
     # valid by construction, and the tests check it; torch warns when it is left to the default
     forward = torch.sparse_csr_tensor(a_start, a_columns, a_values, shape, check_invariants=False)
     return forward, torch.sparse_csr_tensor(again, columns, values, shape[::-1], check_invariants=False)

@@ -14,7 +14,7 @@ def dense_dose(operator: DoseOperator, position: torch.Tensor, weight: torch.Ten
     Memory grows with spots times voxels (several tensors of that size stay for backward): for small problems and comparisons.
     """
     dose = torch.zeros(operator.n_voxels, dtype=weight.dtype, device=weight.device)
-    for tables, layer, (begin, end) in zip(operator.tables, operator.layers, operator.spans, strict=True):
+    for tables, layer, (begin, _) in zip(operator.tables, operator.layers, operator.spans, strict=True):
         for index in layer.unique().tolist():
             spots = begin + (layer == index).nonzero().flatten()
             dx = tables.p - position[spots, 0, None]

@@ -73,9 +73,7 @@ class InfluenceMatrix:
         """`dose + A[:, spots] change`, reading only those columns (rows of `A^T`)."""
         start, end = (self.transposed.crow_indices()[spots + i].long() for i in (0, 1))
         count = end - start
-        entry = torch.repeat_interleave(start - (count.cumsum(0) - count), count) + torch.arange(
-            int(count.sum()), device=dose.device
-        )
+        entry = torch.repeat_interleave(start - (count.cumsum(0) - count), count) + torch.arange(int(count.sum()), device=dose.device)
         values = self.transposed.values()[entry] * torch.repeat_interleave(change, count)
         return dose.index_add(0, self.transposed.col_indices()[entry], values)
 
@@ -103,7 +101,7 @@ def influence_matrices(operators: Sequence[DoseOperator], position: torch.Tensor
 
 def _check_size(counts: Sequence[torch.Tensor], operators: Sequence[DoseOperator]) -> None:
     nonzeros = [int(count.sum()) for count in counts]
-    advice = "use [dose] engine = \"matrix_free\", a coarser grid_mm, a larger spacing_mm or a smaller cutoff_sigma"
+    advice = 'use [dose] engine = "matrix_free", a coarser grid_mm, a larger spacing_mm or a smaller cutoff_sigma'
     if max(nonzeros) > MAX_NONZEROS:
         raise InputError(f"one influence matrix would have {max(nonzeros):.3g} entries, more than int32 rows hold (2.1e9); {advice}")
     item = operators[0].tables[0].p.element_size() + 4

@@ -161,9 +161,7 @@ def tabulate(
     """
     end = float((layers.depth_step * (layers.idd.shape[1] - 1)).max())
     rows = rows.keep(rows.wepl * range_scale < end)
-    amplitude, falloff = interpolate.amplitude_and_falloff(
-        rows.wepl * range_scale, rows.depth, rows.magnification, layers, rbe, dtype
-    )
+    amplitude, falloff = interpolate.amplitude_and_falloff(rows.wepl * range_scale, rows.depth, rows.magnification, layers, rbe, dtype)
     # c >= 0 has its minimum where the spot is widest; voxels without dose don't count
     smallest = torch.where(amplitude > 0, falloff, torch.inf).amin(dim=2) if rows.p.numel() else torch.full(amplitude.shape[:2], torch.inf)
     sigma = (0.5 / smallest.double()).sqrt()

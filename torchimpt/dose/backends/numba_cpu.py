@@ -114,7 +114,7 @@ def _run(p, row_start, first, height, ratio_min, row, x, y, reach):  # pragma: n
 @numba.njit(inline="always")
 def _row_range(first, height, n_rows, ratio_min, y, reach):  # pragma: no cover
     span = reach / math.sqrt(ratio_min)
-    return max(0, int(math.floor((y - span - first) / height))), min(n_rows, int(math.floor((y + span - first) / height)) + 1)
+    return max(0, math.floor((y - span - first) / height)), min(n_rows, math.floor((y + span - first) / height) + 1)
 
 
 @numba.njit(fastmath=True, inline="always")
@@ -216,9 +216,7 @@ def add_dose(
     start = torch.searchsorted(layer, torch.arange(tables.amplitude.shape[1] + 1)).numpy()
     mine = np.zeros(tables.p.numel(), dtype=kind)
     for k in range(tables.amplitude.shape[0]):
-        _forward(
-            mine, *_arguments(tables, k, cutoff), start, x, y, weight.contiguous().numpy(), kind(0.5 * cutoff**2), kind(0), _BLOCKS
-        )
+        _forward(mine, *_arguments(tables, k, cutoff), start, x, y, weight.contiguous().numpy(), kind(0.5 * cutoff**2), kind(0), _BLOCKS)
     dose[tables.order] += torch.from_numpy(mine)
 
 

@@ -1,0 +1,94 @@
+"""Doses of a finished plan: nominal on the whole body, every scenario on the ROIs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from torchimpt.config import Case
+from torchimpt.dose.operator import dose_operators
+from torchimpt.evaluate.goals import check_goals
+from torchimpt.evaluate.tables import roi_doses
+from torchimpt.machine import Machine
+from torchimpt.monitor import Progress
+from torchimpt.patient import Patient
+from torchimpt.planning.prepare import Settings
+from torchimpt.scenarios import NOMINAL, Scenario
+from torchimpt.spots import Spots
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """What a plan does.
+
+    Attributes
+    ----------
+    dose
+        Nominal dose `(z, y, x)`, Gy.
+    roi_doses
+        `{scenario: {roi: (n_roi,)}}`, Gy, nominal first.
+    scenario_doses
+        `{scenario: (z, y, x)}` where whole doses were asked for, else empty.
+    goals
+        Rows of `check_goals`.
+    discarded_fraction
+        Share of the nominal integral dose that the lateral cut-off leaves out.
+    """
+
+    dose: torch.Tensor
+    roi_doses: dict[str, dict[str, torch.Tensor]]
+    scenario_doses: dict[str, torch.Tensor]
+    goals: list[dict]
+    discarded_fraction: float
+
+
+def assess(
+    case: Case,
+    patient: Patient,
+    machine: Machine,
+    spots: Spots,
+    scenarios: Sequence[Scenario],
+    how: Settings,
+    progress: Progress,
+    whole: bool = False,
+) -> Assessment:
+    """Compute a plan's doses without matrices, and check the case's goals.
+
+    The external ROI is part of the scenarios' tables only where a goal or an objective needs it, or when `whole` doses are asked for:
+    it has ten times the voxels of all others.
+    """
+    delivered = spots.subset(spots.weight.detach() > 0) if bool((spots.weight > 0).any()) else spots
+    delivered = delivered.to(how.device)
+    position, weight = delivered.position.detach(), delivered.weight.detach()
+    options = {"cutoff": case.dose.cutoff_sigma, "rbe": case.dose.rbe, "dtype": weight.dtype, "device": how.device}
+    external = patient.external
+    named = {o.roi for o in case.objective} | {g.roi for g in case.goal}
+    whole = whole or external is None or external.name in named or any(g.metric == "ci" for g in case.goal)
+    body = patient.body.flatten().nonzero().flatten()
+    with progress.stage("Dose in every scenario", total=len(scenarios) + 1) as stage:
+        operator = dose_operators(patient, machine, delivered, body, (NOMINAL,), **options)[0]
+        nominal = operator.dose(position, weight).cpu()
+        discarded = operator.discarded_fraction(position, weight)
+        del operator
+        stage.advance()
+        viewed = patient if whole else replace(patient, rois={n: r for n, r in patient.rois.items() if r.role != "external"})
+        voxels = body if whole else patient.union(viewed.rois).flatten().nonzero().flatten() if viewed.rois else body
+        # nominal first, and where it is not among the scenarios it is still what goals compare with
+        ordered = (NOMINAL, *(s for s in scenarios if (s.shift, s.range_scale) != (NOMINAL.shift, NOMINAL.range_scale)))
+        inside = torch.zeros(patient.grid.n_voxels, dtype=nominal.dtype).index_put_((body,), nominal)
+        doses = {NOMINAL.name: inside[voxels]}
+        for scenario in ordered[1:]:
+            operator = dose_operators(patient, machine, delivered, voxels, (scenario,), **options)[0]
+            doses[scenario.name] = operator.dose(position, weight).cpu()
+            stage.advance()
+    tables = roi_doses(viewed, doses, voxels)
+    needs_body = {name: dose for name, dose in doses.items()} if whole else None
+    goals = check_goals(case.goals(), tables, prescriptions=case.prescriptions(), body=needs_body)
+    shape = patient.grid.shape
+    full = {}
+    if whole:
+        for name, dose in doses.items():
+            full[name] = torch.zeros(patient.grid.n_voxels, dtype=dose.dtype).index_put_((voxels,), dose).reshape(shape)
+    return Assessment(inside.reshape(shape), tables, full, goals, discarded)

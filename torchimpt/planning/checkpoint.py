@@ -1,0 +1,75 @@
+"""Interrupt and go on: the solver's state in `checkpoint.pt`, tied to the case that it belongs to."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from torchimpt.checks import InputError
+from torchimpt.config import Case
+from torchimpt.io.files import whole_or_nothing
+
+if TYPE_CHECKING:
+    from torchimpt.optim.solution import Iteration
+
+
+def fingerprint(case: Case) -> str:
+    """Hash of all that decides the iterates: the case without its title, goals, output and limits of the solver."""
+    plain = case.model_copy(
+        update={
+            "title": "",
+            "goal": [],
+            "output": type(case.output)(),
+            "optimizer": case.optimizer.model_copy(update={"max_iterations": 0, "max_evaluations": None, "tolerance": 0.5, "log_every": 1}),
+        }
+    )
+    return hashlib.sha256(plain.to_toml().encode()).hexdigest()
+
+
+class Checkpoint:
+    """A solver's callback that writes its state every few iterations, and at an interrupt.
+
+    Parameters
+    ----------
+    path
+        Where `checkpoint.pt` goes.
+    case
+        Whose solver it is.
+    spots
+        `state_dict` of the placed spots, so that a resumed run has the same.
+    every
+        Iterations between two writes.
+    """
+
+    def __init__(self, path: Path, case: Case, spots: dict, every: int) -> None:
+        self._path, self._key, self._spots, self._every = path, fingerprint(case), spots, every
+        self._last: Iteration | None = None
+
+    def __call__(self, iteration: Iteration) -> None:
+        self._last = iteration
+        if iteration.iteration % self._every == 0:
+            self.write()
+
+    def write(self) -> None:
+        """Write the last iterate's state, whole or not at all."""
+        if self._last is not None:
+            with whole_or_nothing(self._path) as scratch:
+                torch.save({"case": self._key, "spots": self._spots, "solver": self._last.state()}, os.fspath(scratch))
+
+
+def read_checkpoint(path: Path, case: Case) -> dict:
+    """The solver's state of an earlier run of the same case."""
+    if not path.is_file():
+        raise InputError(f"no checkpoint at {path} to resume from; start without --resume")
+    try:
+        saved = torch.load(path, weights_only=True)
+        key = saved["case"]
+    except Exception as error:
+        raise InputError(f"{path} is no readable checkpoint ({type(error).__name__}); start without --resume") from error
+    if key != fingerprint(case):
+        raise InputError(f"{path} belongs to another case: more than the solver's limits differ; start without --resume")
+    return saved

@@ -1,0 +1,107 @@
+"""What a run leaves behind: the files of the run folder, `metrics.json` last."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from torchimpt.checks import InputError
+from torchimpt.config import Case
+from torchimpt.io.files import whole_or_nothing
+from torchimpt.version import __version__
+
+_PACKAGES = ("torch", "numpy", "scipy", "numba", "pydantic", "SimpleITK")
+
+
+def versions() -> dict[str, str]:
+    """Name to version of what computed: torchimpt, Python, the packages."""
+    return {"torchimpt": __version__, "python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
+
+
+def processor() -> str:
+    """The CPU's name as the system tells it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def commit() -> str | None:
+    """The commit of the checkout that the package is run from, or None outside one."""
+    here = Path(__file__).resolve().parent
+    try:
+        found = subprocess.run(["git", "-C", os.fspath(here), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() or None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with whole_or_nothing(path) as scratch:
+        scratch.write_text(text, encoding="utf-8")
+
+
+def plain(value: Any) -> Any:
+    """The value for JSON: NaN and infinity, which JSON lacks, become None."""
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, whole or not at all."""
+    write_text(path, json.dumps(plain(value), indent=1) + "\n")
+
+
+@contextmanager
+def open_run(folder: Path, case: Case, device: torch.device) -> Iterator[None]:
+    """Make the run folder ready: an earlier `metrics.json` goes, the case and the circumstances are written, the log is kept."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "metrics.json").unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write the run folder {folder}: {error.strerror}; choose another --out") from error
+    write_text(folder / "case.toml", case.to_toml())
+    write_json(
+        folder / "run.json",
+        {
+            "command": sys.argv,
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "versions": versions(),
+            "commit": commit(),
+            "machine": {"processor": processor(), "cores": os.cpu_count(), "system": platform.platform()},
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "threads": torch.get_num_threads(),
+            "seed": case.seed,
+        },
+    )
+    logger = logging.getLogger("torchimpt")
+    handler = logging.FileHandler(folder / "log.txt", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
