@@ -85,30 +85,25 @@ class InfluenceMatrix:
 def influence_matrices(operators: Sequence[DoseOperator], position: torch.Tensor) -> list[InfluenceMatrix]:
     """One matrix per scenario, for spots that stay at `position` `(n_spots, 2)`.
 
-    The entries are counted before anything is allocated; a set of matrices that would not fit in this machine's memory, or one
-    of more than 2^31 - 1 entries, is an error that says how large it would be.
+    The first scenario's entries are counted before anything is allocated, and the others taken to have as many; a set of matrices that
+    would not fit in this machine's memory, or one of more than 2^31 - 1 entries, is an error that says how large it would be.
     """
     position = position.detach().cpu()
-    counts = [assemble.count(operator, position) for operator in operators]
-    _check_size(counts, operators)
-    matrices = []
-    for operator, count in zip(operators, counts, strict=True):
-        forward, transposed = assemble.fill(operator, position, count)
-        device = operator.tables[0].p.device
-        matrices.append(InfluenceMatrix(forward, transposed).to(device))
-    return matrices
+    _check_size(int(assemble.count(operators[0], position).sum()), operators)
+    device = operators[0].tables[0].p.device
+    return [InfluenceMatrix(*assemble.fill(operator, position)).to(device) for operator in operators]
 
 
-def _check_size(counts: Sequence[torch.Tensor], operators: Sequence[DoseOperator]) -> None:
-    nonzeros = [int(count.sum()) for count in counts]
+def _check_size(n_nonzeros: int, operators: Sequence[DoseOperator]) -> None:
+    first, n_scenarios = operators[0], len(operators)
     advice = 'use [dose] engine = "matrix_free", a coarser grid_mm, a larger spacing_mm or a smaller cutoff_sigma'
-    if max(nonzeros) > MAX_NONZEROS:
-        raise InputError(f"one influence matrix would have {max(nonzeros):.3g} entries, more than int32 rows hold (2.1e9); {advice}")
-    item = operators[0].tables[0].p.element_size() + 4
-    size = sum(2 * n * item + 4 * (o.n_voxels + o.n_spots + 2) for n, o in zip(nonzeros, operators, strict=True))
-    free = available_memory(operators[0].tables[0].p.device)
+    if n_nonzeros > MAX_NONZEROS:
+        raise InputError(f"one influence matrix would have {n_nonzeros:.3g} entries, more than int32 rows hold (2.1e9); {advice}")
+    item = first.tables[0].p.element_size() + 4
+    size = n_scenarios * (2 * n_nonzeros * item + 4 * (first.n_voxels + first.n_spots + 2))
+    free = available_memory(first.tables[0].p.device)
     if size > free:
         raise InputError(
-            f"the influence matrices would take {size / 1e9:.1f} GB ({len(nonzeros)} scenarios, {sum(nonzeros):.3g} entries), "
+            f"the influence matrices would take {size / 1e9:.1f} GB ({n_scenarios} scenarios, {n_scenarios * n_nonzeros:.3g} entries), "
             f"{free / 1e9:.1f} GB are free; {advice}"
         )

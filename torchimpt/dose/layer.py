@@ -47,6 +47,9 @@ class PencilBeamDose(nn.Module):
     gradient
         `"analytic"`: the hand-derived gradient, one pass, no stored pair. `"autograd"`: the same formula in plain torch,
         every pair stored; for comparison and for higher derivatives.
+    sub_spots
+        Each spot's protons follow many rays of their own: closer to Monte Carlo behind lateral density steps, several times slower
+        (`torchimpt.dose.sub_spots`). CPU, analytic gradient.
     """
 
     def __init__(
@@ -61,12 +64,15 @@ class PencilBeamDose(nn.Module):
         rbe: float = 1.1,
         backend: str = "auto",
         gradient: str = "analytic",
+        sub_spots: bool = False,
     ) -> None:
         super().__init__()
         if gradient not in GRADIENTS:
             raise InputError(f"gradient must be one of {', '.join(GRADIENTS)}, got '{gradient}'{nearest(gradient, GRADIENTS)}")
         self.patient, self.machine, self.beams, self.scenario = patient, machine, tuple(beams), scenario
-        self.cutoff, self.rbe, self.backend, self.gradient = cutoff, rbe, backend, gradient
+        if sub_spots and gradient != "analytic":
+            raise InputError(f"sub_spots has the analytic gradient only, got gradient '{gradient}'")
+        self.cutoff, self.rbe, self.backend, self.gradient, self.sub_spots = cutoff, rbe, backend, gradient, sub_spots
         self.whole_grid = voxels is None
         self.voxels = patient.body.flatten().nonzero().flatten() if voxels is None else voxels
         self._key: tuple | None = None
@@ -84,7 +90,7 @@ class PencilBeamDose(nn.Module):
         if key != self._key:
             self._operator = dose_operators(
                 self.patient, self.machine, spots, self.voxels, (self.scenario,), cutoff=self.cutoff, rbe=self.rbe,
-                dtype=spots.weight.dtype, device=spots.weight.device, backend=self.backend,
+                dtype=spots.weight.dtype, device=spots.weight.device, backend=self.backend, sub_spots=self.sub_spots,
             )[0]  # fmt: skip
             self._key = key
         return self._operator

@@ -10,6 +10,7 @@ import torch
 from torchimpt.checks import InputError
 from torchimpt.dose import backends
 from torchimpt.dose.rows import PairTables, beam_rows, tabulate
+from torchimpt.dose.sub_spots import RayTables, trace_rays
 from torchimpt.machine import Machine
 from torchimpt.patient import Patient
 from torchimpt.physics.stopping import relative_stopping_power
@@ -41,10 +42,10 @@ class DoseOperator:
     cutoff
         Lateral cut-off in sigmas.
     backend
-        `"auto"`, `"numba"` or `"torch"`.
+        `"auto"`, `"numba"` or `"torch"`; `"sub_spots"` for tables of rays.
     """
 
-    tables: tuple[PairTables, ...]
+    tables: tuple[PairTables, ...] | tuple[RayTables, ...]
     spans: tuple[tuple[int, int], ...]
     layers: tuple[torch.Tensor, ...]
     n_voxels: int
@@ -117,6 +118,7 @@ def dose_operators(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     backend: str = "auto",
+    sub_spots: bool = False,
 ) -> list[DoseOperator]:
     """One operator per scenario, for the beams and layers of `spots`. Scenarios with one setup shift share their ray tracing.
 
@@ -138,7 +140,14 @@ def dose_operators(
         Constant factor on physical dose.
     dtype, device, backend
         Of the tables and the products.
+    sub_spots
+        Whether each spot's protons are followed along many rays of their own (`torchimpt.dose.sub_spots`): closer to Monte Carlo behind
+        lateral density steps, several times slower, matrix-free and on the CPU only.
     """
+    if sub_spots:
+        if backend != "auto" or torch.device(device).type != "cpu":
+            raise InputError(f"sub-spots have one back-end, on the CPU; got backend '{backend}' on {device}: leave them out, or sub_spots")
+        backend = "sub_spots"
     if not 1.0 <= cutoff <= 12.0:
         raise InputError(f"cutoff_sigma must lie between 1 and 12 sigmas, got {cutoff}")
     if not 0 < rbe <= 10:
@@ -158,6 +167,14 @@ def dose_operators(
         if scenario.shift not in by_shift:
             by_shift[scenario.shift] = {b: beam_rows(rsp, patient.grid, voxels, spots.beams[b], machine.sad, scenario.shift) for b in used}
         rows = by_shift[scenario.shift]
-        tables = tuple(tabulate(rows[b], curves[b], scenario.range_scale, rbe, dtype, device) for b in used)
+        if sub_spots:
+            tables = tuple(
+                trace_rays(
+                    rows[b], curves[b], rsp, patient.grid, spots.beams[b], machine.sad, scenario.shift, scenario.range_scale, rbe, dtype
+                )
+                for b in used
+            )
+        else:
+            tables = tuple(tabulate(rows[b], curves[b], scenario.range_scale, rbe, dtype, device) for b in used)
         operators.append(DoseOperator(tables, spans, layers, len(voxels), spots.n_spots, scenario, cutoff, backend))
     return operators

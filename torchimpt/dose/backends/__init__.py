@@ -12,7 +12,11 @@ BACKENDS = ("auto", "numba", "torch")
 
 
 def choose(name: str, device: torch.device) -> ModuleType:
-    """The back-end of this name; `"auto"` is numba on the CPU and torch elsewhere."""
+    """The back-end of this name; `"auto"` is numba on the CPU and torch elsewhere. `"sub_spots"` reads other tables than the rest."""
+    if name == "sub_spots":
+        from torchimpt.dose.backends import sub_spots_cpu
+
+        return sub_spots_cpu
     if name not in BACKENDS:
         raise InputError(f"backend must be one of {', '.join(BACKENDS)}, got '{name}'{nearest(name, BACKENDS)}")
     if name == "auto":
