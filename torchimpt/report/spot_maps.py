@@ -33,7 +33,7 @@ def layer_weights_figure(spots: Spots, width: float = 1100, height: float = 150)
             own = beam == number
             axes.vlines(energy[own], 0, weight[own], color=ACCENT, linewidth=3.2)
             axes.set_xlim(float(energy.min()) - 3, float(energy.max()) + 3)
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.05 * float(weight.max()) or 1.0)
             axes.set_title(f"Beam {number}, gantry {spots.beams[number].gantry:g}°", fontsize=8.5, color=INK, loc="left")
             axes.set_xlabel("Energy, MeV")
             axes.grid(axis="x", visible=False)
