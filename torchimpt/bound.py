@@ -27,16 +27,10 @@ class BoundTerm:
 
 
 class Ray:
-    """Objective on the ray `D + l AD` for `l >= 0`: calling it with `l` gives value and slope.
+    """Objective on the ray `D + l AD` for `l >= 0`: calling it with `l` gives value and slope."""
 
-    Attributes
-    ----------
-    convex
-        Whether the restriction is convex, so that its slope has one root.
-    """
-
-    def __init__(self, start: Tensor, rate: Tensor, others: Sequence[Callable[[float], tuple[float, float]]], convex: bool) -> None:
-        self._start, self._rate, self._others, self.convex = start, rate, others, convex
+    def __init__(self, start: Tensor, rate: Tensor, others: Sequence[Callable[[float], tuple[float, float]]]) -> None:
+        self._start, self._rate, self._others = start, rate, others
 
     def __call__(self, length: float) -> tuple[float, float]:
         """`(f(l), df/dl)`: the hinges `sum max(0, s + l r)^2` and the terms that are none."""
@@ -73,7 +67,9 @@ class _Packed:
         where = {"device": device, "dtype": dtype}
         self.voxels = None if len(voxels) == n_voxels else voxels.to(device)
         self.level, self.sign, self.gain = level.to(**where), sign_.to(**where), gain.to(**where)
-        self.used = [slot.nonzero().flatten().to(device) for slot in gain]
+        slot, used = gain.nonzero(as_tuple=True)
+        self.hinged, self.hinge_level = used.to(device), level[slot, used].to(device)
+        self.hinge_root = (sign_[slot, used] * gain[slot, used].sqrt()).to(device)
         self.others = [(b.term, place[b.index.cpu()].to(device), b.factor) for b in terms if not b.term.signs and b.term.weight > 0]
 
     def gather(self, dose: Tensor) -> Tensor:
@@ -92,7 +88,6 @@ class BoundObjective:
 
     def __init__(self, terms: Sequence[BoundTerm], n_voxels: int) -> None:
         self.bound_terms, self.n_voxels = tuple(terms), n_voxels
-        self.convex = all(bound.term.convex for bound in self.bound_terms)
         self._packs: dict[tuple[torch.device, torch.dtype], _Packed] = {}
 
     def _pack(self, dose: Tensor) -> _Packed:
@@ -158,15 +153,11 @@ class BoundObjective:
         here, gain = (torch.atleast_2d(pack.gather(t)).double() for t in (dose, rate))
         share = torch.ones(len(here)) if weights is None else weights
         share = share.to(here).unsqueeze(-1)
-        starts, rates = [], []
-        for slot, used in enumerate(pack.used):
-            level, sign, root = (t[slot, used].double() for t in (pack.level, pack.sign, pack.gain.sqrt()))
-            factor = share.sqrt() * root * sign
-            starts.append((factor * (here[:, used] - level)).flatten())
-            rates.append((factor * gain[:, used]).flatten())
+        factor = share.sqrt() * pack.hinge_root
+        start = here.index_select(-1, pack.hinged).sub_(pack.hinge_level).mul_(factor).flatten()
+        change = gain.index_select(-1, pack.hinged).mul_(factor).flatten()
         others = [_other(term, here[:, index], gain[:, index], factor * share.squeeze(-1)) for term, index, factor in pack.others]
-        empty = here.new_zeros(0)
-        return Ray(torch.cat([*starts, empty]), torch.cat([*rates, empty]), others, self.convex)
+        return Ray(start, change, others)
 
 
 def _other(term: Term, dose: Tensor, rate: Tensor, factor: Tensor) -> Callable[[float], tuple[float, float]]:

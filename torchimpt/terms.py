@@ -61,8 +61,6 @@ class Term:
     kind: ClassVar[str] = ""
     signs: ClassVar[tuple[float, ...]] = ()
     """Of a sum of squared hinges `max(0, sign (d_v - p))^2`: its signs. Empty for every other form."""
-    convex: ClassVar[bool] = True
-    """Whether the term is a convex function of the dose."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.dose) and self.dose >= 0):
@@ -141,7 +139,6 @@ class _DoseVolume(Term):
 
     volume_percent: float = field(kw_only=True)
 
-    convex: ClassVar[bool] = False
     side: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:

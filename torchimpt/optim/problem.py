@@ -23,12 +23,7 @@ class Problem(Protocol):
 
 
 class Line(Protocol):
-    """A function on the line `x + l d`.
-
-    `convex` says that the slope has a single root.
-    """
-
-    convex: bool
+    """A function on the line `x + l d`."""
 
     def value_slope(self, length: float) -> tuple[float, float]:
         """`f(l)` and `df/dl` on the straight line, cheaply."""
@@ -60,7 +55,7 @@ class Outer(Protocol):
         ...
 
     def along(self, y: Tensor, rate: Tensor) -> Callable[[float], tuple[float, float]]:
-        """Restriction to `y + l rate`: a function of `l` that gives value and slope, with an attribute `convex`."""
+        """Restriction to `y + l rate`: a function of `l` that gives value and slope."""
         ...
 
 
@@ -152,10 +147,12 @@ class CompositeLine:
 
     def __init__(self, problem: Composite, x: Tensor, direction: Tensor, image: Tensor, rate: Tensor) -> None:
         self._problem, self._x, self._direction, self._image, self._rate = problem, x, direction, image, rate
-        self._ray = problem.outer.along(image, rate)
-        self.convex: bool = self._ray.convex
+        self._ray: Callable[[float], tuple[float, float]] | None = None
 
     def value_slope(self, length: float) -> tuple[float, float]:
+        # Made when it is first asked for: the end of a bent line is mostly taken without a look along it.
+        if self._ray is None:
+            self._ray = self._problem.outer.along(self._image, self._rate)
         return self._ray(length)
 
     def bend(self, length: float, x_new: Tensor) -> CompositeLine:

@@ -171,15 +171,20 @@ class LineStep(Step):
             return None
         length = line_minimum(line.value_slope, slope, self.first_length(state, direction))
         straight = torch.add(state.x, moved, alpha=length)
-        x, share = self.bounds.clamp(straight), length
-        if not torch.equal(x, straight):
-            line, along = line.bend(length, x), x - state.x
-            share, slope = 1.0, dot(state.gradient, along)
-            if not line.value_slope(1.0)[0] <= start + self.delta * slope:
+        x = self.bounds.clamp(straight)
+        if torch.equal(x, straight):
+            value, gradient = line.value_and_grad(length, x)
+        else:
+            line, moved = line.bend(length, x), x - state.x
+            slope = dot(state.gradient, moved)
+            value, gradient = line.value_and_grad(1.0, x)
+            if not value <= start + self.delta * slope + self.noise(state) and slope < 0:
                 share = line_minimum(line.value_slope, slope, 0.5, longest=1.0)
-                x = self.bounds.clamp(torch.add(state.x, along, alpha=share))
-            moved, slope, length = along / length, slope / length, length * share
-        value, gradient = line.value_and_grad(share, x)
+                x = self.bounds.clamp(torch.add(state.x, moved, alpha=share))
+                value, gradient = line.value_and_grad(share, x)
+                state.evaluations += 1
+                length, moved, slope = length * share, moved * share, slope * share
+            moved, slope = moved / length, slope / length
         state.evaluations += 1
         if not (math.isfinite(value) and value <= start + self.noise(state)):
             return None
