@@ -35,7 +35,9 @@ class Ray:
     def __call__(self, length: float) -> tuple[float, float]:
         """`(f(l), df/dl)`: the hinges `sum max(0, s + l r)^2` and the terms that are none."""
         excess = torch.add(self._start, self._rate, alpha=length).clamp_(min=0)
-        value, slope = torch.stack([excess.dot(excess), 2 * excess.dot(self._rate)]).tolist()
+        # Products and sums, not dot: MKL wakes its threads for vectors that one thread has done by then.
+        value, slope = torch.stack([excess.square().sum(), excess.mul_(self._rate).sum()]).tolist()
+        slope *= 2
         for other in self._others:
             more = other(length)
             value, slope = value + more[0], slope + more[1]
@@ -46,7 +48,8 @@ class _Packed:
     """The arrays of a bound objective on one device, in one dtype.
 
     `voxels (m,)`: positions in the dose vector that any term needs; `level, sign, gain (slots, m)`: hinge `j` of voxel `v` is
-    `gain_jv max(0, sign_jv (d_v - level_jv))^2`, and `gain` is zero in an empty slot; `others`: the terms that are no hinges.
+    `gain_jv max(0, sign_jv (d_v - level_jv))^2`, and `gain` is zero in an empty slot; `hinged, hinge_level, hinge_root (n_hinges,)`: the
+    same hinges one after the other for rays, float64, with `root = sign sqrt(gain)`; `others`: the terms that are no hinges.
     """
 
     def __init__(self, terms: Sequence[BoundTerm], n_voxels: int, device: torch.device, dtype: torch.dtype) -> None:

@@ -36,7 +36,7 @@ class Bounds:
 
 def dot(a: Tensor, b: Tensor) -> float:
     """`a' b`, accumulated in float64."""
-    return float(a.double().dot(b.double()))
+    return float((a.double() * b).sum())
 
 
 @dataclass(frozen=True)
