@@ -88,6 +88,8 @@ def influence_matrices(operators: Sequence[DoseOperator], position: torch.Tensor
     The first scenario's entries are counted before anything is allocated, and the others taken to have as many; a set of matrices that
     would not fit in this machine's memory, or one of more than 2^31 - 1 entries, is an error that says how large it would be.
     """
+    if operators[0].backend == "sub_spots":
+        raise InputError("sub-spots have no influence matrix; build its operators without sub_spots, or use the operators matrix-free")
     position = position.detach().cpu()
     _check_size(int(assemble.count(operators[0], position).sum()), operators)
     device = operators[0].tables[0].p.device
