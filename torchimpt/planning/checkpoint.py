@@ -47,18 +47,19 @@ class Checkpoint:
 
     def __init__(self, path: Path, case: Case, spots: dict, every: int) -> None:
         self._path, self._key, self._spots, self._every = path, fingerprint(case), spots, every
-        self._last: Iteration | None = None
+        self._state: dict | None = None
 
     def __call__(self, iteration: Iteration) -> None:
-        self._last = iteration
+        # taken now: an interrupt may come when the solver is halfway to the next iterate
+        self._state = iteration.state()
         if iteration.iteration % self._every == 0:
             self.write()
 
     def write(self) -> None:
         """Write the last iterate's state, whole or not at all."""
-        if self._last is not None:
+        if self._state is not None:
             with whole_or_nothing(self._path) as scratch:
-                torch.save({"case": self._key, "spots": self._spots, "solver": self._last.state()}, os.fspath(scratch))
+                torch.save({"case": self._key, "spots": self._spots, "solver": self._state}, os.fspath(scratch))
 
 
 def read_checkpoint(path: Path, case: Case) -> dict:

@@ -95,13 +95,23 @@ def open_run(folder: Path, case: Case, device: torch.device) -> Iterator[None]:
         },
     )
     logger = logging.getLogger("torchimpt")
-    handler = logging.FileHandler(folder / "log.txt", encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    if logger.level == logging.NOTSET:
-        logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
     try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        handler.close()
+        handler = _RunLog(folder / "log.txt", encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        if logger.level == logging.NOTSET:
+            logger.setLevel(logging.INFO)
+        logger.addHandler(handler)
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+            handler.close()
+    except OSError as error:
+        raise InputError(f"cannot finish the run in {folder}: {error.strerror or error}; make room, or choose another --out") from error
+
+
+class _RunLog(logging.FileHandler):
+    """A log that cannot be written, as on a full disk, ends the run; the standard handler would print tracebacks and go on."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        raise
