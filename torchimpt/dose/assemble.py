@@ -79,8 +79,8 @@ def _evaluate_run(out, p, q, ratio, amplitude, falloff, x, y, t_max, zero):  # p
 
 @numba.njit(parallel=True, fastmath=True, cache=True)
 def _rows_of_transpose(
-    counts, columns, values, room, n_voxels, order, p, q, ratio, row_start, first, height, ratio_min, amplitude, falloff, reach, layer, x, y,
-    t_max, zero, n_parts,
+    counts, columns, values, room, n_voxels, order, p, q, ratio, row_start, first, height, ratio_min, amplitude, falloff, reach, layer,
+    x, y, t_max, zero, n_parts,
 ):  # fmt: skip  # pragma: no cover
     """Row `s` of `A^T` from `room[s]` on, ascending columns; how many it has goes to `counts[s]`. `room` has one slot to spare a spot."""
     n_rows = row_start.shape[0] - 1
@@ -170,6 +170,14 @@ def _transpose(start, columns, values, out_start, out_columns, out_values, block
                 j += 1
 
 
+@numba.njit(cache=True)
+def add_rows(dense, start, columns, values, rows, factors):  # pragma: no cover
+    """`dense += sum_i factors[i] M[rows[i], :]` for a CSR matrix M: few rows, so one thread."""
+    for i in range(rows.shape[0]):
+        for j in range(start[rows[i]], start[rows[i] + 1]):
+            dense[columns[j]] += factors[i] * values[j]
+
+
 def _arguments(operator: DoseOperator, beam: int, position: torch.Tensor) -> tuple[dict, dict]:
     """Where a beam's spots reach, and the kernel's values there."""
     tables: PairTables = operator.tables[beam]
@@ -222,7 +230,8 @@ def _beam_rows(operator: DoseOperator, beam: int, position: torch.Tensor) -> tup
         some = {**where, **{name: where[name][begin:end] for name in ("layer", "x", "y")}}
         zero = what["amplitude"].dtype.type(0)
         _rows_of_transpose(
-            counts, wide_columns, wide_values, room, operator.n_voxels, tables.order.cpu().numpy(), **some, **what, zero=zero, n_parts=_PARTS
+            counts, wide_columns, wide_values, room, operator.n_voxels, tables.order.cpu().numpy(), **some, **what, zero=zero,
+            n_parts=_PARTS,
         )  # fmt: skip
         start = np.concatenate(([0], np.cumsum(counts)))
         columns, values = np.empty(start[-1], np.int32), np.empty(start[-1], wide_values.dtype)

@@ -71,11 +71,17 @@ class InfluenceMatrix:
 
     def add_columns(self, dose: torch.Tensor, spots: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
         """`dose + A[:, spots] change`, reading only those columns (rows of `A^T`)."""
-        start, end = (self.transposed.crow_indices()[spots + i].long() for i in (0, 1))
+        matrix = self.transposed
+        if dose.device.type == "cpu":
+            total = dose.clone()
+            parts = (matrix.crow_indices(), matrix.col_indices(), matrix.values(), spots, change)
+            assemble.add_rows(total.numpy(), *(t.contiguous().numpy() for t in parts))
+            return total
+        start, end = (matrix.crow_indices()[spots + i].long() for i in (0, 1))
         count = end - start
         entry = torch.repeat_interleave(start - (count.cumsum(0) - count), count) + torch.arange(int(count.sum()), device=dose.device)
-        values = self.transposed.values()[entry] * torch.repeat_interleave(change, count)
-        return dose.index_add(0, self.transposed.col_indices()[entry], values)
+        values = matrix.values()[entry] * torch.repeat_interleave(change, count)
+        return dose.index_add(0, matrix.col_indices()[entry], values)
 
     def to(self, device: torch.device | str) -> InfluenceMatrix:
         """The same matrix on another device."""

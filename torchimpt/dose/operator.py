@@ -146,7 +146,7 @@ def dose_operators(
     """
     if sub_spots:
         if backend != "auto" or torch.device(device).type != "cpu":
-            raise InputError(f"sub_spots have a back-end of their own, on the CPU; got backend '{backend}' on {device}, use 'auto' on 'cpu'")
+            raise InputError(f"sub_spots have a back-end of their own, on the CPU; got '{backend}' on {device}, use 'auto' on 'cpu'")
         backend = "sub_spots"
     if not 1.0 <= cutoff <= 12.0:
         raise InputError(f"cutoff_sigma must lie between 1 and 12 sigmas, got {cutoff}")

@@ -30,10 +30,10 @@ from torchimpt.machine import LayerTables
 from torchimpt.physics.wepl import wepl
 
 PITCH = 0.625
-"""Pitch of the rays over the least sigma in air: 1.25 of the sigma of the product of the two equal Gaussians, ripple 2 exp(-2 pi^2 / 1.25^2)."""
+"""Pitch of the rays over the least sigma in air. The product of the two equal Gaussians has half of it: ripple 2 exp(-2 pi^2 / 1.25^2)."""
 
 DEPTH_STEP = 1.0
-"""Samples of a ray's WEPL, mm. WEPL is linear between voxel borders; the sample interval that holds one is off by at most a quarter of it."""
+"""Step of a ray's WEPL samples, mm. WEPL is linear between voxel borders; the interval that holds one is off by at most a quarter of it."""
 
 RAYS_AT_ONCE = 1024
 """Rays traced at once, a few hundred points each."""

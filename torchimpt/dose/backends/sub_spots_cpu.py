@@ -19,7 +19,7 @@ from torchimpt.dose.sub_spots import RayTables
 
 @numba.njit(inline="always")
 def _window(x, start, pitch, reach, n):  # pragma: no cover
-    return max(0, int(math.ceil((x - reach - start) / pitch))), min(n, int(math.floor((x + reach - start) / pitch)) + 1)
+    return max(0, math.ceil((x - reach - start) / pitch)), min(n, math.floor((x + reach - start) / pitch) + 1)
 
 
 @numba.njit(parallel=True, cache=True)
