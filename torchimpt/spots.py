@@ -36,7 +36,8 @@ class Spots(nn.Module):
     Attributes
     ----------
     position, weight
-        `nn.Parameter`s. A weight may turn negative in the hands of an optimizer without bounds; nothing here prevents that.
+        `nn.Parameter`s. The weight's attribute `lower = 0.0` tells optimizers that honour it (`ProjectedCG`) where to stop; in the hands
+        of others a weight may turn negative, and nothing here prevents that.
     layer, layer_beam, layer_energy
         Buffers, as above.
     """
@@ -56,6 +57,7 @@ class Spots(nn.Module):
         self.beams = beams
         self.position = nn.Parameter(position.detach().clone())
         self.weight = nn.Parameter(weight.detach().to(position).clone())
+        self.weight.lower = 0.0
         self.register_buffer("layer", layer.to(position.device, torch.int64).clone())
         self.register_buffer("layer_beam", layer_beam.to(position.device, torch.int64).clone())
         self.register_buffer("layer_energy", layer_energy.to(position.device, torch.float64).clone())

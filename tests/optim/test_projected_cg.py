@@ -12,7 +12,9 @@ from problems import Plan, Rosenbrock, random_quadratic
 from torch import nn
 
 from torchimpt.checks import InputError
+from torchimpt.geometry import Beam
 from torchimpt.optim import ProjectedCG, minimize
+from torchimpt.spots import Spots
 
 
 def rosenbrock(x: torch.Tensor) -> torch.Tensor:
@@ -187,3 +189,19 @@ def test_a_closure_that_is_not_finite_says_so() -> None:
     optimizer = ProjectedCG([x])
     with pytest.raises(ValueError, match="objective is nan"):
         optimizer.step(closure_of(optimizer, lambda: x.sum() * float("nan")))
+
+
+def test_the_weights_of_spots_bring_their_own_bound():
+    spots = Spots.from_columns([Beam(isocenter=(0, 0, 0))], [0, 0], [100.0, 100.0], [-5.0, 5.0], [0.0, 0.0], [1.0, 1.0], torch.float64)
+    optimizer = ProjectedCG(spots.parameters(), beta="dyhs")
+
+    def closure():
+        optimizer.zero_grad()
+        loss = ((spots.weight - torch.tensor([-3.0, 2.0])) ** 2).sum() + ((spots.position + 7.0) ** 2).sum()
+        loss.backward()
+        return loss
+
+    for _ in range(20):
+        optimizer.step(closure)
+    torch.testing.assert_close(spots.weight.detach(), torch.tensor([0.0, 2.0], dtype=torch.float64), rtol=0, atol=1e-6)
+    torch.testing.assert_close(spots.position.detach(), torch.full((2, 2), -7.0, dtype=torch.float64), rtol=0, atol=1e-6)

@@ -33,7 +33,8 @@ class ProjectedCG(torch.optim.Optimizer):
         Parameters or groups of parameters, all of one dtype on one device.
     lower, upper
         Bounds of the group's parameters: None, a number, or a tensor that broadcasts to each of them. Every iterate, and every point that
-        the closure is called at, is within the bounds.
+        the closure is called at, is within the bounds. Where `lower` is None, a parameter's own attribute `lower` holds if it has one:
+        the weights of `Spots` have 0, so that `ProjectedCG(spots.parameters())` keeps them deliverable.
     scale
         Typical size of a change of the group's parameters (number or tensor): conjugate gradients are taken of `parameter / scale`.
         With groups of different units, weights in 10^6 protons and positions in mm, it decides how fast each moves.
@@ -90,8 +91,9 @@ class ProjectedCG(torch.optim.Optimizer):
         """A group option as one value for each component, `(n,)`."""
         parts = []
         for group in self.param_groups:
-            value = default if group[key] is None else group[key]
-            parts += [torch.as_tensor(value, dtype=p.dtype, device=p.device).expand_as(p).flatten() for p in group["params"]]
+            for p in group["params"]:
+                value = getattr(p, key, None) if group[key] is None else group[key]
+                parts.append(torch.as_tensor(default if value is None else value, dtype=p.dtype, device=p.device).expand_as(p).flatten())
         return torch.cat(parts)
 
     def _bounds(self) -> Bounds:
