@@ -8,6 +8,8 @@ of threads.
 
 from __future__ import annotations
 
+import warnings
+
 import numba
 import numpy as np
 import torch
@@ -264,5 +266,7 @@ def fill(operator: DoseOperator, position: torch.Tensor) -> tuple[torch.Tensor, 
     a_columns, a_values = torch.empty_like(columns), torch.empty_like(values)
     _transpose(start.numpy(), columns.numpy(), values.numpy(), a_start.numpy(), a_columns.numpy(), a_values.numpy(), _BLOCK)
     # valid by construction, and the tests check it; torch warns when it is left to the default
-    forward = torch.sparse_csr_tensor(a_start, a_columns, a_values, shape, check_invariants=False)
-    return forward, torch.sparse_csr_tensor(start, columns, values, shape[::-1], check_invariants=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)  # all that is used of it is tested here
+        forward = torch.sparse_csr_tensor(a_start, a_columns, a_values, shape, check_invariants=False)
+        return forward, torch.sparse_csr_tensor(start, columns, values, shape[::-1], check_invariants=False)
