@@ -22,6 +22,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m "not slow" --durations=10
 	$(BIN)/python -m pytest -m slow --durations=10
+	$(BIN)/python -m pytest --nbmake notebooks
 
 quick: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m "not slow"
