@@ -16,6 +16,14 @@ from torchimpt.optim.direction import Bounds, Direction, conjugate, dot, steepes
 from torchimpt.optim.line_search import DELTA, THETA, Trial, line_minimum, wolfe
 from torchimpt.optim.problem import LineProblem, Problem
 
+COSINE = 0.01
+"""A direction whose cosine with steepest descent, in the components that move, is not above it is dropped for steepest descent.
+
+Not in the paper. The factors count components that a bound holds, and can grow so large that the next direction is the last one again,
+along which there is nothing left to gain: without this guard the plain form ended up to 50 % above the minimum of random quadratics. Plans
+meet it once in hundreds of iterations.
+"""
+
 
 @dataclass
 class State:
@@ -101,11 +109,17 @@ class Step:
             vector, factor = conjugate(gradient, gradient_old, old, self.beta, self.metric)
             vector.masked_fill_(self.bounds.pointing_out(state.x, vector), 0.0)
             slope = dot(gradient, vector)
-            if slope < 0:
+            if -slope > COSINE * self.size(gradient * (vector != 0), vector):
                 return Direction(vector, slope, factor)
         vector = steepest(gradient, self.metric)
         vector.masked_fill_(self.bounds.pointing_out(state.x, vector), 0.0)
         return Direction(vector, dot(gradient, vector), 0.0)
+
+    def size(self, gradient: Tensor, vector: Tensor) -> float:
+        """`|g| |d|` in the metric."""
+        if self.metric is None:
+            return math.sqrt(dot(gradient, gradient) * dot(vector, vector))
+        return math.sqrt(dot(gradient, self.metric * gradient) * dot(vector, vector / self.metric))
 
     def first_length(self, state: State, direction: Direction) -> float:
         """First trial: the last step's expected decrease again, or a tenth of the iterate's size."""
