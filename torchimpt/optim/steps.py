@@ -1,6 +1,6 @@
 """One step of the projected conjugate-gradient methods: direction, step length, new point.
 
-Two forms share one state. `WolfeStep` needs values and gradients only; with its defaults it is the method of Xu et al. 2020, Eq. 7-12.
+Two forms share one state. `WolfeStep` needs values and gradients only; with `restrict=False` it is the method of Xu et al. 2020, Eq. 7-12.
 `LineStep` is for problems whose restriction to a line is cheap: it takes the exact minimum on the line, and mends what the bounds cut off.
 """
 
