@@ -26,7 +26,7 @@ def fan(beam, n=12, seed=5):
 
 @pytest.mark.parametrize("machine", ["one", "halo"])
 def test_integral_dose(machine):
-    """In water that stops every proton, dose times volume is the sum of weight times the integral of the depth dose, less the cut-off's loss.
+    """In water that stops every proton: dose times volume = sum of weight times the depth dose's integral, less the cut-off's loss.
 
     Tolerance: 1 mm steps through a Bragg peak that is 4 mm wide, and rays that are longer by 1 / cos of at most 0.5 degrees.
     """

@@ -89,8 +89,8 @@ def test_single_precision(backend):
 @pytest.mark.parametrize("backend", ["numba", "torch"])
 def test_gradcheck(machine, backend):
     """With a cut-off of 8 sigmas a pair that enters or leaves changes the dose by exp(-32)."""
-    spots = two_beams(6)
-    op = operator(PATIENT, MACHINES[machine], spots, EVERY[::83], cutoff=8.0, backend=backend)
+    spots = two_beams(5)
+    op = operator(PATIENT, MACHINES[machine], spots, EVERY[::131], cutoff=8.0, backend=backend)
     position, weight = (t.detach().clone().requires_grad_() for t in (spots.position, spots.weight))
     function = lambda p, w: 1e2 * PencilBeam.apply(p, w, op)  # noqa: E731
     assert torch.autograd.gradcheck(function, (position, weight), eps=1e-4, atol=1e-6, rtol=1e-6)
@@ -164,8 +164,7 @@ def test_finite_differences_in_water(machine):
 
 
 @pytest.mark.parametrize("hu", [-700.0, 1000.0], ids=["lung", "bone"])
-@pytest.mark.parametrize("machine", ["one", "halo"])
-@pytest.mark.parametrize("cutoff", [4.0, 8.0])
+@pytest.mark.parametrize(("machine", "cutoff"), [("one", 8.0), ("halo", 8.0), ("one", 4.0)])
 def test_half_a_millimetre_across_a_density_step(hu, machine, cutoff):
     """The optimizer's step size where the peers fail: the spot's edge crosses a lateral density step, the range jumps by 20 mm.
 
@@ -174,9 +173,9 @@ def test_half_a_millimetre_across_a_density_step(hu, machine, cutoff):
     """
     patient = step(3.0, size=(66.0, 84.0, 66.0), hu=hu, depth=(6.0, 36.0))
     machine = MACHINES[machine]
-    x = [-8.0, -4.0, -1.0, 0.0, 0.6, 3.0, 7.0]
+    x = [-8.0, -1.0, 0.0, 0.6, 7.0]
     beam = Beam(0.0, 0.0, (0.0, 0.0, 0.0))
-    spots = Spots.from_columns([beam], [0] * 7, [95.0] * 7, x, [1.0] * 7, [100.0] * 7, dtype=torch.float64)
+    spots = Spots.from_columns([beam], [0] * 5, [95.0] * 5, x, [1.0] * 5, [100.0] * 5, dtype=torch.float64)
     voxels = torch.arange(patient.grid.n_voxels)
     op = operator(patient, machine, spots, voxels, cutoff=cutoff)
     side = (patient.grid.centers()[:, 0] > 0).double()

@@ -1,4 +1,4 @@
-"""Absolute dose against Monte Carlo (MCsquare), nothing fitted: every case that lies in `shared/data/mc`, by `experiments/monte_carlo_check.py`."""
+"""Absolute dose against Monte Carlo (MCsquare), nothing fitted: every case in `shared/data/mc`, by `experiments/monte_carlo_check.py`."""
 
 import importlib.util
 import sys
