@@ -135,6 +135,9 @@ class DoseConfig(Section):
     """Hand-derived gradient, or torch's; the same numbers."""
     dtype: Literal["float32", "float64"] = "float32"
     """Floating-point type of matrices and doses; geometry and tables are always built in float64."""
+    sub_spots: Flag | None = None
+    """Compute final doses with every spot's protons on many rays of their own: closer to Monte Carlo behind lateral steps, slower, on the
+    CPU. Omitted: `torchimpt dose` of a CSV spot list does; plans are optimized and evaluated with each voxel's own ray."""
     rbe: Annotated[Real, Field(gt=0, le=5)] = 1.1
     """Constant factor on the physical dose; 1.0 gives Gy."""
 

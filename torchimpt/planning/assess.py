@@ -53,17 +53,21 @@ def assess(
     how: Settings,
     progress: Progress,
     whole: bool = False,
+    sub_spots: bool = False,
 ) -> Assessment:
     """Compute a plan's doses without matrices, and check the case's goals.
+
+    With `sub_spots` each spot's protons are followed along many rays (`torchimpt.dose.sub_spots`), on the CPU wherever the plan was made.
 
     The external ROI is part of the scenarios' tables only where a goal or an objective needs it, or when `whole` doses are asked for:
     it has ten times the voxels of all others.
     """
     delivered = spots.subset(spots.weight.detach() > 0) if bool((spots.weight > 0).any()) else spots
-    delivered = delivered.to(how.device)
+    device = torch.device("cpu") if sub_spots else how.device
+    delivered = delivered.to(device)
     position, weight = delivered.position.detach(), delivered.weight.detach()
-    options = {"cutoff": case.dose.cutoff_sigma, "rbe": case.dose.rbe, "dtype": weight.dtype, "device": how.device}
-    external = patient.external
+    options = {"cutoff": case.dose.cutoff_sigma, "rbe": case.dose.rbe, "dtype": weight.dtype, "device": device, "sub_spots": sub_spots}
+    asked, external = whole, patient.external
     named = {o.roi for o in case.objective} | {g.roi for g in case.goal}
     whole = whole or external is None or external.name in named or any(g.metric == "ci" for g in case.goal)
     body = patient.body.flatten().nonzero().flatten()
@@ -88,7 +92,7 @@ def assess(
     goals = check_goals(case.goals(), tables, prescriptions=case.prescriptions(), body=needs_body)
     shape = patient.grid.shape
     full = {}
-    if whole:
+    if asked:
         for name, dose in doses.items():
             full[name] = torch.zeros(patient.grid.n_voxels, dtype=dose.dtype).index_put_((voxels,), dose).reshape(shape)
     return Assessment(inside.reshape(shape), tables, full, goals, discarded)

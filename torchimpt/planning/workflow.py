@@ -26,7 +26,7 @@ from torchimpt.planning.prepare import load_machine, load_patient, resolve_beams
 from torchimpt.planning.runfolder import open_run, versions, write_json
 from torchimpt.report.figures import dvh_figure
 from torchimpt.report.page import ReportData, write_report
-from torchimpt.report.style import roi_colors, shown_rois, slug
+from torchimpt.report.style import roi_colors, shown_rois
 from torchimpt.scenarios import NOMINAL, Scenario
 from torchimpt.spots import Spots
 
@@ -137,7 +137,10 @@ def _dose_of(case: Case, plan_path: Path, out: Path, scenarios: Sequence[Scenari
         patient, machine = load_patient(case), load_machine(case)
         spots = read_plan(plan_path, resolve_beams(case, patient, plan_path), dtype=how.dtype)
     times["load"] = time.perf_counter() - begin
-    found = assess(case, patient, machine, spots, scenarios, how, progress, whole=case.output.scenarios_dose)
+    # a spot list has no planned dose to repeat, so it gets the model closest to Monte Carlo; a plan gets the one it was made with
+    sub_spots = plan_path.suffix.lower() == ".csv" if case.dose.sub_spots is None else case.dose.sub_spots
+    log.info("dose model: %s", "sub-spots, each on its own ray" if sub_spots else "each voxel's own ray")
+    found = assess(case, patient, machine, spots, scenarios, how, progress, case.output.scenarios_dose, sub_spots)
     times["dose"] = time.perf_counter() - begin - times["load"]
     times["total"] = time.perf_counter() - begin
     metrics = {"title": case.title, **dose_metrics(spots, machine, found, times, how)}
@@ -168,7 +171,8 @@ def _write_results(
     if case.output.scenarios_dose:
         for name, dose in found.scenario_doses.items():
             if name != NOMINAL.name:
-                write_image(out / f"dose_{slug(name)}.mha", dose, patient.grid)
+                # signs and decimals stay: x-3mm and x+3mm are two files
+                write_image(out / f"dose_{name.replace('/', '_').replace('%', '')}.mha", dose, patient.grid)
     write_dvh_csv(out / "dvh.csv", found.roi_doses)
     targets = case.spots.targets if case.spots else patient.targets
     angles = ", ".join(f"{beam.gantry:g}°" for beam in spots.beams)
