@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,8 +58,10 @@ class Checkpoint:
     def write(self) -> None:
         """Write the last iterate's state, whole or not at all."""
         if self._state is not None:
-            with whole_or_nothing(self._path) as scratch:
-                torch.save({"case": self._key, "spots": self._spots, "solver": self._state}, os.fspath(scratch))
+            memory = io.BytesIO()
+            torch.save({"case": self._key, "spots": self._spots, "solver": self._state}, memory)
+            with whole_or_nothing(self._path) as scratch:  # torch's own writer has no OSError for a full disk
+                scratch.write_bytes(memory.getbuffer())
 
 
 def read_checkpoint(path: Path, case: Case) -> dict:

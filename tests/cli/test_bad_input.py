@@ -1,0 +1,213 @@
+"""Bad input: one line on stderr that says what and where, exit status 2, and no `metrics.json`, not even an earlier one's."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from tiny_case import command, write_tiny
+
+from torchimpt.dose import influence
+from torchimpt.geometry import Grid
+from torchimpt.io.image import write_image
+
+
+@pytest.fixture
+def refused(tmp_path):
+    """Plan `tiny.toml` with overrides and check that it is refused in one line, after `warned` lines of warnings; returns the line."""
+
+    def call(*overrides, arguments=("plan", "tiny.toml", "--out", "run"), warned=0):
+        flags = [flag for override in overrides for flag in ("--set", override)]
+        done = command(*arguments, *flags, cwd=tmp_path)
+        assert done.status == 2 and done.out == "", done
+        lines = done.err.splitlines()
+        assert len(lines) == 1 + warned and all(line.startswith("torchimpt: ") for line in lines), done.err
+        assert not (tmp_path / "run" / "metrics.json").exists()
+        return lines[-1]
+
+    write_tiny(tmp_path)
+    return call
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Write a CT of water in air with a target, as images; `hu`, `target` and `size` may be given."""
+
+    def write(size=(12, 12, 12), hu=None, target=None, external=True):
+        grid = Grid(size, (10.0, 10.0, 10.0), (-5.0 * size[2], -5.0 * size[1], -5.0 * size[0]))
+        folder = tmp_path / "ct"
+        folder.mkdir()
+        inside = torch.zeros(size, dtype=torch.bool)
+        inside[1:-1, 1:-1, 1:-1] = True
+        if hu is None:
+            hu = torch.where(inside, 0.0, -1000.0)
+        if target is None:
+            target = torch.zeros(size, dtype=torch.bool)
+            target[4:8, 4:8, 4:8] = True
+        write_image(folder / "ct.mha", hu, grid)
+        write_image(folder / "Target.mha", target, grid)
+        if external:
+            write_image(folder / "External.mha", inside, grid)
+
+    return write
+
+
+IMAGE = ("patient={source='image', path='ct'}", "dose.grid_mm=10", "objective[2].roi=Target")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["patient={source='openkbp', path='pt_109'}"], r"tiny\.toml: patient\.path: no such file or folder: .*pt_109"),
+        (["patient={source='phantom', name='watr'}"], r"watr.*did you mean 'water'"),
+        (["dose.cutof_sigma=3"], r"tiny\.toml: unknown key 'dose\.cutof_sigma' \(did you mean 'cutoff_sigma'\?\); allowed in \[dose\]: grid_mm"),
+        (["spots.target=Targt"], r"tiny\.toml: spots\.target: the patient has no ROI 'Targt' \(did you mean 'Target'\?\); it has External, Target"),
+        (["objective[1].roi=Heart"], r"objective\[1\]\.roi: the patient has no ROI 'Heart'.*; it has External, Target"),
+        (["goal[0].roi=Heart"], r"goal\[0\]\.roi: the patient has no ROI 'Heart'"),
+        (["beam[1].isocenter_mm=[0,0,900]"], r"beam 1 .*misses the target.*isocenter"),
+        (["spots.spacing_mm=0"], r"spots\.spacing_mm must be greater than 0, got 0"),
+        (["spots.spacing_mm=-5"], r"spots\.spacing_mm must be greater than 0, got -5"),
+        (["dose.grid_mm=-3"], r"dose\.grid_mm: must be positive, mm, got -3"),
+        (["dose.grid_mm=0"], r"dose\.grid_mm: must be positive"),
+        (["spots.layer_spacing=0"], r"'bragg80' or a positive number"),
+        (["spots.margin_mm=-1"], r"spots\.margin_mm"),
+        (["dose.grid_mm=0.05"], r"spacing \[0\.05, .* voxels .*use a larger spacing"),
+        (["objective=[]"], r"tiny\.toml: planning needs .*; missing: \[\[objective\]\]"),
+        (["beam=[]"], r"missing: \[\[beam\]\]"),
+        (["objective[0].dose_gy=nan"], r"objective\[0\]\.dose_gy"),
+        (["joint.box_mm=5"], r"\[joint\] comes with a later version"),
+        (["beam[0].range_shifter_mm=30"], r"beam\[0\]\.range_shifter_mm: range shifters come with a later version"),
+        (["machine={format='bdl', path='.'}"], r"'bdl' comes with a later version"),
+        (["patient={source='dicom', path='.'}"], r"later version"),
+    ],
+)  # fmt: skip
+def test_wrong_case(refused, overrides, message):
+    assert re.search(message, refused(*overrides))
+
+
+def test_missing_files(refused):
+    assert "no case file at tny.toml (did you mean 'tiny.toml'?)" in refused(arguments=("plan", "tny.toml", "--out", "run"))
+    line = refused(arguments=("dose", "tiny.toml", "--plan", "plan.json", "--out", "run"))
+    assert "plan: no file plan.json" in line
+    line = refused(arguments=("plan", "tiny.toml", "--out", "run", "--resume"))
+    assert "no checkpoint at run/checkpoint.pt to resume from; start without --resume" in line
+
+
+def test_ct_without_a_finite_number(refused, images):
+    hu = torch.zeros((12, 12, 12))
+    hu[3, 4, 5] = float("nan")
+    images(hu=hu)
+    assert "has 1 voxels that are NaN or infinite" in refused(*IMAGE)
+
+
+def test_absurd_ct_numbers(refused, images):
+    images(hu=torch.full((12, 12, 12), 60000.0))
+    assert "60000, which are no Hounsfield units" in refused(*IMAGE, warned=1)
+
+
+def test_empty_target(refused, images):
+    images(target=torch.zeros((12, 12, 12), dtype=torch.bool))
+    assert "Target.mha is 0 everywhere, so the ROI is empty" in refused(*IMAGE)
+
+
+def test_target_lost_on_the_dose_grid(refused, images):
+    target = torch.zeros((12, 12, 12), dtype=torch.bool)
+    target[5, 5, 5] = True
+    images(target=target)
+    line = refused(*IMAGE, "dose.grid_mm=40", warned=1)
+    assert "ROI Target has no voxel on this grid; use a finer grid_mm" in line
+
+
+def test_target_outside_the_body(refused, images):
+    target = torch.zeros((12, 12, 12), dtype=torch.bool)
+    target[0, 5:7, 5:7] = True
+    images(target=target)
+    assert "lies outside the body (ROI 'External'); check the contours" in refused(*IMAGE)
+
+
+def test_target_deeper_than_the_highest_energy_reaches(refused, images):
+    target = torch.zeros((8, 8, 60), dtype=torch.bool)
+    target[2:6, 2:6, 10:14] = True
+    images(size=(8, 8, 60), target=target)
+    line = refused(*IMAGE, "beam[0].gantry_deg=90", "beam[1].gantry_deg=90", "beam[1].couch_deg=0")
+    assert re.search(r"beam 0 .*needs its peak at 5\d\d\.\d mm of water .* reaches 3\d\d\.\d mm at its highest energy, \d+ MeV; choose a beam", line)
+
+
+def test_spot_lists_without_a_usable_spot(refused, tmp_path):
+    spots = tmp_path / "spots.csv"
+    arguments = ("dose", "tiny.toml", "--plan", "spots.csv", "--out", "run")
+    head = "beam,energy_mev,x_mm,y_mm,weight\n"
+    for rows, message in (
+        ("", r"spots\.csv"),
+        ("0,120,0,0,-1\n", "weights must not be negative"),
+        ("0,120,nan,0,1\n", r"spots\.csv.*(NaN|nan)"),
+        ("5,120,0,0,1\n", "names beam 5, but the case has 2"),
+        ("0,400,0,0,1\n", "400"),
+    ):
+        spots.write_text(head + rows)
+        assert re.search(message, refused(arguments=arguments)), rows
+
+
+def test_damaged_plan(refused, tmp_path):
+    (tmp_path / "plan.json").write_text('{"format": "torchimpt plan 1", "beams": [')
+    assert "is not JSON, it may be cut off" in refused(arguments=("dose", "tiny.toml", "--plan", "plan.json", "--out", "run"))
+
+
+def test_matrices_that_would_not_fit_are_refused_before_they_are_made(refused, monkeypatch):
+    monkeypatch.setattr(influence, "available_memory", lambda device: 1_000_000)
+    monkeypatch.delattr(influence.assemble, "fill")
+    line = refused()
+    assert re.search(r"would take \d+\.\d GB \(3 scenarios, [\d.e+]+ entries\), 0\.0 GB are free; use \[dose\] engine = \"matrix_free\"", line)
+    assert command("plan", "tiny.toml", "--out", "r", "--set", "dose.engine=matrix_free", "--set", "optimizer.max_iterations=1", cwd=".").status == 2
+
+
+def test_run_folder_that_cannot_be_made(refused, tmp_path):
+    (tmp_path / "file").write_text("")
+    for out in ("file", "file/run"):
+        assert f"{out}" in refused(arguments=("plan", "tiny.toml", "--out", out))
+    assert (tmp_path / "file").read_text() == ""
+
+
+def test_checkpoints_that_do_not_fit(refused, tmp_path):
+    limit = ("--set", "optimizer.max_iterations=2", "--set", "optimizer.log_every=1")
+    assert command("plan", "tiny.toml", "--out", "run", *limit, cwd=tmp_path).status == 3
+    (tmp_path / "run" / "metrics.json").unlink()
+    resume = ("plan", "tiny.toml", "--out", "run", "--resume")
+    assert "belongs to another case" in refused("spots.spacing_mm=12", arguments=resume)
+    assert "belongs to another case" in refused("optimizer.method=lbfgs", arguments=resume)
+    checkpoint = tmp_path / "run" / "checkpoint.pt"
+    whole = checkpoint.read_bytes()
+    for damaged in (b"", b"not a checkpoint", whole[: len(whole) // 2]):
+        checkpoint.write_bytes(damaged)
+        assert "is no readable checkpoint" in refused(arguments=resume)
+    checkpoint.write_bytes(whole)
+    assert command(*resume, *limit, cwd=tmp_path).status == 3
+
+
+def test_a_refused_run_leaves_no_earlier_metrics(refused, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.json").write_text("{}")
+    refused("beam[1].isocenter_mm=[0,0,900]")
+
+
+LIMITED = (
+    "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0})); import sys; sys.dont_write_bytecode = True; "
+    "from torchimpt.cli.app import main; main()"
+)
+
+
+@pytest.mark.parametrize("size", [300, 1500, 4000, pytest.param(30_000, marks=pytest.mark.slow), pytest.param(200_000, marks=pytest.mark.slow)])
+def test_full_disk(tmp_path, size):
+    """With a limit on the files' size in the place of a full disk: the case, the log, the checkpoint, the plan, the report fail."""
+    write_tiny(tmp_path)
+    assert command("plan", "tiny.toml", "--out", "warm", "--set", "optimizer.max_iterations=1", "--quiet", cwd=tmp_path).status == 3
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED.format(size), "plan", "tiny.toml", "--out", "run", "--set", "output.tensorboard=true"],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, ""), done
+    assert re.fullmatch(r"torchimpt: cannot (write|finish the run in) run.*File too large; .*\n", done.stderr)
+    assert not (tmp_path / "run" / "metrics.json").exists() and not list((tmp_path / "run").glob(".partial*"))

@@ -1,0 +1,91 @@
+"""`ti.plan`: engines, methods and precisions agree; what the result holds; a callback stops it."""
+
+from __future__ import annotations
+
+import tomllib
+
+import pytest
+import torch
+from tiny_case import TINY, tiny
+
+import torchimpt as ti
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory):
+    """The tiny case planned in float64 with stored matrices."""
+    return ti.plan(tiny(tmp_path_factory.mktemp("plan"), "dose.dtype=float64"))
+
+
+def test_plan_from_python(planned):
+    result = ti.plan(ti.Case(**tomllib.loads(TINY)))
+    assert result.solution.converged and result.metrics["converged"] and result.metrics["goals"][0]["passed"]
+    assert result.spots.weight.dtype == torch.float32 and not result.spots.weight.is_cuda
+    assert bool((result.spots.weight >= 0).all()) and torch.equal(result.spots.weight.detach(), result.solution.x)
+    assert result.metrics["objective"]["final"] == pytest.approx(planned.solution.value, rel=1e-3)
+    dose = ti.PencilBeamDose(result.patient, result.machine, result.spots.beams)(result.spots).detach().reshape(result.patient.grid.shape)
+    assert float((dose - result.assessment.dose).abs().max()) < 1e-4 * float(dose.max())
+
+
+@pytest.mark.parametrize("override", ["dose.engine=matrix_free", "dose.gradient=autograd"])
+def test_engines_take_the_same_steps(tmp_path, override):
+    both = ("dose.dtype=float64", "dose.grid_mm=10", "optimizer.max_iterations=8")
+    stored, other = ti.plan(tiny(tmp_path, *both)), ti.plan(tiny(tmp_path, *both, override))
+    assert other.metrics["matrix"]["nonzeros"] == 0 < stored.metrics["matrix"]["nonzeros"]
+    ours, theirs = ([row["value"] for row in result.solution.history] for result in (stored, other))
+    assert len(ours) == 9 and theirs == pytest.approx(ours, rel=1e-9)
+    assert float((other.solution.x - stored.solution.x).norm() / stored.solution.x.norm()) < 1e-8
+
+
+@pytest.mark.parametrize("method", ["dyhs_cg", "lbfgs"])
+def test_methods_find_the_same_objective(planned, tmp_path, method):
+    limits = ("optimizer.max_iterations=2000", "optimizer.tolerance=1e-5")
+    ours, other = (ti.plan(tiny(tmp_path, "dose.dtype=float64", f"optimizer.method={m}", *limits)) for m in ("projected_cg", method))
+    assert ours.solution.converged and other.solution.converged
+    assert other.solution.value == pytest.approx(ours.solution.value, rel=0.01)
+    assert ours.solution.value <= planned.solution.value
+
+
+def test_goals_and_terms_are_those_of_the_doses(planned):
+    nominal = planned.assessment.roi_doses["nominal"]
+    target = nominal["Target"]
+    violation = (50.0 - target).clamp(min=0).square().mean() * 100.0
+    terms = {(t["scenario"], t["roi"], t["kind"]): t["value"] for t in planned.metrics["objective"]["terms"]}
+    assert terms["nominal", "Target", "min_dose"] == pytest.approx(float(violation), rel=1e-6)
+    goal = planned.metrics["goals"][1]
+    means = [float(doses["External"].mean()) for doses in planned.assessment.roi_doses.values()]
+    assert goal["nominal"] == pytest.approx(means[0]) and goal["worst"] == pytest.approx(max(means)) and not goal["passed"]
+    assert planned.assessment.dose.shape == planned.patient.grid.shape and planned.assessment.scenario_doses == {}
+
+
+def test_robust_plan_covers_where_the_nominal_one_does_not(planned, tmp_path):
+    nominal = ti.plan(tiny(tmp_path, "robustness={setup_mm=0.0, range_percent=0.0}"))
+    assert [s["name"] for s in nominal.metrics["scenarios"]] == ["nominal"]
+    assert nominal.metrics["objective"]["final"] < planned.solution.value
+
+
+def test_callback_sees_iterations_and_stops(tmp_path):
+    seen = []
+    result = ti.plan(tiny(tmp_path), callback=lambda iteration: seen.append(iteration.iteration) or iteration.iteration == 3)
+    assert seen == [0, 1, 2, 3] and not result.solution.converged and result.metrics["stop_reason"] == "stopped by the callback"
+
+
+def test_unnormalized_objective(tmp_path):
+    result = ti.plan(tiny(tmp_path, "optimizer.normalize=false", "optimizer.max_iterations=1"))
+    target = result.assessment.roi_doses["nominal"]["Target"]
+    terms = {(t["scenario"], t["kind"], t["roi"]): t["value"] for t in result.metrics["objective"]["terms"]}
+    expected = 50.0 * (target - 54.0).clamp(min=0).square().sum()
+    assert terms["nominal", "max_dose", "Target"] == pytest.approx(float(expected), rel=1e-4)
+    assert result.metrics["objective"]["normalized"] is False
+
+
+def test_joint_says_that_it_comes_later(tmp_path):
+    with pytest.raises(ti.InputError, match=r"\[joint\] comes with a later version"):
+        ti.plan(tiny(tmp_path, "joint.box_mm=5"))
+
+
+def test_cuda_without_a_gpu(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ti.InputError, match="use --device cpu"):
+        ti.plan(tiny(tmp_path), device="cuda")

@@ -1,0 +1,119 @@
+"""The smallest robust case, a second a run, and the command line called in this process. Shared by the tests of planning and commands."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from torchimpt.cli.app import main
+from torchimpt.config import Case, load_case
+
+TINY = """
+title = "Tiny"
+seed = 3
+
+[patient]
+source = "phantom"
+name = "water"
+
+[dose]
+grid_mm = 8.0
+
+[spots]
+target = "Target"
+spacing_mm = 9.0
+margin_mm = 3.0
+layer_spacing = 12.0
+
+[[beam]]
+gantry_deg = 0
+
+[[beam]]
+gantry_deg = 75
+couch_deg = 10
+
+[robustness]
+setup_mm = 0.0
+range_percent = 3.5
+
+[optimizer]
+max_iterations = 200
+tolerance = 1e-3
+
+[output]
+tensorboard = false
+
+[[objective]]
+roi = "Target"
+kind = "min_dose"
+dose_gy = 50.0
+weight = 100.0
+
+[[objective]]
+roi = "Target"
+kind = "max_dose"
+dose_gy = 54.0
+weight = 50.0
+
+[[objective]]
+roi = "External"
+kind = "mean_dose"
+dose_gy = 2.0
+
+[[goal]]
+roi = "Target"
+metric = "d(95)"
+min = 47.5
+
+[[goal]]
+roi = "External"
+metric = "mean"
+max = 0.5
+"""
+
+
+def write_tiny(folder: Path, *replacements: tuple[str, str]) -> Path:
+    """`tiny.toml` in the folder; each replacement must hit."""
+    text = TINY
+    for old, new in replacements:
+        assert old in text, old
+        text = text.replace(old, new)
+    path = folder / "tiny.toml"
+    path.write_text(text)
+    return path
+
+
+def tiny(tmp_path: Path, *overrides: str) -> Case:
+    """The tiny case with overrides, as `--set` takes them."""
+    return load_case(write_tiny(tmp_path), overrides)
+
+
+class Outcome(NamedTuple):
+    """What a command left."""
+
+    status: int
+    out: str
+    err: str
+
+
+def command(*arguments: object, cwd: Path) -> Outcome:
+    """`torchimpt ...` in this process, in the folder `cwd`; torch's threads and Python's warnings are put back."""
+    out, err, argv, threads = io.StringIO(), io.StringIO(), sys.argv, torch.get_num_threads()
+    status = 0
+    try:
+        sys.argv = ["torchimpt", *map(str, arguments)]
+        with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
+            warnings.simplefilter("default")
+            main()
+    except SystemExit as stop:
+        status = stop.code or 0
+    finally:
+        sys.argv = argv
+        torch.set_num_threads(threads)
+    return Outcome(status, out.getvalue(), err.getvalue())
