@@ -100,7 +100,9 @@ def test_file_imports_from_lower_floors(path: Path) -> None:
 def test_below_the_solvers_nobody_knows_an_optimizer() -> None:
     for path in FILES:
         if FLOOR[room_of(path)] < FLOOR["optim"]:
-            known = [name for name in imported(ast.parse(path.read_text(encoding="utf-8"))) if name.startswith(("torch.optim", "scipy.optimize"))]
+            known = [
+                name for name in imported(ast.parse(path.read_text(encoding="utf-8"))) if name.startswith(("torch.optim", "scipy.optimize"))
+            ]
             assert not known, f"{path} imports {known}"
 
 
