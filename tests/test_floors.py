@@ -14,7 +14,7 @@ FLOORS = (
     {"checks", "constants", "memory", "version"},
     {"geometry", "scenarios"},
     {"patient"},
-    {"physics", "resample"},
+    {"physics", "resampling"},
     {"machine", "phantoms"},
     {"spots"},
     {"placement", "dose"},

@@ -15,7 +15,7 @@ from torchimpt.patient import ROI, Patient
 from torchimpt.physics.stopping import relative_stopping_power
 from torchimpt.physics.wepl import ray_directions, wepl
 from torchimpt.placement import place_spots
-from torchimpt.resample import resample
+from torchimpt.resampling import resample
 from torchimpt.scenarios import NOMINAL, Scenario, boundary_scenarios
 
 GRID = Grid((30, 56, 36), (3.0, 3.0, 3.0), (-52.5, -82.5, -43.5))

@@ -42,7 +42,7 @@ _NAMES = {
     "phantom": "phantoms",
     "place_spots": "placement",
     "plan": "planning.plan",
-    "resample": "resample",
+    "resample": "resampling",
 }
 
 __all__ = ["__version__", *_MODULES, *_NAMES]

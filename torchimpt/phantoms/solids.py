@@ -16,7 +16,7 @@ import torch
 from torchimpt.checks import InputError, positive
 from torchimpt.geometry import Grid
 from torchimpt.patient import ROI, Patient
-from torchimpt.resample import resample
+from torchimpt.resampling import resample
 
 Point = tuple[float, float, float]
 _MOST_VOXELS = 10_000_000

@@ -14,7 +14,7 @@ from torchimpt.io.patient import read_patient
 from torchimpt.machine import Machine, generic, read_csv_machine, read_matrad_machine
 from torchimpt.patient import Patient
 from torchimpt.physics.stopping import read_hu_table
-from torchimpt.resample import resample
+from torchimpt.resampling import resample
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 

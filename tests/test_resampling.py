@@ -11,7 +11,7 @@ import torch
 from torchimpt.checks import InputError, PhysicsWarning
 from torchimpt.geometry import Grid
 from torchimpt.patient import ROI, Patient
-from torchimpt.resample import resample
+from torchimpt.resampling import resample
 
 
 def random_patient(generator: torch.Generator, shape=(5, 6, 7), spacing=(1.0, 1.3, 0.7), origin=(3.0, -2.0, 9.0)) -> Patient:

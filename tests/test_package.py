@@ -1,0 +1,35 @@
+"""The names that `import torchimpt as ti` offers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import torchimpt as ti
+
+PACKAGE = Path(ti.__file__).parent
+
+
+@pytest.mark.parametrize("name", ti.__all__)
+def test_every_name_is_there(name: str) -> None:
+    assert getattr(ti, name) is not None
+
+
+def test_no_name_is_a_file_of_the_package() -> None:
+    """Importing a submodule puts it into the package under its own name, and would hide a function of that name."""
+    files = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert not files & set(ti._NAMES)
+
+
+def test_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'PencilBeam'"):
+        _ = ti.PencilBeam
+
+
+def test_import_loads_nothing_heavy() -> None:
+    code = "import sys, torchimpt; print([m for m in ('torch', 'numba', 'numpy', 'matplotlib', 'scipy') if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
+    assert found.stdout.strip() == "[]"
