@@ -1,107 +1,161 @@
-"""How fast is the engine? Pair kernel, influence matrices, products against this machine's read bandwidth, solver, memory.
+"""How fast are the parts that a plan's time goes into, and how near to what this machine can do?
 
-    python benchmarks/throughput.py [CASE.toml] [--out FILE.json] [--repeats N]
+    python benchmarks/throughput.py [--case openkbp_109] [--repeats 7] [--out runs/throughput.json]
 
-The default case is OpenKBP 109 with nine scenarios when the reference data lie beside the checkout, else the head-and-neck phantom. Takes
-about two minutes on two cores. Medians with their spread over the repeats; first calls, which compile, are stored but not counted.
+OpenKBP 109 with nine scenarios where the data lie beside the checkout, else the head-and-neck phantom. Measured: influence matrices in
+kept entries per second (the count that comes before included), products with A and A^T in GB/s against the read bandwidth that the same
+run measures, the pair kernel in pairs per second for dose and for the three gradients (pairs that its runs visit, and pairs within the
+cut-off), iterations of the solver per second, peak memory. Numbers are medians with the range of the repeats; first calls, which compile
+or load compiled code, do not count and are told apart. About two minutes on 2 cores.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from common import circumstances, row, store, timed
+from measure import DATA, Repeats, about, flags, read_bandwidth, ready_case, repeat
 
-from torchimpt.config import load_case
 from torchimpt.dose import assemble
 from torchimpt.dose.influence import influence_matrices
-from torchimpt.dose.operator import dose_operators
+from torchimpt.dose.operator import DoseOperator, dose_operators
 from torchimpt.memory import peak_memory
-from torchimpt.monitor import Progress
 from torchimpt.optim import minimize
-from torchimpt.planning.plan import prepare
-from torchimpt.planning.prepare import settings
-from torchimpt.planning.weights import best_uniform_weight, jacobi_scale, weight_problem
-
-CASES = Path(__file__).resolve().parents[1] / "experiments" / "cases"
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+from torchimpt.planning.plan import Prepared
+from torchimpt.planning.runfolder import write_json
+from torchimpt.planning.weights import best_uniform_weight, jacobi_scale
 
 
-def visited_pairs(operator, position: torch.Tensor) -> int:
-    """Pairs that the kernel evaluates for all spots: the runs of their rows."""
+@dataclass(frozen=True)
+class Config:
+    """Flags; `grid` and `spacing` of zero are the case's own."""
+
+    case: str = ""
+    grid: float = 0.0
+    spacing: float = 0.0
+    repeats: int = 7
+    iterations: int = 50
+    out: str = "runs/throughput.json"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: median, least and most, in the unit, and the least that is aimed at (None: no aim)."""
+
+    name: str
+    unit: str
+    median: float
+    low: float
+    high: float
+    aim: float | None = None
+
+    def line(self) -> str:
+        """As text."""
+        verdict = "" if self.aim is None else f"aim {self.aim:g}: {'met' if self.median >= self.aim else 'missed'}"
+        return f"{self.name:46s} {self.median:10.4g} {f'({self.low:.4g} to {self.high:.4g})':26s} {self.unit:22s} {verdict}"
+
+
+def first_and_repeats(work, times: int) -> tuple[float, Repeats]:
+    """Seconds of the first call, and the repeats after it."""
+    return repeat(work, 1).median, repeat(work, times)
+
+
+def visited(operator: DoseOperator, position: torch.Tensor) -> int:
+    """Pairs that the kernel's runs touch."""
     total = 0
     for beam, (begin, end) in enumerate(operator.spans):
-        counts = torch.zeros(end - begin, dtype=torch.int64)
+        candidates = torch.zeros(end - begin, dtype=torch.int64)
         where, _ = assemble._arguments(operator, beam, position)
-        assemble._candidates(counts.numpy(), **where)
-        total += int(counts.sum())
+        assemble._candidates(candidates.numpy(), **where)
+        total += int(candidates.sum())
     return total
 
 
-def read_bandwidth(repeats: int) -> dict:
-    """What this machine's memory gives to a program that only reads: a sum over 1 GiB."""
-    block = torch.ones(1 << 28, dtype=torch.float32)
-    return row("read bandwidth (sum of 1 GiB)", "GB/s", block.numel() * 4 / 1e9, timed(block.sum, repeats))
+def matrices(ready: Prepared, operators: list[DoseOperator], times: int, first: dict[str, float]) -> list[Row]:
+    """Assembly, and the products against the read bandwidth."""
+    position = ready.spots.position.detach()
+    built = influence_matrices(operators, position)
+    entries = sum(m.n_nonzeros for m in built)
+    del built
+    first["influence matrices"], taken = first_and_repeats(lambda: influence_matrices(operators, position), times)
+    rows = [Row("influence matrices", "1e6 kept entries/s", *taken.rate(entries / 1e6), aim=40.0)]
+    bandwidth = read_bandwidth(times)
+    rows.append(Row("memory read bandwidth", "GB/s", *bandwidth))
+    weight = torch.rand(ready.spots.n_spots, dtype=ready.how.dtype)
+    dose = torch.rand(len(operators), len(ready.voxels), dtype=ready.how.dtype)
+    size = ready.engine.n_bytes / 2e9  # each product reads one of the two matrices
+    for name, work in (("products A w", lambda: ready.engine.forward(weight)), ("products A' r", lambda: ready.engine.adjoint(dose))):
+        first[name], taken = first_and_repeats(work, times)
+        rate = taken.rate(size)
+        rows.append(Row(name, "GB/s", *rate))
+        rows.append(Row(f"{name}, of the read bandwidth", "%", *(100.0 * r / bandwidth[0] for r in rate)))
+    return rows
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    default = CASES / ("openkbp_109.toml" if SHARED.is_dir() else "hn.toml")
-    parser.add_argument("case", nargs="?", type=Path, default=default)
-    parser.add_argument("--out", type=Path, default=Path("throughput.json"))
-    parser.add_argument("--repeats", type=int, default=7)
-    asked = parser.parse_args()
-    found = circumstances()
-    case = load_case(asked.case)
-    ready = prepare(case, settings("cpu", case.dose.dtype, None, case.seed), Progress(enabled=False), {})
-    position, weight = ready.spots.position.detach(), ready.spots.weight.detach()
-    operators = dose_operators(ready.patient, ready.machine, ready.spots, ready.voxels, ready.scenarios, rbe=case.dose.rbe)
-    n_scenarios, first = len(operators), operators[0]
-    residual = torch.randn(len(ready.voxels), generator=torch.Generator().manual_seed(1))
-    print(f"{case.title}: {ready.spots.n_spots} spots, {len(ready.voxels)} voxels, {n_scenarios} scenarios\n")
-
-    visited = sum(visited_pairs(o, position) for o in operators)
-    kept = ready.engine.n_nonzeros
-    print(f"{'pairs of all scenarios':44s} {visited / 1e6:.0f} million visited, {kept / 1e6:.0f} million kept ({kept / visited:.0%})")
+def kernel(ready: Prepared, operators: list[DoseOperator], times: int, first: dict[str, float]) -> list[Row]:
+    """Pairs per second of dose and gradients."""
+    position, weight = ready.spots.position.detach(), torch.rand(ready.spots.n_spots, dtype=ready.how.dtype) + 0.1
+    residual = torch.randn(len(ready.voxels), dtype=ready.how.dtype)
+    seen = sum(visited(o, position) for o in operators) / 1e9
+    kept = sum(int(assemble.count(o, position).sum()) for o in operators) / 1e9
+    jobs = {
+        "dose": lambda: [o.dose(position, weight) for o in operators],
+        "three gradients": lambda: [o.gradient(residual, position, weight) for o in operators],
+    }
     rows = []
-    forward = timed(lambda: [o.dose(position, weight) for o in operators], asked.repeats)
-    rows.append(row("pair kernel, dose", "1e9 visited pairs/s", visited / 1e9, forward, 0.8))
-    three = timed(lambda: [o.gradient(residual, position, weight) for o in operators], asked.repeats)
-    rows.append(row("pair kernel, gradients for w, x and y", "1e9 visited pairs/s", visited / 1e9, three, 0.8))
-    one = timed(lambda: [o.gradient(residual, position, weight, move=False) for o in operators], asked.repeats)
-    rows.append(row("pair kernel, gradient for w", "1e9 visited pairs/s", visited / 1e9, one))
-    print(f"{'dose and three gradients, all scenarios':44s} {forward['median'] + three['median']:.2f} s")
+    for name, work in jobs.items():
+        first[f"kernel, {name}"], taken = first_and_repeats(work, times)
+        rows.append(Row(f"pair kernel, {name}, pairs visited", "1e9/s", *taken.rate(seen), aim=0.8))
+        rows.append(Row(f"pair kernel, {name}, pairs within cut-off", "1e9/s", *taken.rate(kept), aim=0.8))
+        rows.append(Row(f"pair kernel, {name}, all scenarios", "s", taken.median, min(taken.seconds), max(taken.seconds)))
+    return rows
 
-    build = timed(lambda: influence_matrices(operators[:1], position), min(3, asked.repeats))
-    rows.append(row("influence matrix, A and A^T", "1e6 kept non-zeros/s", kept / n_scenarios / 1e6, build, 40.0))
 
-    bandwidth = read_bandwidth(asked.repeats)
-    rows.append(bandwidth)
-    size = ready.engine.n_bytes / 2e9
-    doses = ready.engine.forward(weight)
-    for label, function in (
-        ("products A w, all scenarios", lambda: ready.engine.forward(weight)),
-        ("products A^T r, all scenarios", lambda: ready.engine.adjoint(doses)),
-    ):
-        rows.append(row(label, "GB/s", size, timed(function, asked.repeats)))
-        print(f"{'':44s} {rows[-1]['median'] / bandwidth['median']:.0%} of the read bandwidth")
+def solver(ready: Prepared, config: Config) -> Row:
+    """Iterations per second of the default method."""
+    start = best_uniform_weight(ready.engine, ready.objective, ready.spots.weight.detach())
+    scale = jacobi_scale(ready.operators[0], ready.spots.position.detach(), ready.objective.bound)
 
-    start = best_uniform_weight(ready.engine, ready.objective, weight)
-    scale = jacobi_scale(first, position, ready.objective.bound)
-    iterations = 20
-    solver = timed(
-        lambda: minimize(weight_problem(ready.engine, ready.objective), start, scale=scale, max_iterations=iterations, tolerance=0.0),
-        min(3, asked.repeats),
-    )
-    rows.append(row("solver, all scenarios in each iteration", "iterations/s", iterations, solver))
-    print(f"{'peak memory':44s} {peak_memory() / 1e9:.2f} GB (matrices {ready.engine.n_bytes / 1e9:.2f} GB)")
-    result = {"case": case.title, "visited_pairs": visited, "kept_pairs": kept, "scenarios": n_scenarios, "rows": rows}
-    store(asked.out, {"circumstances": found, **result, "peak_memory_bytes": peak_memory()})
+    def solve(n: int) -> None:
+        minimize(ready.problem, start, scale=scale, max_iterations=n, tolerance=0.0)
+
+    solve(3)
+    taken = repeat(lambda: solve(config.iterations), max(2, config.repeats // 2))
+    return Row("solver, projected_cg", "iterations/s", *taken.rate(config.iterations))
+
+
+def main(config: Config) -> dict:
+    """Measure, print, write."""
+    machine = about()
+    print(", ".join(f"{name} {value}" for name, value in machine.items()))
+    name = config.case or ("openkbp_109" if (DATA / "openkbp").is_dir() else "hn")
+    own = {"dose.grid_mm": config.grid, "spots.spacing_mm": config.spacing}
+    ready = ready_case(name, [f"{key}={value}" for key, value in own.items() if value > 0])
+    operators = dose_operators(
+        ready.patient, ready.machine, ready.spots, ready.voxels, ready.scenarios,
+        cutoff=ready.case.dose.cutoff_sigma, rbe=ready.case.dose.rbe, dtype=ready.how.dtype,
+    )  # fmt: skip
+    sizes = {
+        "case": name, "spots": ready.spots.n_spots, "voxels": len(ready.voxels), "scenarios": len(ready.scenarios),
+        "entries": ready.engine.n_nonzeros, "dtype": str(ready.how.dtype),
+    }  # fmt: skip
+    print(", ".join(f"{key} {value:,}" if isinstance(value, int) else f"{key} {value}" for key, value in sizes.items()), "\n")
+    first: dict[str, float] = {}
+    rows = matrices(ready, operators, config.repeats, first) + kernel(ready, operators, config.repeats, first)
+    rows.append(solver(ready, config))
+    print(*(row.line() for row in rows), sep="\n")
+    print("\nfirst calls in this process: " + ", ".join(f"{key} {value:.2f} s" for key, value in first.items()))
+    peak = peak_memory()
+    print(f"peak memory {peak / 1e9:.2f} GB, of which matrices {ready.engine.n_bytes / 1e9:.2f} GB (twice while they are timed)")
+    found = {
+        "machine": machine, "sizes": sizes, "config": asdict(config), "rows": [asdict(row) for row in rows], "first_calls_s": first,
+        "peak_memory_bytes": peak,
+    }  # fmt: skip
+    write_json(Path(config.out), found)
+    print(f"wrote {config.out}")
+    return found
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(flags(Config, __doc__))

@@ -1,0 +1,96 @@
+"""What both benchmarks need: repeats with their spread, this machine's read bandwidth, prepared cases, what to print about the machine."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numba
+import numpy as np
+import torch
+
+from torchimpt.config import load_case
+from torchimpt.dose.backends.threads import use_torch_threads
+from torchimpt.monitor import Progress
+from torchimpt.planning.plan import Prepared, prepare
+from torchimpt.planning.prepare import settings
+from torchimpt.planning.runfolder import commit, processor, versions
+
+CASES = Path(__file__).resolve().parents[1] / "experiments" / "cases"
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+"""Patients and machines beside a developer's checkout; only phantoms are part of the project."""
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """Seconds of equal work."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """Of the seconds."""
+        return statistics.median(self.seconds)
+
+    def rate(self, amount: float) -> tuple[float, float, float]:
+        """Median, least and most of `amount` per second."""
+        rates = [amount / s for s in self.seconds]
+        return amount / self.median, min(rates), max(rates)
+
+
+def repeat(work: Callable[[], object], times: int) -> Repeats:
+    """Time `work` so many times; call it once before where there is anything to compile."""
+    taken = []
+    for _ in range(times):
+        begin = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - begin)
+    return Repeats(tuple(taken))
+
+
+@numba.njit(parallel=True, fastmath=True)
+def _read(values, parts):  # pragma: no cover
+    total = np.zeros(parts, np.float32)
+    for part in numba.prange(parts):
+        mine = np.float32(0)
+        for i in range(part * len(values) // parts, (part + 1) * len(values) // parts):
+            mine += values[i]
+        total[part] = mine
+    return total.sum()
+
+
+def read_bandwidth(times: int, n_bytes: int = 2**29) -> tuple[float, float, float]:
+    """Median, least and most GB/s of reading memory that no cache holds, with torch's number of threads."""
+    threads = use_torch_threads()
+    values = np.ones(n_bytes // 4, np.float32)
+    _read(values, threads)
+    return repeat(lambda: _read(values, threads), times).rate(n_bytes / 1e9)
+
+
+def ready_case(name: str, overrides: list[str]) -> Prepared:
+    """A case of `experiments/cases`, or a case file, made ready as `torchimpt plan` does."""
+    path = CASES / f"{name}.toml" if (CASES / f"{name}.toml").is_file() else Path(name)
+    case = load_case(path, overrides)
+    return prepare(case, settings("cpu", case.dose.dtype, None, case.seed), Progress(enabled=False), {})
+
+
+def about() -> dict:
+    """Machine and versions."""
+    load = os.getloadavg()[0]
+    return {
+        "processor": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "load at the start": round(load, 2),
+        "commit": commit(), **versions(),
+    }  # fmt: skip
+
+
+def flags(config: type, text: str | None):
+    """The frozen `config` dataclass, its fields taken from the command line."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, value in asdict(config()).items():
+        parser.add_argument(f"--{name}", default=value, type=type(value))
+    return config(**vars(parser.parse_args()))
