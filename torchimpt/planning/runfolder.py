@@ -113,5 +113,5 @@ def open_run(folder: Path, case: Case, device: torch.device) -> Iterator[None]:
 class _RunLog(logging.FileHandler):
     """A log that cannot be written, as on a full disk, ends the run; the standard handler would print tracebacks and go on."""
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+    def handleError(self, record: logging.LogRecord) -> None:
         raise
