@@ -8,8 +8,8 @@ Dose of two crossing beams in a block of water and its gradient with respect to 
 gradient in float32, the median and the range of the repeats; and the memory that it takes at its peak beyond what both have in common (CT,
 ray tracing, tables). Every number is measured in a process of its own. For the memory that process first fills up what it has free to the
 highest mark it has reached so far, so that `ru_maxrss` moves by what the gradient takes. Compilation and ray tracing come before the clock,
-and so does one evaluation, whose memory the repeats use again. Writes `results.json` and `table.md`. Two to three minutes on 2 cores, up to 8 GB; a
-size whose pairs would not fit in memory is left out, and the table says so.
+and so does one evaluation, whose memory the repeats use again. Writes `results.json` and `table.md`. Two to three minutes on 2
+cores, up to 8 GB; a size whose pairs would not fit in memory is left out, and the table says so.
 
 What came out (see the table that it prints): equal to rounding, 1e-15; the analytic gradient looks at the pairs within the cut-off only,
 keeps none, and its advantage grows with the problem.
@@ -182,8 +182,8 @@ def cells(row: dict) -> list[str]:
     return [f"{row['analytic']['voxels']:,} x {row['analytic']['spots']:,}", error, spread("analytic"), spread("autograd"), *sizes, *ratios]
 
 
-HEADER = ["voxels x spots", "error: dose / weight / position", "analytic, ms", "autograd, ms", "analytic, MB", "autograd, MB", "times faster",
-          "times smaller", f"aim {FASTER:g} and {SMALLER:g}"]  # fmt: skip
+HEADER = ["voxels x spots", "error: dose / weight / position", "analytic, ms", "autograd, ms", "analytic, MB", "autograd, MB",
+          "times faster", "times smaller", f"aim {FASTER:g} and {SMALLER:g}"]  # fmt: skip
 
 
 def main(config: Config) -> list[dict]:

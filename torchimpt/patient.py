@@ -92,9 +92,7 @@ class Patient:
     def roi(self, name: str) -> ROI:
         """The ROI of this name; an error names those that are there."""
         if name not in self.rois:
-            raise InputError(
-                f"the patient has no ROI '{name}'{nearest(name, self.rois)}; it has {', '.join(sorted(self.rois)) or 'none'}"
-            )
+            raise InputError(f"the patient has no ROI '{name}'{nearest(name, self.rois)}; it has {', '.join(sorted(self.rois)) or 'none'}")
         return self.rois[name]
 
     def union(self, names: str | Iterable[str]) -> torch.Tensor:

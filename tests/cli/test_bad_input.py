@@ -133,7 +133,9 @@ def test_target_deeper_than_the_highest_energy_reaches(refused, images):
     target[2:6, 2:6, 10:14] = True
     images(size=(8, 8, 60), target=target)
     line = refused(*IMAGE, "beam[0].gantry_deg=90", "beam[1].gantry_deg=90", "beam[1].couch_deg=0")
-    assert re.search(r"beam 0 .*needs its peak at 5\d\d\.\d mm of water .* reaches 3\d\d\.\d mm at its highest energy, \d+ MeV; choose a beam", line)
+    assert re.search(
+        r"beam 0 .*needs its peak at 5\d\d\.\d mm of water .* reaches 3\d\d\.\d mm at its highest energy, \d+ MeV; choose a beam", line
+    )
 
 
 def test_spot_lists_without_a_usable_spot(refused, tmp_path):
@@ -160,8 +162,15 @@ def test_matrices_that_would_not_fit_are_refused_before_they_are_made(refused, m
     monkeypatch.setattr(influence, "available_memory", lambda device: 1_000_000)
     monkeypatch.delattr(influence.assemble, "fill")
     line = refused()
-    assert re.search(r"would take \d+\.\d GB \(3 scenarios, [\d.e+]+ entries\), 0\.0 GB are free; use \[dose\] engine = \"matrix_free\"", line)
-    assert command("plan", "tiny.toml", "--out", "r", "--set", "dose.engine=matrix_free", "--set", "optimizer.max_iterations=1", cwd=".").status == 2
+    assert re.search(
+        r"would take \d+\.\d GB \(3 scenarios, [\d.e+]+ entries\), 0\.0 GB are free; use \[dose\] engine = \"matrix_free\"", line
+    )
+    assert (
+        command(
+            "plan", "tiny.toml", "--out", "r", "--set", "dose.engine=matrix_free", "--set", "optimizer.max_iterations=1", cwd="."
+        ).status
+        == 2
+    )
 
 
 def test_run_folder_that_cannot_be_made(refused, tmp_path):
@@ -199,7 +208,9 @@ LIMITED = (
 )
 
 
-@pytest.mark.parametrize("size", [300, 1500, 4000, pytest.param(30_000, marks=pytest.mark.slow), pytest.param(200_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "size", [300, 1500, 4000, pytest.param(30_000, marks=pytest.mark.slow), pytest.param(200_000, marks=pytest.mark.slow)]
+)
 def test_full_disk(tmp_path, size):
     """With a limit on the files' size in the place of a full disk: the case, the log, the checkpoint, the plan, the report fail."""
     write_tiny(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import re
 import signal
@@ -21,7 +22,18 @@ from torchimpt.io.plan import read_plan, write_plan
 from torchimpt.machine import generic
 from torchimpt.planning.checkpoint import fingerprint
 
-FILES = {"case.toml", "checkpoint.pt", "dose.mha", "dvh.csv", "history.jsonl", "log.txt", "metrics.json", "plan.json", "report.html", "run.json"}
+FILES = {
+    "case.toml",
+    "checkpoint.pt",
+    "dose.mha",
+    "dvh.csv",
+    "history.jsonl",
+    "log.txt",
+    "metrics.json",
+    "plan.json",
+    "report.html",
+    "run.json",
+}
 
 
 def metrics_of(run: Path) -> dict:
@@ -53,7 +65,7 @@ def test_run_folder_holds_every_file(run):
     assert "spots in" in log and "iteration    0  objective" in log and "converged" in log
     rows = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     assert [row["iteration"] for row in rows] == list(range(len(rows)))
-    assert all(b["value"] <= a["value"] for a, b in zip(rows, rows[1:], strict=False))
+    assert all(b["value"] <= a["value"] for a, b in itertools.pairwise(rows))
     about = json.loads((run / "run.json").read_text())
     assert about["seed"] == 3 and about["versions"]["torch"] == torch.__version__ and about["command"][1:3] == ["plan", "tiny.toml"]
 
@@ -209,7 +221,10 @@ def test_interrupt_and_resume_give_the_uninterrupted_plan(tmp_path):
     for name in ("plan.json", "dvh.csv"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes(), name
     rows, expected = (
-        [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in (tmp_path / r / "history.jsonl").read_text().splitlines()]
+        [
+            {k: v for k, v in json.loads(line).items() if k != "seconds"}
+            for line in (tmp_path / r / "history.jsonl").read_text().splitlines()
+        ]
         for r in ("run", "straight")
     )
     last = {row["iteration"]: row for row in rows}

@@ -28,7 +28,7 @@ TISSUES = {
     -77: (0.95, {"H": 0.114, "C": 0.598, "N": 0.007, "O": 0.278, "Na": 0.001, "S": 0.001, "Cl": 0.001}),
     43: (1.05, {"H": 0.102, "C": 0.143, "N": 0.034, "O": 0.710, "Na": 0.001, "P": 0.002, "S": 0.003, "Cl": 0.001, "K": 0.004}),
     102: (1.10, {"H": 0.096, "C": 0.099, "N": 0.022, "O": 0.744, "Na": 0.005, "P": 0.022, "S": 0.009, "Cl": 0.003}),
-    287: (1.18, {"H": 0.085, "C": 0.404, "N": 0.028, "O": 0.367, "Na": 0.001, "Mg": 0.001, "P": 0.034, "S": 0.002, "Cl": 0.002, "K": 0.001, "Ca": 0.074, "Fe": 0.001}),  # noqa: E501
+    287: (1.18, {"H": 0.085, "C": 0.404, "N": 0.028, "O": 0.367, "Na": 0.001, "Mg": 0.001, "P": 0.034, "S": 0.002, "Cl": 0.002, "K": 0.001, "Ca": 0.074, "Fe": 0.001}),
     1524: (1.92, {"H": 0.034, "C": 0.155, "N": 0.042, "O": 0.435, "Na": 0.001, "Mg": 0.002, "P": 0.103, "S": 0.003, "Ca": 0.225}),
 }  # fmt: skip
 WATER = {"H": 0.1119, "O": 0.8881}
@@ -36,7 +36,10 @@ WATER = {"H": 0.1119, "O": 0.8881}
 
 def attenuation(mixture: dict[str, float]) -> float:
     """Schneider et al. 2000: linear attenuation per density, up to a constant."""
-    return sum(w / ELEMENTS[e][1] * (ELEMENTS[e][0] + 1.24e-3 * ELEMENTS[e][0] ** 2.86 + 3.06e-5 * ELEMENTS[e][0] ** 4.62) for e, w in mixture.items())  # noqa: E501
+    return sum(
+        w / ELEMENTS[e][1] * (ELEMENTS[e][0] + 1.24e-3 * ELEMENTS[e][0] ** 2.86 + 3.06e-5 * ELEMENTS[e][0] ** 4.62)
+        for e, w in mixture.items()
+    )
 
 
 def mass_stopping(mixture: dict[str, float]) -> float:

@@ -28,5 +28,4 @@ def set_up(*, quiet: bool, verbose: bool) -> None:
         logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S") if verbose else logging.Formatter("torchimpt: %(message)s")
     )
     logger.addHandler(handler)
-    warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")  # nothing that a user could act on
     warnings.showwarning = lambda message, *_args, **_more: logger.warning("%s", message)

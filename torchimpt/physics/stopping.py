@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torchimpt.machine.machine import Machine
     from torchimpt.patient import Patient
 
+
 @dataclass(frozen=True, eq=False)
 class HuTable:
     """A piecewise-linear table; two equal HU in a row make a step, whose upper value holds from that HU on.

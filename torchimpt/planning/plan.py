@@ -204,6 +204,7 @@ def timed_assess(ready: Prepared, solution: Solution, progress: Progress, times:
     begin = time.perf_counter()
     spots = finish(ready, solution.x)
     whole = ready.case.output.scenarios_dose
-    found = assess(ready.case, ready.patient, ready.machine, spots, ready.scenarios, ready.how, progress, whole, bool(ready.case.dose.sub_spots))
+    sub_spots = bool(ready.case.dose.sub_spots)
+    found = assess(ready.case, ready.patient, ready.machine, spots, ready.scenarios, ready.how, progress, whole, sub_spots)
     times["evaluate"] = time.perf_counter() - begin
     return spots, found
