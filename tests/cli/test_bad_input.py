@@ -208,13 +208,29 @@ LIMITED = (
 )
 
 
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """Compiled code is in its cache, so that only the run's own files are written."""
+    folder = tmp_path_factory.mktemp("compiled")
+    write_tiny(folder)
+    assert command("plan", "tiny.toml", "--out", "run", "--set", "optimizer.max_iterations=1", "--quiet", cwd=folder).status == 3
+
+
 @pytest.mark.parametrize(
-    "size", [300, 1500, 4000, pytest.param(30_000, marks=pytest.mark.slow), pytest.param(200_000, marks=pytest.mark.slow)]
+    ("size", "logged"),
+    [
+        pytest.param(300, 0, id="case"),
+        pytest.param(4000, 5000, id="log"),
+        pytest.param(4000, 0, id="checkpoint", marks=pytest.mark.slow),
+        pytest.param(30_000, 0, id="dvh", marks=pytest.mark.slow),
+        pytest.param(200_000, 0, id="report", marks=pytest.mark.slow),
+    ],
 )
-def test_full_disk(tmp_path, size):
-    """With a limit on the files' size in the place of a full disk: the case, the log, the checkpoint, the plan, the report fail."""
+def test_full_disk(compiled, tmp_path, size, logged):
+    """A limit on the size of files stands for a full disk; the id says what fails for it, `logged` how much an earlier run's log has."""
     write_tiny(tmp_path)
-    assert command("plan", "tiny.toml", "--out", "warm", "--set", "optimizer.max_iterations=1", "--quiet", cwd=tmp_path).status == 3
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "log.txt").write_text("." * logged)
     done = subprocess.run(
         [sys.executable, "-c", LIMITED.format(size), "plan", "tiny.toml", "--out", "run", "--set", "output.tensorboard=true"],
         cwd=tmp_path, capture_output=True, text=True,

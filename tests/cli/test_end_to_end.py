@@ -67,7 +67,7 @@ def test_run_folder_holds_every_file(run):
     assert [row["iteration"] for row in rows] == list(range(len(rows)))
     assert all(b["value"] <= a["value"] for a, b in itertools.pairwise(rows))
     about = json.loads((run / "run.json").read_text())
-    assert about["seed"] == 3 and about["versions"]["torch"] == torch.__version__ and about["command"][1:3] == ["plan", "tiny.toml"]
+    assert about["seed"] == 3 and torch.__version__.startswith(about["versions"]["torch"]) and about["command"][1:3] == ["plan", "tiny.toml"]
 
 
 def test_metrics_have_the_keys_of_the_interface(run):
@@ -159,12 +159,15 @@ def test_one_seed_gives_one_plan(run, folder):
 
 def test_out_of_iterations_is_3_with_every_file_written(run, folder):
     options = ("--set", "optimizer.max_iterations=4", "--set", "output.tensorboard=true")
+    (folder / "short").mkdir()
+    (folder / "short" / "history.jsonl").write_text('{"iteration": 9, "value": 1.0}\n')  # of an earlier run, longer than this one
     done = command("plan", "tiny.toml", "--out", "short", *options, cwd=folder)
     assert done.status == 3 and done.err == "" and "raise max_iterations" in done.out
     assert {path.name for path in (folder / "short").iterdir()} == FILES | {"tensorboard"}
     metrics = metrics_of(folder / "short")
     assert not metrics["converged"] and metrics["iterations"] == 4 and "max_iterations" in metrics["stop_reason"]
     assert list((folder / "short" / "tensorboard").glob("events*"))
+    assert len((folder / "short" / "history.jsonl").read_text().splitlines()) == 5
     done = command("compare", "run", "short", "--out", "page.html", cwd=folder)
     assert (done.status, done.err) == (0, "")
     assert "run" in done.out and "short" in done.out and "Target" in done.out and (folder / "page.html").stat().st_size > 10_000
@@ -183,6 +186,7 @@ def test_scenario_doses_on_request(folder):
         assert dose.dtype == torch.float64 and float(dose.max()) == pytest.approx(scenario["rois"]["External"]["max_gy"], rel=1e-12)
 
 
+@pytest.mark.slow
 def test_a_new_case_plans(tmp_path):
     assert command("new", "first", cwd=tmp_path).status == 0
     small = ("dose.grid_mm=9", "spots.spacing_mm=16", "spots.layer_spacing=20", "robustness.setup_mm=0", "optimizer.max_iterations=3")
