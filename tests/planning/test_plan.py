@@ -37,13 +37,12 @@ def test_engines_take_the_same_steps(tmp_path, override):
     assert float((other.solution.x - stored.solution.x).norm() / stored.solution.x.norm()) < 1e-8
 
 
-@pytest.mark.parametrize("method", ["dyhs_cg", "lbfgs"])
-def test_methods_find_the_same_objective(planned, tmp_path, method):
-    limits = ("optimizer.max_iterations=2000", "optimizer.tolerance=1e-5")
-    ours, other = (ti.plan(tiny(tmp_path, "dose.dtype=float64", f"optimizer.method={m}", *limits)) for m in ("projected_cg", method))
-    assert ours.solution.converged and other.solution.converged
-    assert other.solution.value == pytest.approx(ours.solution.value, rel=0.01)
-    assert ours.solution.value <= planned.solution.value
+def test_methods_find_the_same_objective(planned, tmp_path):
+    limits = ("dose.dtype=float64", "optimizer.max_iterations=2000", "optimizer.tolerance=1e-4")
+    ours, paper, scipy = (ti.plan(tiny(tmp_path, f"optimizer.method={m}", *limits)).solution for m in ("projected_cg", "dyhs_cg", "lbfgs"))
+    assert ours.converged and paper.converged and scipy.converged and ours.value <= planned.solution.value
+    assert paper.value == pytest.approx(ours.value, rel=0.02)
+    assert scipy.value == pytest.approx(ours.value, rel=0.02)
 
 
 def test_goals_and_terms_are_those_of_the_doses(planned):
