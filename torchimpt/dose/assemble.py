@@ -14,7 +14,7 @@ import numba
 import numpy as np
 import torch
 
-from torchimpt.dose.backends.numba_cpu import _exp_minus, _row_range, _run
+from torchimpt.dose.backends.numba_cpu import _exp_minus, _first_at_least, _row_range, _run
 from torchimpt.dose.backends.threads import use_torch_threads
 from torchimpt.dose.operator import DoseOperator
 from torchimpt.dose.rows import ROW_HEIGHT, PairTables
@@ -130,17 +130,6 @@ def _compact(start, columns, values, room, counts, from_columns, from_values):  
             values[start[s] + i] = from_values[room[s] + i]
 
 
-@numba.njit(inline="always")
-def _segment(columns, low, high, voxel):  # pragma: no cover
-    while low < high:
-        middle = (low + high) >> 1
-        if columns[middle] < voxel:
-            low = middle + 1
-        else:
-            high = middle
-    return low
-
-
 @numba.njit(parallel=True, cache=True)
 def _transpose(start, columns, values, out_start, out_columns, out_values, block):  # pragma: no cover
     """CSR with ascending columns to CSR of the transpose: a block of output rows, one thread's own, meets a short piece of each row."""
@@ -151,7 +140,7 @@ def _transpose(start, columns, values, out_start, out_columns, out_values, block
         begin, end = b * block, min(n_out, (b + 1) * block)
         count = np.zeros(end - begin, np.int64)
         for row in range(n_rows):
-            j = _segment(columns, start[row], start[row + 1], begin)
+            j = _first_at_least(columns, start[row], start[row + 1], begin)
             while j < start[row + 1] and columns[j] < end:
                 count[columns[j] - begin] += 1
                 j += 1
@@ -163,7 +152,7 @@ def _transpose(start, columns, values, out_start, out_columns, out_values, block
         begin, end = b * block, min(n_out, (b + 1) * block)
         at = out_start[begin:end].copy()
         for row in range(n_rows):
-            j = _segment(columns, start[row], start[row + 1], begin)
+            j = _first_at_least(columns, start[row], start[row + 1], begin)
             while j < start[row + 1] and columns[j] < end:
                 k = at[columns[j] - begin]
                 at[columns[j] - begin] = k + 1
