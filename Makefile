@@ -19,11 +19,7 @@ install: $(VENV)/.installed
 demo: $(VENV)/.installed
 	$(BIN)/torchimpt plan experiments/cases/hn.toml --out runs/demo
 
-# The first pass compiles numba's kernels into their cache; what counts is the run on compiled code after it. Known and open: in the
-# process that compiles them, repeated doses differ in the last bits, and the tests that ask for equal bits fail.
 test: $(VENV)/.installed-test
-	@echo "Compiling the kernels"
-	-@$(BIN)/python -m pytest -q -m "not slow" tests/cli/test_end_to_end.py tests/planning tests/dose >/dev/null 2>&1
 	$(BIN)/python -m pytest -m "not slow" --durations=10
 	$(BIN)/python -m pytest -m slow --durations=10
 	$(BIN)/python -m pytest --nbmake notebooks

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import os
 import re
 import signal
 import subprocess
@@ -67,7 +68,9 @@ def test_run_folder_holds_every_file(run):
     assert [row["iteration"] for row in rows] == list(range(len(rows)))
     assert all(b["value"] <= a["value"] for a, b in itertools.pairwise(rows))
     about = json.loads((run / "run.json").read_text())
-    assert about["seed"] == 3 and torch.__version__.startswith(about["versions"]["torch"]) and about["command"][1:3] == ["plan", "tiny.toml"]
+    assert (
+        about["seed"] == 3 and torch.__version__.startswith(about["versions"]["torch"]) and about["command"][1:3] == ["plan", "tiny.toml"]
+    )
 
 
 def test_metrics_have_the_keys_of_the_interface(run):
@@ -123,6 +126,19 @@ def test_plan_reads_back_bit_for_bit_and_gives_the_same_dose(run, folder):
     assert forward["scenarios"] == planned["scenarios"] and forward["goals"] == planned["goals"]
     assert "objective" not in forward and "converged" not in forward
     assert (folder / "forward" / "plan.json").read_bytes() == (run / "plan.json").read_bytes()
+
+
+@pytest.mark.slow
+def test_compiling_process_and_later_ones_plan_the_same_bits(folder):
+    """numba optimizes what it saves once more than what it runs at once (see `numba_cpu.FAST`)."""
+    program = Path(sys.executable).with_name("torchimpt")
+    own_cache = {**os.environ, "NUMBA_CACHE_DIR": str(folder / "cache")}
+    for name in ("compiling", "compiled"):
+        subprocess.run(
+            [program, "plan", "tiny.toml", "--out", name, "--threads", "1"], cwd=folder, env=own_cache, check=True, capture_output=True
+        )
+    assert (folder / "compiled" / "plan.json").read_bytes() == (folder / "compiling" / "plan.json").read_bytes()
+    assert (folder / "compiled" / "dose.mha").read_bytes() == (folder / "compiling" / "dose.mha").read_bytes()
 
 
 def test_spot_list_gives_the_dose_of_its_plan(run, folder):

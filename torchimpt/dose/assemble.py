@@ -14,7 +14,7 @@ import numba
 import numpy as np
 import torch
 
-from torchimpt.dose.backends.numba_cpu import _exp_minus, _first_at_least, _row_range, _run
+from torchimpt.dose.backends.numba_cpu import FAST, _exp_minus, _first_at_least, _row_range, _run
 from torchimpt.dose.backends.threads import use_torch_threads
 from torchimpt.dose.operator import DoseOperator
 from torchimpt.dose.rows import ROW_HEIGHT, PairTables
@@ -44,7 +44,7 @@ def _candidates(counts, p, row_start, first, height, ratio_min, reach, layer, x,
         counts[s] = total
 
 
-@numba.njit(fastmath=True, inline="always")
+@numba.njit(fastmath=FAST, inline="always")
 def _count_run(p, q, ratio, amplitude, falloff, x, y, t_max):  # pragma: no cover
     total = 0
     for i in range(p.shape[0]):
@@ -53,7 +53,7 @@ def _count_run(p, q, ratio, amplitude, falloff, x, y, t_max):  # pragma: no cove
     return total
 
 
-@numba.njit(parallel=True, fastmath=True, cache=True)
+@numba.njit(parallel=True, fastmath=FAST, cache=True)
 def _count(counts, p, q, ratio, row_start, first, height, ratio_min, amplitude, falloff, reach, layer, x, y, t_max):  # pragma: no cover
     """Kept pairs of each spot by its widest component, which is the last: the others reach less far."""
     n_rows = row_start.shape[0] - 1
@@ -71,7 +71,7 @@ def _count(counts, p, q, ratio, row_start, first, height, ratio_min, amplitude, 
         counts[s] = total
 
 
-@numba.njit(fastmath=True, inline="always")
+@numba.njit(fastmath=FAST, inline="always")
 def _evaluate_run(out, p, q, ratio, amplitude, falloff, x, y, t_max, zero):  # pragma: no cover
     for i in range(out.shape[0]):
         dx, dy = p[i] - x, q[i] - y
@@ -79,7 +79,7 @@ def _evaluate_run(out, p, q, ratio, amplitude, falloff, x, y, t_max, zero):  # p
         out[i] += amplitude[i] * _exp_minus(min(t, t_max)) if t < t_max else zero
 
 
-@numba.njit(parallel=True, fastmath=True, cache=True)
+@numba.njit(parallel=True, fastmath=FAST, cache=True)
 def _rows_of_transpose(
     counts, columns, values, room, n_voxels, order, p, q, ratio, row_start, first, height, ratio_min, amplitude, falloff, reach, layer,
     x, y, t_max, zero, n_parts,

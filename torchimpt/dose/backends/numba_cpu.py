@@ -20,6 +20,11 @@ from torchimpt.dose.rows import ROW_HEIGHT, PairTables
 
 _LOG2E = 1.0 / math.log(2.0)
 _C = tuple(math.log(2.0) ** k / math.factorial(k) for k in range(13))
+FAST = {"nnan", "ninf", "nsz", "contract"}
+"""What fast math may change: not the order of operations. numba hands a process that compiles a kernel code that LLVM has optimized
+once, and saves code that it has optimized twice; with `reassoc` beside `contract` the two differ in the last bits, so a plan's dose
+would not come back from its file bit for bit. Sums that have to vectorize go through `plus`."""
+
 _BLOCKS = 32
 """Row blocks that the threads share: enough to balance two to sixteen threads."""
 
@@ -36,6 +41,12 @@ def _power_of_two(typingctx, n, like):  # pragma: no cover
         return builder.bitcast(exponent, ir.FloatType() if bits == 32 else ir.DoubleType())
 
     return like(types.int32, like), codegen
+
+
+@numba.njit(fastmath={"reassoc"})
+def plus(a, b):  # pragma: no cover
+    """`a + b` of a sum whose order is free, so that LLVM can vectorize it."""
+    return a + b
 
 
 def _exp_minus(t):
@@ -117,7 +128,7 @@ def _row_range(first, height, n_rows, ratio_min, y, reach):  # pragma: no cover
     return max(0, math.floor((y - span - first) / height)), min(n_rows, math.floor((y + span - first) / height) + 1)
 
 
-@numba.njit(fastmath=True, inline="always")
+@numba.njit(fastmath=FAST, inline="always")
 def _add_run(dose, p, q, ratio, amplitude, falloff, x, y, w, t_max, zero):  # pragma: no cover
     for i in range(dose.shape[0]):
         dx = p[i] - x
@@ -126,7 +137,7 @@ def _add_run(dose, p, q, ratio, amplitude, falloff, x, y, w, t_max, zero):  # pr
         dose[i] += w * amplitude[i] * _exp_minus(min(t, t_max)) if t < t_max else zero
 
 
-@numba.njit(parallel=True, fastmath=True, cache=True)
+@numba.njit(parallel=True, fastmath=FAST, cache=True)
 def _forward(
     dose, p, q, ratio, row_start, first, height, ratio_min, amplitude, falloff, reach, layer_start, x, y, w, t_max, zero, n_blocks
 ):  # pragma: no cover
@@ -145,7 +156,7 @@ def _forward(
                         _add_run(dose[lo:hi], p[lo:hi], q[lo:hi], ratio[lo:hi], a[lo:hi], c[lo:hi], x[s], y[s], w[s], t_max, zero)
 
 
-@numba.njit(fastmath=True, inline="always")
+@numba.njit(fastmath=FAST, inline="always")
 def _sum_run(residual, p, q, ratio, amplitude, falloff, x, y, t_max, zero):  # pragma: no cover
     g_w, g_x, g_y = zero, zero, zero
     for i in range(residual.shape[0]):
@@ -154,25 +165,25 @@ def _sum_run(residual, p, q, ratio, amplitude, falloff, x, y, t_max, zero):  # p
         ry = ratio[i] * dy
         t = falloff[i] * (dx * dx + ry * dy)
         e = residual[i] * amplitude[i] * _exp_minus(min(t, t_max)) if t < t_max else zero
-        g_w += e
+        g_w = plus(g_w, e)
         e *= falloff[i]
-        g_x += e * dx
-        g_y += e * ry
+        g_x = plus(g_x, e * dx)
+        g_y = plus(g_y, e * ry)
     return g_w, g_x, g_y
 
 
-@numba.njit(fastmath=True, inline="always")
+@numba.njit(fastmath=FAST, inline="always")
 def _sum_run_weight(residual, p, q, ratio, amplitude, falloff, x, y, t_max, zero):  # pragma: no cover
     g_w = zero
     for i in range(residual.shape[0]):
         dx = p[i] - x
         dy = q[i] - y
         t = falloff[i] * (dx * dx + ratio[i] * dy * dy)
-        g_w += residual[i] * amplitude[i] * _exp_minus(min(t, t_max)) if t < t_max else zero
+        g_w = plus(g_w, residual[i] * amplitude[i] * _exp_minus(min(t, t_max)) if t < t_max else zero)
     return g_w
 
 
-@numba.njit(parallel=True, fastmath=True, cache=True)
+@numba.njit(parallel=True, fastmath=FAST, cache=True)
 def _backward(
     gradient, residual, p, q, ratio, row_start, first, height, ratio_min, amplitude, falloff, reach, layer, x, y, w, t_max, zero, move
 ):  # pragma: no cover

@@ -11,7 +11,7 @@ import numba
 import numpy as np
 import torch
 
-from torchimpt.dose.backends.numba_cpu import _BLOCKS, _exp_minus, _row_range, _run
+from torchimpt.dose.backends.numba_cpu import _BLOCKS, FAST, _exp_minus, _row_range, _run, plus
 from torchimpt.dose.backends.threads import use_torch_threads
 from torchimpt.dose.rows import ROW_HEIGHT
 from torchimpt.dose.sub_spots import RayTables
@@ -62,7 +62,7 @@ def _collect(gradient, back, layer, x, y, w, x_0, y_0, pitch, spread, cutoff):  
         gradient[2, s] += w[s] * g_y
 
 
-@numba.njit(fastmath=True, inline="always")
+@numba.njit(fastmath=FAST, inline="always")
 def _phi(dx, dy, ratio, m, plane, optics, path, scale, last, idd, share, variance, t_max, zero):  # pragma: no cover
     """Dose of one ray at one voxel, per unit of the ray's weight; `scale` is one over the curves' depth step, `last` their last sample."""
     n = np.int32(plane)
@@ -75,7 +75,7 @@ def _phi(dx, dy, ratio, m, plane, optics, path, scale, last, idd, share, varianc
     return dose * _exp_minus(min(t, t_max)) if t < t_max else zero
 
 
-@numba.njit(fastmath=True, inline="always")
+@numba.njit(fastmath=FAST, inline="always")
 def _add_run(dose, fluence, x, y, p, q, ratio, m, plane, optics, path, scale, last, idd, share, variance, t_max, zero):  # pragma: no cover
     for i in range(dose.shape[0]):
         dose[i] += fluence * _phi(
@@ -83,17 +83,16 @@ def _add_run(dose, fluence, x, y, p, q, ratio, m, plane, optics, path, scale, la
         )  # fmt: skip
 
 
-@numba.njit(fastmath=True, inline="always")
+@numba.njit(fastmath=FAST, inline="always")
 def _sum_run(residual, x, y, p, q, ratio, m, plane, optics, path, scale, last, idd, share, variance, t_max, zero):  # pragma: no cover
     total = zero
     for i in range(residual.shape[0]):
-        total += residual[i] * _phi(
-            p[i] - x, q[i] - y, ratio[i], m[i], plane[i], optics[i], path, scale, last, idd, share, variance, t_max, zero
-        )  # fmt: skip
+        dose = _phi(p[i] - x, q[i] - y, ratio[i], m[i], plane[i], optics[i], path, scale, last, idd, share, variance, t_max, zero)
+        total = plus(total, residual[i] * dose)
     return total
 
 
-@numba.njit(parallel=True, fastmath=True, cache=True)
+@numba.njit(parallel=True, fastmath=FAST, cache=True)
 def _forward(
     dose, fluence, x, y, path, p, q, ratio, m, plane, optics, row_start, first, height, ratio_min, reach, scale, last, idd, share, variance,
     t_max, zero, n_blocks,
@@ -117,7 +116,7 @@ def _forward(
                             )  # fmt: skip
 
 
-@numba.njit(parallel=True, fastmath=True, cache=True)
+@numba.njit(parallel=True, fastmath=FAST, cache=True)
 def _backward(
     back, wanted, residual, x, y, path, p, q, ratio, m, plane, optics, row_start, first, height, ratio_min, reach, scale, last, idd, share,
     variance, t_max, zero,
