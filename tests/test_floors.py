@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "torchimpt"
 
 FLOORS = (
     {"checks", "constants", "memory", "version"},
-    {"geometry", "scenarios"},
+    {"files", "geometry", "scenarios"},
     {"patient"},
     {"physics", "resampling"},
     {"machine", "phantoms"},

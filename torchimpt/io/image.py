@@ -16,8 +16,9 @@ import SimpleITK as sitk
 import torch
 
 from torchimpt.checks import InputError, PhysicsWarning, finite
+from torchimpt.files import input_file, input_folder, whole_or_nothing
 from torchimpt.geometry import Grid
-from torchimpt.io.files import input_file, input_folder, role_of, whole_or_nothing
+from torchimpt.io.roles import role_of
 from torchimpt.patient import ROI, Patient
 
 EXTENSIONS = (".mha", ".mhd", ".nii.gz", ".nii", ".nrrd")

@@ -16,8 +16,9 @@ import torch
 from scipy.io import loadmat
 
 from torchimpt.checks import InputError
+from torchimpt.files import input_file
 from torchimpt.geometry import Grid
-from torchimpt.io.files import input_file, role_of
+from torchimpt.io.roles import role_of
 from torchimpt.patient import ROI, Patient
 from torchimpt.physics.stopping import HuTable
 

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 
 from torchimpt.checks import InputError
+from torchimpt.files import input_file, input_folder
 from torchimpt.geometry import Grid
-from torchimpt.io.files import input_file, input_folder, role_of
+from torchimpt.io.roles import role_of
 from torchimpt.patient import ROI, Patient
 
 _SIDE = 128

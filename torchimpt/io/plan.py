@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from torchimpt.checks import InputError, finite
+from torchimpt.files import input_file, whole_or_nothing
 from torchimpt.geometry import Beam
-from torchimpt.io.files import input_file, whole_or_nothing
 from torchimpt.physics.columns import read_columns
 from torchimpt.spots import Spots
 

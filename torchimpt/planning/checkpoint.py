@@ -11,7 +11,7 @@ import torch
 
 from torchimpt.checks import InputError
 from torchimpt.config import Case
-from torchimpt.io.files import whole_or_nothing
+from torchimpt.files import whole_or_nothing
 
 if TYPE_CHECKING:
     from torchimpt.optim.solution import Iteration

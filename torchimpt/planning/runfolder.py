@@ -20,7 +20,7 @@ import torch
 
 from torchimpt.checks import InputError
 from torchimpt.config import Case
-from torchimpt.io.files import whole_or_nothing
+from torchimpt.files import whole_or_nothing
 from torchimpt.version import __version__
 
 _PACKAGES = ("torch", "numpy", "scipy", "numba", "pydantic", "SimpleITK")

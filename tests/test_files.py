@@ -1,4 +1,4 @@
-"""Paths that are wrong, writes that fail, names that tell roles."""
+"""Paths that are wrong, writes that fail."""
 
 from __future__ import annotations
 
@@ -9,19 +9,7 @@ from pathlib import Path
 import pytest
 
 from torchimpt.checks import InputError
-from torchimpt.io.files import input_file, input_folder, role_of, whole_or_nothing
-
-
-@pytest.mark.parametrize(
-    ("name", "role"),
-    [
-        ("External", "external"), ("BODY", "external"), ("body", "external"), ("Skin", "external"), ("Outer Contour", "external"),
-        ("PTV70", "target"), ("ctv", "target"), ("GTVp", "target"), ("ITV_50", "target"), ("OuterTarget", "target"), ("Target", "target"),
-        ("Brainstem", "oar"), ("SpinalCord", "oar"), ("Mandible", "oar"), ("Body of vertebra", "oar"), ("Skinfold", "oar"), ("aPTV", "oar"),
-    ],
-)  # fmt: skip
-def test_roles_from_names(name: str, role: str) -> None:
-    assert role_of(name) == role
+from torchimpt.files import input_file, input_folder, whole_or_nothing
 
 
 def test_a_missing_file_names_what_lies_beside(tmp_path: Path) -> None:

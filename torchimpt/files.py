@@ -1,9 +1,8 @@
-"""What every reader and writer needs: errors that name the path, whole-or-nothing writing, and roles from ROI names."""
+"""What every reader and writer of files needs: errors that name the path, and whole-or-nothing writing."""
 
 from __future__ import annotations
 
 import os
-import re
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -11,20 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from torchimpt.checks import InputError, nearest
-
-_EXTERNAL = re.compile(r"(external|body|skin|outer ?contour)", re.IGNORECASE)
-_TARGET = re.compile(r"(ptv|ctv|gtv|itv).*|.*target.*", re.IGNORECASE)
-
-
-def role_of(name: str) -> str:
-    """The role that a ROI's name tells.
-
-    `External`, `Body`, `Skin` and `Outer Contour` are the external; names that begin with PTV, CTV, GTV or ITV or hold
-    "target" are targets; the rest are organs at risk. Case does not matter.
-    """
-    if _EXTERNAL.fullmatch(name.strip()):
-        return "external"
-    return "target" if _TARGET.fullmatch(name.strip()) else "oar"
 
 
 def input_file(path: str | os.PathLike, what: str) -> Path:
