@@ -52,6 +52,14 @@ def test_dvh_csv_reads_back(tmp_path, patient):
     assert torch.allclose(axis, common_axis(doses)) and torch.allclose(volume, dvh(doses["range+3%"]["Cord"], axis), atol=1e-3)
 
 
+def test_dvh_csv_on_a_full_disk_keeps_the_old_one(tmp_path, patient, full_disk):
+    (tmp_path / "dvh.csv").write_text("old")
+    doses = roi_doses(patient, {"nominal": torch.arange(24.0)})
+    with full_disk(1000), pytest.raises(InputError, match=r"cannot write .*dvh\.csv: File too large"):
+        write_dvh_csv(tmp_path / "dvh.csv", doses)
+    assert [p.name for p in tmp_path.iterdir()] == ["dvh.csv"] and (tmp_path / "dvh.csv").read_text() == "old"
+
+
 def test_dvh_csv_that_is_none(tmp_path):
     with pytest.raises(InputError, match="no DVH table"):
         read_dvh_csv(tmp_path / "dvh.csv")

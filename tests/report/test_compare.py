@@ -55,6 +55,11 @@ def test_page(runs, tmp_path):
     assert "PTV &lt;1&gt;" in page and 'id="overlay"' in page and page.endswith("</html>") and "<strong>5</strong>" in page
 
 
+def test_page_where_none_can_be_written(runs, tmp_path):
+    with pytest.raises(InputError, match="it is a folder"):
+        write_comparison(tmp_path, read_runs(runs))
+
+
 def test_what_cannot_be_compared(runs, tmp_path):
     with pytest.raises(InputError, match="two or more"):
         read_runs(runs[:1])

@@ -7,6 +7,9 @@ import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from html.parser import HTMLParser
 
+import pytest
+
+from torchimpt.checks import InputError
 from torchimpt.report import render_report, write_report
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
@@ -75,7 +78,10 @@ def test_page_of_a_patient_without_rois(report_data):
     assert "Dose-volume" not in render_report(bare)
 
 
-def test_written_whole_or_not_at_all(tmp_path, report_data):
+def test_written_whole_or_not_at_all(tmp_path, report_data, full_disk):
+    with full_disk(1000), pytest.raises(InputError, match=r"cannot write .*report\.html: File too large"):
+        write_report(tmp_path / "report.html", report_data)
+    assert not list(tmp_path.iterdir())
     write_report(tmp_path / "report.html", report_data)
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
     assert (tmp_path / "report.html").read_text(encoding="utf-8").endswith("</html>")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 from torchimpt.checks import InputError
 from torchimpt.evaluate.dvh import common_axis, d, dvh
 from torchimpt.evaluate.goals import Doses
+from torchimpt.files import whole_or_nothing
 from torchimpt.patient import Patient
 
 DVH_COLUMNS = ("scenario", "roi", "dose_gy", "volume_percent")
@@ -81,11 +81,9 @@ def worst_table(scenarios: list[dict]) -> dict[str, dict[str, float]]:
 
 def write_dvh_csv(path: str | Path, doses: Doses, n_points: int = 400) -> None:
     """Every DVH on one common dose axis, as `scenario,roi,dose_gy,volume_percent`; the file appears only when it is whole."""
-    path = Path(path)
     axis = common_axis(doses, n_points)
     labels = [f"{value:.6g}" for value in axis.tolist()]
-    partial = path.with_name(path.name + ".part")
-    with partial.open("w", newline="", encoding="utf-8") as file:
+    with whole_or_nothing(path) as scratch, scratch.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(DVH_COLUMNS)
         for scenario, rois in doses.items():
@@ -93,7 +91,6 @@ def write_dvh_csv(path: str | Path, doses: Doses, n_points: int = 400) -> None:
                 writer.writerows(
                     (scenario, roi, label, f"{volume:.6g}") for label, volume in zip(labels, dvh(dose, axis).tolist(), strict=True)
                 )
-    os.replace(partial, path)
 
 
 def read_dvh_csv(path: str | Path) -> dict[str, dict[str, tuple[torch.Tensor, torch.Tensor]]]:

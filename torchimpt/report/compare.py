@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from markupsafe import Markup
 from torchimpt.checks import InputError
 from torchimpt.evaluate.dvh import Metric
 from torchimpt.evaluate.tables import read_dvh_csv
+from torchimpt.files import whole_or_nothing
 from torchimpt.report.figures import Curves, overlay_figure
 from torchimpt.report.numbers import amount, gy, seconds
 from torchimpt.report.style import colors_by_role, svg
@@ -176,7 +176,6 @@ def _shown(runs: Sequence[RunRecord], limit: int = 10) -> list[str]:
 
 def write_comparison(path: str | Path, runs: Sequence[RunRecord]) -> None:
     """Write the table and the DVH overlay as one self-contained page; the file appears only when it is whole."""
-    path = Path(path)
     rois = _shown(runs)
     targets = {name for run in runs for name in run.targets}
     colors = colors_by_role({name: "target" if name in targets else "oar" for name in rois})
@@ -188,6 +187,5 @@ def write_comparison(path: str | Path, runs: Sequence[RunRecord]) -> None:
         figure=Markup(svg(figure, "overlay")),
         legend=[{"name": name, "color": colors[name]} for name in rois],
     )
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, path)
+    with whole_or_nothing(path) as scratch:
+        scratch.write_text(page, encoding="utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from markupsafe import Markup
 
 from torchimpt.evaluate.dvh import Metric
 from torchimpt.evaluate.tables import scenario_table, worst_table
+from torchimpt.files import whole_or_nothing
 from torchimpt.patient import Patient
 from torchimpt.report.figures import convergence_figure, dvh_figure
 from torchimpt.report.numbers import amount, bytes_text, gy, seconds, strip
@@ -220,7 +220,5 @@ def render_report(data: ReportData) -> str:
 
 def write_report(path: str | Path, data: ReportData) -> None:
     """Write the page; the file appears only when it is whole."""
-    path = Path(path)
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(render_report(data), encoding="utf-8")
-    os.replace(partial, path)
+    with whole_or_nothing(path) as scratch:
+        scratch.write_text(render_report(data), encoding="utf-8")
