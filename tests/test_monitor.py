@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import math
 
+import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from torchimpt.checks import InputError
 from torchimpt.monitor import History, Log, Progress, TensorBoard, by_roi, together
 from torchimpt.optim.solution import Iteration
 from torchimpt.report.style import new_figure
@@ -55,6 +57,34 @@ def test_history_survives_an_interruption(tmp_path):
     again(iteration(3, value=7.0))
     assert [row["iteration"] for row in again.rows] == [0, 1, 2, 3] and again.rows[-1]["value"] == 7.0
     assert [row["value"] for row in History(tmp_path / "history.jsonl").rows] == [row["value"] for row in again.rows]
+
+
+def test_history_of_a_killed_run_is_cut_to_its_checkpoint(tmp_path):
+    path = tmp_path / "history.jsonl"
+    history = History(path, terms)
+    for k in range(5):
+        history(iteration(k))
+    whole = path.read_text()
+    lines = whole.splitlines(keepends=True)
+    for cut in (1, len(lines[-1]) // 2, len(lines[-1]) - 1):
+        path.write_text(whole + lines[-1][:cut])
+        assert len(History(path).rows) == 5 and path.read_text() == whole
+    path.write_text(whole[:-1])
+    assert len(History(path).rows) == 4 and path.read_text() == "".join(lines[:4])
+    path.write_text(whole + lines[-1][:20])
+    again = History(path, terms, last=2)
+    assert [row["iteration"] for row in again.rows] == [0, 1, 2] and path.read_text() == "".join(lines[:3])
+    for k in range(3, 5):
+        again(iteration(k))
+    assert path.read_text() == whole and [p.name for p in tmp_path.iterdir()] == ["history.jsonl"]
+
+
+@pytest.mark.parametrize("line", [b'{"iteration": 3, "val', b"[1]", b"7", b'{"value": 1.0}', b'{"iteration": "x"}', b"\xff\0", b""])
+def test_history_that_is_none(tmp_path, line):
+    path = tmp_path / "history.jsonl"
+    path.write_bytes(b'{"iteration": 0}\n' + line + b'\n{"iteration": 1}\n')
+    with pytest.raises(InputError, match=r"history\.jsonl: line 2 is no row of a history; remove the file"):
+        History(path)
 
 
 def test_tensorboard_scalars_figures_and_hyperparameters(tmp_path):

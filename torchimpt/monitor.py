@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from torchimpt.checks import InputError
 from torchimpt.evaluate.dvh import d
+from torchimpt.files import whole_or_nothing
 from torchimpt.report.style import slug
 
 if TYPE_CHECKING:
@@ -58,6 +60,9 @@ class History:
         The file; lines that are there already are taken up. None keeps the rows in memory only.
     terms
         What each row notes besides: the objective's share of every ROI, as `terms`.
+    last
+        Iteration to take lines up to, that of the checkpoint which a run goes on from; None for all. The file is cut to what is taken
+        up: a run that was killed leaves lines that come again, and perhaps half a line.
 
     Attributes
     ----------
@@ -65,13 +70,27 @@ class History:
         `iteration`, `evaluations`, `value`, `step_length`, `beta`, `projected_gradient_norm`, `seconds`, and `terms`.
     """
 
-    def __init__(self, path: str | Path | None = None, terms: Terms | None = None) -> None:
+    def __init__(self, path: str | Path | None = None, terms: Terms | None = None, last: int | None = None) -> None:
         self._path = Path(path) if path is not None else None
         self._terms = terms
         self.rows: list[dict[str, Any]] = []
         if self._path is not None and self._path.is_file():
-            for line in self._path.read_text(encoding="utf-8").splitlines():
-                self._add(json.loads(line))
+            self._take_up(self._path, math.inf if last is None else last)
+
+    def _take_up(self, path: Path, last: float) -> None:
+        """Read the rows up to iteration `last`, and cut the file to them."""
+        text = path.read_text(encoding="utf-8", errors="replace")
+        for number, line in enumerate(text.split("\n")[:-1], start=1):  # what follows the last line's end is half a line or nothing
+            try:
+                row = json.loads(line)
+                if row["iteration"] <= last:
+                    self._add(row)
+            except (ValueError, KeyError, TypeError) as error:
+                raise InputError(f"{path}: line {number} is no row of a history; remove the file to go on without it") from error
+        kept = "".join(json.dumps(row) + "\n" for row in self.rows)
+        if kept != text:
+            with whole_or_nothing(path) as scratch:
+                scratch.write_text(kept, encoding="utf-8")
 
     def _add(self, row: dict[str, Any]) -> None:
         """Append a row; those of the same or a later iteration, left by a run that was cut off, go."""

@@ -233,7 +233,9 @@ def test_interrupt_and_resume_give_the_uninterrupted_plan(tmp_path):
     assert (tmp_path / "run" / "checkpoint.pt").is_file() and not (tmp_path / "run" / "metrics.json").exists()
     saved = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
     reached = saved["solver"]["history"][-1]["iteration"]
-    assert reached >= 12
+    assert reached >= 11  # an interrupt between the two leaves the history a row ahead
+    with history.open("a") as file:  # as after a kill: an iteration past the checkpoint, and half a line
+        file.write(f'{{"iteration": {reached + 1}, "value": 0.0}}\n{{"iteration": {reached + 2}, "val')
 
     to_go = ["--set", f"optimizer.max_iterations={reached + 10}", *endless[2:]]
     resumed = command("plan", "tiny.toml", "--out", "run", "--resume", *to_go, cwd=tmp_path)
@@ -248,8 +250,7 @@ def test_interrupt_and_resume_give_the_uninterrupted_plan(tmp_path):
         ]
         for r in ("run", "straight")
     )
-    last = {row["iteration"]: row for row in rows}
-    assert list(last.values()) == expected
+    assert rows == expected
     assert metrics_of(tmp_path / "run")["evaluations"] == metrics_of(tmp_path / "straight")["evaluations"]
 
 

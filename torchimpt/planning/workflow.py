@@ -62,7 +62,8 @@ def run_plan(
         ready = prepare(case, how, progress, times)
         if not resume:
             (out / "history.jsonl").unlink(missing_ok=True)
-        history = History(out / "history.jsonl", terms=ready.terms)
+        last = None if saved is None else saved["solver"]["history"][-1]["iteration"]
+        history = History(out / "history.jsonl", terms=ready.terms, last=last)
         board = _tensorboard(ready, out)
         checkpoint = Checkpoint(out / "checkpoint.pt", case, ready.spots.state_dict(), every=case.optimizer.log_every)
         watchers = together(history, board, Log(case.optimizer.log_every), checkpoint)
