@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torchimpt.checks import InputError
 from torchimpt.monitor import History, Log, Progress, TensorBoard, by_roi, together
 from torchimpt.optim.solution import Iteration
-from torchimpt.report.style import new_figure
+from torchimpt.report.style import new_figure, slug
 
 
 def iteration(number, value=None):
@@ -96,10 +96,19 @@ def test_tensorboard_scalars_figures_and_hyperparameters(tmp_path):
     board.close()
     events = EventAccumulator(str(tmp_path)).Reload()
     tags = events.Tags()
-    assert {"objective/total", "objective/PTV", "optim/step_length", "dvh/PTV-70_d95", "final/objective"} <= set(tags["scalars"])
+    assert {"objective/total", "objective/PTV", "optim/step_length", "dvh/PTV.70_d95", "final/objective"} <= set(tags["scalars"])
     assert "optim/beta" not in tags["scalars"] and tags["images"] == ["dvh/band"]
     assert [e.value for e in events.Scalars("objective/PTV")] == [1.0, 2.0, 3.0]
-    assert [(e.step, e.value) for e in events.Scalars("dvh/PTV-70_d95")] == [(0, 70.0), (2, 72.0)]
+    assert [(e.step, e.value) for e in events.Scalars("dvh/PTV.70_d95")] == [(0, 70.0), (2, 72.0)]
+
+
+def test_tensorboard_keeps_similar_names_apart(tmp_path):
+    names = ("PTV 70", "PTV-70", "PTV_70", "PTV/70", "Mühle")
+    board = TensorBoard(tmp_path, terms=lambda x: [{"roi": name, "value": k} for k, name in enumerate(names)])
+    board(iteration(0))
+    board.close()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [events.Scalars(f"objective/{slug(name)}")[0].value for name in names] == [0, 1, 2, 3, 4]
 
 
 def test_log_lines(caplog):

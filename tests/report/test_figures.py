@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from torchimpt.evaluate import dvh
 from torchimpt.report import convergence_figure, dvh_figure, layer_weights_figure, overlay_figure, slices_figure, spot_maps_figure
 from torchimpt.report.numbers import amount, bytes_text, seconds, strip
 from torchimpt.report.slices import PLANES, _slice
-from torchimpt.report.style import roi_colors, shown_rois, svg
+from torchimpt.report.style import roi_colors, shown_rois, slug, svg
 
 
 def test_dvh_line_is_the_nominal_curve(report_data):
     colors = roi_colors(report_data.patient)
     figure = dvh_figure(report_data.roi_doses, ["PTV <1>"], colors, prescription=60.0, goals=report_data.goals)
-    (line,) = [line for line in figure.axes[0].lines if line.get_gid() == "line-PTV-1"]
+    (line,) = [line for line in figure.axes[0].lines if line.get_gid() == "line-PTV.-3c-1-3e-"]
     axis, volume = line.get_data()
     expected = dvh(report_data.roi_doses["nominal"]["PTV <1>"], torch.as_tensor(np.asarray(axis)))
     assert np.allclose(volume, expected) and figure.axes[0].get_xlim()[1] >= 60.0
@@ -90,3 +94,14 @@ def test_strip_marks_what_fails(report_data):
     text = strip({**low, "values": {"nominal": 52.0, "x+3mm": 40.0}})
     assert text.count("#b5332a") == 2 and "x+3mm: 40.00 Gy" in text
     assert strip({**low, "values": {"nominal": 50.0}, "min": 50.0}).count("<circle") == 1
+
+
+@given(st.text(), st.text())
+def test_slugs_are_as_different_as_names(one, other):
+    assert (slug(one) == slug(other)) == (one == other)
+    assert re.fullmatch(r"[\w.-]*", slug(one))
+
+
+def test_slugs_stay_readable():
+    names = ("PTV70", "Brainstem_PRV", "PTV 70", "PTV-70", "Rückenmark", "Lung (L)")
+    assert [slug(name) for name in names] == ["PTV70", "Brainstem_PRV", "PTV.70", "PTV-2d-70", "Rückenmark", "Lung.-28-L-29-"]

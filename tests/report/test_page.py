@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 import pytest
 
 from torchimpt.checks import InputError
+from torchimpt.patient import ROI
 from torchimpt.report import render_report, write_report
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
@@ -76,6 +77,21 @@ def test_page_of_a_patient_without_rois(report_data):
     patient = replace(report_data.patient, rois={})
     bare = replace(report_data, patient=patient, roi_doses={"nominal": {}}, targets=(), goals=(), metrics={}, history=(), spots=None)
     assert "Dose-volume" not in render_report(bare)
+
+
+def test_rois_of_similar_names_have_ids_of_their_own(report_data):
+    names = ("PTV 70", "PTV-70", "PTV_70", "PTV--70")
+    rois = {name: ROI(name, report_data.patient.roi("PTV <1>").mask, "target") for name in names}
+    doses = {"nominal": dict.fromkeys(names, report_data.roi_doses["nominal"]["PTV <1>"])}
+    page = render_report(
+        replace(
+            report_data, patient=replace(report_data.patient, rois=rois), roi_doses=doses, targets=names, goals=(), metrics={}, history=()
+        )
+    )
+    keys = re.findall(r'data-roi="([^"]*)"', page)
+    ids = re.findall(r'id="([^"]*)"', page)
+    assert len(set(keys)) == len(names) and len(ids) == len(set(ids))
+    assert all(f"{part}-{key}" in ids for part in ("line", "band") for key in keys)
 
 
 def test_written_whole_or_not_at_all(tmp_path, report_data, full_disk):

@@ -117,6 +117,6 @@ def svg(figure: Figure, name: str) -> str:
     return re.sub(r'id="(figure|axes|patch|line2d|text|PathCollection|matplotlib\.axis|xtick|ytick)_\d+"', "", text)
 
 
-def slug(text: str) -> str:
-    """A name that can stand in an id or a file name."""
-    return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-") or "x"
+def slug(name: str) -> str:
+    """A ROI's name for ids and tags, another for every other name: letters, digits and `_` stay, a space is `.`, the rest `-code-`."""
+    return re.sub(r"\W", lambda found: "." if found[0] == " " else f"-{ord(found[0]):x}-", name)
