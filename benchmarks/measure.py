@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -71,11 +70,3 @@ def about() -> dict:
         "processor": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "load at the start": round(load, 2),
         "commit": commit(), **versions(),
     }  # fmt: skip
-
-
-def flags(config: type, text: str | None):
-    """The frozen `config` dataclass, its fields taken from the command line."""
-    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in asdict(config()).items():
-        parser.add_argument(f"--{name}", default=value, type=type(value))
-    return config(**vars(parser.parse_args()))

@@ -16,8 +16,9 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from measure import DATA, about, flags, ready_case
+from measure import DATA, about, ready_case
 
+from torchimpt.cli.flags import flags
 from torchimpt.optim import minimize
 from torchimpt.planning.plan import Prepared
 from torchimpt.planning.runfolder import write_json

@@ -15,8 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from measure import DATA, Repeats, about, flags, read_bandwidth, ready_case, repeat
+from measure import DATA, Repeats, about, read_bandwidth, ready_case, repeat
 
+from torchimpt.cli.flags import flags
 from torchimpt.dose import assemble
 from torchimpt.dose.influence import influence_matrices
 from torchimpt.dose.operator import DoseOperator, dose_operators

@@ -14,7 +14,6 @@ the range of the side that they arrive on; gamma is 100 % there all the same.
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 from dataclasses import asdict, dataclass
@@ -25,6 +24,7 @@ import numpy as np
 import pymedphys
 import torch
 
+from torchimpt.cli.flags import flags
 from torchimpt.dose.layer import PencilBeamDose
 from torchimpt.geometry import Beam, Grid, bev_rotation
 from torchimpt.machine import Machine, read_csv_machine
@@ -132,7 +132,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in asdict(Config()).items():
-        parser.add_argument(f"--{name}", default=value)
-    main(Config(**vars(parser.parse_args())))
+    main(flags(Config, __doc__))

@@ -10,16 +10,15 @@ Takes about a minute on 2 cores.
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
 import torchimpt as ti
+from torchimpt.cli.flags import flags
 from torchimpt.evaluate import d, roi_doses
 from torchimpt.monitor import by_roi
 from torchimpt.planning.engine import MatrixEngine
@@ -62,16 +61,18 @@ def main(config: Config) -> dict:
     print(f"{spots.n_spots} spots, {len(voxels)} voxels, {len(scenarios)} scenarios")
 
     start = best_uniform_weight(MatrixEngine(matrices), objective, spots.weight.detach())
-    if config.optimizer == "projected_cg":
-        parameter, weight = torch.nn.Parameter(start), lambda: parameter
+    bounded = config.optimizer == "projected_cg"
+    parameter = torch.nn.Parameter(start if bounded else start.sqrt())
+    if bounded:
         scale = jacobi_scale(operators[0], spots.position.detach(), objective.bound)
         optimizer = ti.optim.ProjectedCG([parameter], lower=0.0, scale=scale)
+    elif config.optimizer == "adam":
+        optimizer = torch.optim.Adam([parameter], lr=config.learning_rate * float(start.max()) ** 0.5)
     else:
-        parameter, weight = torch.nn.Parameter(start.sqrt()), lambda: parameter.square()
-        if config.optimizer == "adam":
-            optimizer = torch.optim.Adam([parameter], lr=config.learning_rate * float(start.sqrt().max()))
-        else:
-            optimizer = torch.optim.LBFGS([parameter], max_iter=1, history_size=20, line_search_fn="strong_wolfe")
+        optimizer = torch.optim.LBFGS([parameter], max_iter=1, history_size=20, line_search_fn="strong_wolfe")
+
+    def weight() -> torch.Tensor:
+        return parameter if bounded else parameter.square()
 
     def doses() -> torch.Tensor:
         return torch.stack([matrix(weight()) for matrix in matrices])
@@ -84,7 +85,7 @@ def main(config: Config) -> dict:
         value.backward()
         return value.detach()
 
-    out, evaluations = Path(config.out), 0
+    out, evaluations, made_with = Path(config.out), 0, {"config": asdict(config), "commit": commit()}
     board = SummaryWriter(str(out / "tensorboard"))
     for iteration in range(config.iterations + 1):
         before = weight().detach().clone()
@@ -92,8 +93,7 @@ def main(config: Config) -> dict:
         board.add_scalar("objective/total", value, iteration)
         board.add_scalar("optim/step_length", float((weight().detach() - before).norm()), iteration)
         if iteration % 10 == 0 or iteration == config.iterations:
-            with torch.no_grad():
-                now = doses()
+            now = doses().detach()
             tables = roi_doses(patient, {s.name: dose for s, dose in zip(scenarios, now, strict=True)}, voxels)
             for roi, share in by_roi(objective.terms(now)).items():
                 board.add_scalar(f"objective/{slug(roi)}", share, iteration)
@@ -102,19 +102,16 @@ def main(config: Config) -> dict:
             seconds = time.perf_counter() - begin
             print(f"{iteration:4d}  objective {value:10.5g}  worst D95 {lowest:5.1f} Gy  {evaluations} evaluations  {seconds:.1f} s")
             spots.load_state_dict({**spots.state_dict(), "weight": weight().detach()})
-            saved = {"spots": spots.state_dict(), "optimizer": optimizer.state_dict(), "config": asdict(config), "commit": commit()}
-            torch.save(saved, out / "checkpoint.pt")
+            state = {"spots": spots.state_dict(), "optimizer": optimizer.state_dict()}
+            torch.save({**state, **made_with}, out / "checkpoint.pt")
     board.close()
 
     rois = list(dict.fromkeys(term.roi for term in case.terms()))
     dvh_figure(tables, rois, roi_colors(patient, targets), prescription=case.prescription()).savefig(out / "dvh.png", dpi=150)
-    names = {"objective": value, "d95_worst_gy": lowest, "evaluations": evaluations, "seconds": seconds, "spots": spots.n_spots}
-    write_json(out / "results.json", {"config": asdict(config), "commit": commit(), **names})
-    return names
+    found = {"objective": value, "d95_worst_gy": lowest, "evaluations": evaluations, "seconds": seconds, "spots": spots.n_spots}
+    write_json(out / "results.json", {**made_with, **found})
+    return found
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for field in fields(Config):
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
-    print(json.dumps(main(Config(**vars(parser.parse_args())))))
+    print(main(flags(Config, __doc__)))

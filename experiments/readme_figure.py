@@ -8,8 +8,7 @@ Nominal dose on three slices, and the DVHs of all planned scenarios as bands. Ab
 
 from __future__ import annotations
 
-import argparse
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import torchimpt as ti
+from torchimpt.cli.flags import flags
 from torchimpt.io import read_plan
 from torchimpt.monitor import Progress
 from torchimpt.planning.assess import assess
@@ -72,7 +72,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for field in fields(Config):
-        parser.add_argument(f"--{field.name}", default=field.default)
-    main(Config(**vars(parser.parse_args())))
+    main(flags(Config, __doc__))
