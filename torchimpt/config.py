@@ -82,6 +82,8 @@ class Section(BaseModel):
 
 
 class PatientConfig(Section):
+    """[patient]: whom to plan for, a built-in phantom or a patient's files."""
+
     source: Literal["openkbp", "dicom", "matrad", "image", "phantom"]
     """Where the patient comes from."""
     path: ExistingPath | None = None
@@ -99,6 +101,8 @@ class PatientConfig(Section):
 
 
 class MachineConfig(Section):
+    """[machine]: the generic machine, or one from a file, and how HU become stopping power."""
+
     name: Literal["generic"] | None = None
     """A machine that is part of the package; what is taken when no file is named."""
     format: Literal["csv", "matrad", "bdl"] | None = None
@@ -125,6 +129,8 @@ class MachineConfig(Section):
 
 
 class DoseConfig(Section):
+    """[dose]: the grid, the cut-off and the arithmetic of the dose computation."""
+
     grid_mm: Annotated[float | tuple[float, float, float] | None, BeforeValidator(lambda v: None if v is None else _grid(v))] = None
     """Voxel size of the dose grid, one number or [x, y, z]; omitted: the CT's."""
     cutoff_sigma: Annotated[Real, Field(gt=0, le=20)] = 4.0
@@ -143,6 +149,8 @@ class DoseConfig(Section):
 
 
 class SpotsConfig(Section):
+    """[spots]: which ROI is covered with spots, and how densely."""
+
     target: Annotated[str | list[str], BeforeValidator(_names)]
     """The ROI that is covered with spots, or a list (their union)."""
     pattern: Literal["square", "hexagonal"] = "square"
@@ -161,6 +169,8 @@ class SpotsConfig(Section):
 
 
 class BeamConfig(Section):
+    """[[beam]]: a field's angles, isocentre and range shifter."""
+
     gantry_deg: Real
     """IEC 61217 gantry angle."""
     couch_deg: Real = 0.0
@@ -172,6 +182,8 @@ class BeamConfig(Section):
 
 
 class RobustnessConfig(Section):
+    """[robustness]: the setup and range errors that the plan has to bear."""
+
     setup_mm: Annotated[Real, Field(ge=0, lt=100)] = 3.0
     """Setup error along each patient axis; 0 leaves the setup scenarios out."""
     range_percent: Annotated[Real, Field(ge=0, lt=50)] = 3.0
@@ -181,6 +193,8 @@ class RobustnessConfig(Section):
 
 
 class OptimizerConfig(Section):
+    """[optimizer]: the solver, when it stops, and how the objectives are counted."""
+
     method: Literal["projected_cg", "dyhs_cg", "lbfgs"] = "projected_cg"
     """Projected conjugate gradients in the best form, in the plain form of Xu et al. 2020, or SciPy's L-BFGS-B."""
     max_iterations: Count = 300
@@ -205,6 +219,8 @@ class JointConfig(Section):
 
 
 class ObjectiveConfig(Section):
+    """[[objective]]: what is asked of a ROI's dose, and how much it matters."""
+
     roi: str
     """Name of the ROI."""
     kind: str
@@ -241,6 +257,8 @@ class ObjectiveConfig(Section):
 
 
 class GoalConfig(Section):
+    """[[goal]]: a clinical requirement that the report checks."""
+
     roi: str
     """Name of the ROI."""
     metric: str
@@ -261,6 +279,8 @@ class GoalConfig(Section):
 
 
 class OutputConfig(Section):
+    """[output]: what the run folder holds besides the plan, the dose and the report."""
+
     scenarios_dose: Flag = False
     """Write one dose_<scenario>.mha per scenario besides the nominal dose.mha."""
     tensorboard: Flag = True
