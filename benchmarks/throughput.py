@@ -62,17 +62,6 @@ def first_and_repeats(work, times: int) -> tuple[float, Repeats]:
     return repeat(work, 1).median, repeat(work, times)
 
 
-def visited(operator: DoseOperator, position: torch.Tensor) -> int:
-    """Pairs that the kernel's runs touch."""
-    total = 0
-    for beam, (begin, end) in enumerate(operator.spans):
-        candidates = torch.zeros(end - begin, dtype=torch.int64)
-        where, _ = assemble._arguments(operator, beam, position)
-        assemble._candidates(candidates.numpy(), **where)
-        total += int(candidates.sum())
-    return total
-
-
 def matrices(ready: Prepared, operators: list[DoseOperator], times: int, first: dict[str, float]) -> list[Row]:
     """Assembly, and the products against the read bandwidth."""
     position = ready.spots.position.detach()
@@ -98,7 +87,7 @@ def kernel(ready: Prepared, operators: list[DoseOperator], times: int, first: di
     """Pairs per second of dose and gradients."""
     position, weight = ready.spots.position.detach(), torch.rand(ready.spots.n_spots, dtype=ready.how.dtype) + 0.1
     residual = torch.randn(len(ready.voxels), dtype=ready.how.dtype)
-    seen = sum(visited(o, position) for o in operators) / 1e9
+    seen = sum(int(assemble.candidates(o, position).sum()) for o in operators) / 1e9
     kept = sum(int(assemble.count(o, position).sum()) for o in operators) / 1e9
     jobs = {
         "dose": lambda: [o.dose(position, weight) for o in operators],

@@ -40,6 +40,17 @@ def test_equals_the_oracle_and_the_operator(machine, scenario, generator):
 
 
 @pytest.mark.parametrize("machine", MACHINES)
+def test_counts_before_assembly(machine):
+    """The pairs kept are those stored; the pairs looked at are more, but fewer than all."""
+    spots = two_beams()
+    a, op = matrix(machine, spots)
+    position = spots.position.detach()
+    kept, held = assemble.count(op, position), assemble.candidates(op, position)
+    assert kept.shape == held.shape == (spots.n_spots,) and int(kept.sum()) == a.n_nonzeros
+    assert bool((kept <= held).all()) and a.n_nonzeros < int(held.sum()) < math.prod(a.shape)
+
+
+@pytest.mark.parametrize("machine", MACHINES)
 def test_single_precision(machine):
     spots, single = two_beams(), two_beams(dtype=torch.float32)
     dose = oracle_dose(PATIENT, MACHINES[machine], spots, EVERY)(spots.position, spots.weight).detach()

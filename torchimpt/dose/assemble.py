@@ -30,7 +30,7 @@ _BLOCK = 512
 
 
 @numba.njit(parallel=True, cache=True)
-def _candidates(counts, p, row_start, first, height, ratio_min, reach, layer, x, y):  # pragma: no cover
+def _count_candidates(counts, p, row_start, first, height, ratio_min, reach, layer, x, y):  # pragma: no cover
     """Pairs that a spot's runs hold, kept or not."""
     n_rows = row_start.shape[0] - 1
     for s in numba.prange(x.shape[0]):
@@ -202,14 +202,25 @@ def count(operator: DoseOperator, position: torch.Tensor) -> torch.Tensor:
     return counts
 
 
+def candidates(operator: DoseOperator, position: torch.Tensor) -> torch.Tensor:
+    """Pairs per spot `(n_spots,)`, int64, that the runs hold at `position` `(n_spots, 2)`, CPU: those that are looked at, kept or not."""
+    use_torch_threads()
+    counts = torch.zeros(operator.n_spots, dtype=torch.int64)
+    for beam, (begin, end) in enumerate(operator.spans):
+        if operator.tables[beam].p.numel():
+            where, _ = _arguments(operator, beam, position)
+            _count_candidates(counts[begin:end].numpy(), **where)
+    return counts
+
+
 def _beam_rows(operator: DoseOperator, beam: int, position: torch.Tensor) -> tuple[list, list, list]:
     """Rows of `A^T` of one beam's spots: per chunk the counts, the columns and the values."""
     tables = operator.tables[beam]
     where, what = _arguments(operator, beam, position)
     n_spots = len(where["x"])
-    candidates = np.zeros(n_spots, np.int64)
-    _candidates(candidates, **where)
-    total = np.cumsum(candidates + 1)
+    most = np.zeros(n_spots, np.int64)
+    _count_candidates(most, **where)
+    total = np.cumsum(most + 1)
     found = ([], [], [])
     begin = 0
     while begin < n_spots:
