@@ -25,7 +25,7 @@ from torchimpt.memory import peak_memory
 from torchimpt.optim import minimize
 from torchimpt.planning.plan import Prepared
 from torchimpt.planning.runfolder import write_json
-from torchimpt.planning.weights import best_uniform_weight, jacobi_scale
+from torchimpt.planning.weights import best_uniform_weight, jacobi_scale, weight_problem
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def solver(ready: Prepared, config: Config) -> Row:
     scale = jacobi_scale(ready.operators[0], ready.spots.position.detach(), ready.objective.bound)
 
     def solve(n: int) -> None:
-        minimize(ready.problem, start, scale=scale, max_iterations=n, tolerance=0.0)
+        minimize(weight_problem(ready.engine, ready.objective), start, scale=scale, max_iterations=n, tolerance=0.0)
 
     solve(3)
     taken = repeat(lambda: solve(config.iterations), max(2, config.repeats // 2))

@@ -17,7 +17,7 @@ FLOORS = (
     {"physics", "resampling"},
     {"machine", "phantoms"},
     {"spots"},
-    {"placement", "dose"},
+    {"delivery", "dose", "placement", "pruning"},
     {"terms"},
     {"bound"},
     {"objectives", "robust"},

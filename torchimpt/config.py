@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr,
 
 from torchimpt.casefile import apply_overrides, describe, dump_toml, read_toml
 from torchimpt.checks import InputError, nearest
+from torchimpt.delivery import DeliveryModel
 from torchimpt.evaluate.dvh import Metric
 from torchimpt.evaluate.goals import Goal
 from torchimpt.geometry import Beam
@@ -159,6 +160,8 @@ class SpotsConfig(Section):
     """Distance between neighbouring spots in the isocentre plane."""
     margin_mm: Annotated[Real, Field(ge=0)] = 5.0
     """How far outside the target spots are placed."""
+    jitter_mm: Annotated[Real, Field(ge=0)] = 0.0
+    """Put every spot this far at most off its lattice point along x and y, at random by the case's seed."""
     layer_spacing: Annotated[Literal["bragg80"] | float, BeforeValidator(_layer_spacing)] = "bragg80"
     """Width of the Bragg peak at 80 % of its height, or a number in mm of water."""
 
@@ -212,10 +215,53 @@ class OptimizerConfig(Section):
 
 
 class JointConfig(Section):
-    scheme: Literal["joint", "alternating"] = "joint"
-    """Positions and weights at once, or by turns."""
-    box_mm: Annotated[Real, Field(gt=0)] = 10.0
-    """How far a spot may go from where it was placed."""
+    """[joint]: spots that move."""
+
+    scheme: Literal["joint", "alternating", "prune_and_move"] = "joint"
+    """Positions and weights at once; by turns, as published; or at once with ever fewer spots."""
+    box_mm: Annotated[Real, Field(ge=0, le=100)] = 10.0
+    """How far a spot may go from where it was placed, along x and along y; never out of the target's view with its margin. 0: nowhere."""
+    spots: Annotated[int, Field(strict=True, gt=0)] | None = None
+    """How many of the placed spots to keep, the heaviest after a few weight iterations; omitted: all, or as many as price_percent asks."""
+    price_percent: Annotated[Real, Field(ge=0)] = 1.0
+    """prune_and_move without a number of spots: how much the objective may rise for fewer spots."""
+    warm_iterations: Count = 40
+    """Weight iterations before spots are pruned and begin to move."""
+    weight_iterations: Annotated[int, Field(strict=True, gt=0)] = 10
+    """alternating: weight iterations in a turn."""
+    position_steps: Annotated[int, Field(strict=True, gt=0)] = 1
+    """alternating: position steps in a turn."""
+    merge_mm: Annotated[Real, Field(ge=0)] = 0.0
+    """Merge spots of a layer that end up closer than this, and optimize the weights again; 0: never."""
+    start: ExistingPath | None = None
+    """A plan file whose spots are the start, in the place of [spots]' lattice."""
+
+
+class DeliveryConfig(Section):
+    """[delivery]: the machine's pace and least dose a spot; the defaults' source is in `torchimpt.delivery`."""
+
+    fractions: Annotated[int, Field(strict=True, gt=0)] = 35
+    """Fractions of the course; doses and weights are the whole course's, MU of a spot and seconds a fraction's."""
+    min_mu: Annotated[Real, Field(ge=0)] = 0.0
+    """Least MU of a spot in a fraction; the final plan has none below it. 0: no minimum."""
+    min_layer_share: Annotated[Real, Field(ge=0, lt=1)] = 0.0
+    """Leave out energy layers that carry less than this share of the heaviest one's weight."""
+    energy_switch_s: Annotated[Real, Field(ge=0)] = 1.91
+    """Seconds from one energy layer to the next."""
+    spot_s: Annotated[Real, Field(ge=0)] = 1.93e-3
+    """Seconds that a spot costs besides scanning and irradiation."""
+    speed_x_mm_per_s: Annotated[Real, Field(gt=0)] = 5900.0
+    """Scan speed along x."""
+    speed_y_mm_per_s: Annotated[Real, Field(gt=0)] = 19300.0
+    """Scan speed along y."""
+    mu_per_s: Annotated[Real, Field(gt=0)] = 8.7
+    """MU a second while the beam is on."""
+
+    def model(self) -> DeliveryModel:
+        """The machine's pace."""
+        return DeliveryModel(
+            self.energy_switch_s, self.spot_s, self.speed_x_mm_per_s, self.speed_y_mm_per_s, self.mu_per_s, self.fractions, self.min_mu
+        )
 
 
 class ObjectiveConfig(Section):
@@ -310,6 +356,8 @@ class Case(Section):
     """The solver."""
     joint: JointConfig | None = None
     """Moving spots; omitted: positions stay fixed."""
+    delivery: DeliveryConfig = DeliveryConfig()
+    """The machine's pace and limits."""
     output: OutputConfig = OutputConfig()
     """What is written."""
     objective: list[ObjectiveConfig] = []
@@ -400,7 +448,7 @@ def load_case(path: str | Path, overrides: Iterable[str] = ()) -> Case:
     path = path / "case.toml" if (path / "case.toml").is_file() else path
     data = read_toml(path)
     apply_overrides(data, overrides)
-    for section, key in (("patient", "path"), ("machine", "path"), ("machine", "hu_table")):
+    for section, key in (("patient", "path"), ("machine", "path"), ("machine", "hu_table"), ("joint", "start")):
         value = data.get(section, {}).get(key) if isinstance(data.get(section), dict) else None
         if isinstance(value, str) and value:
             data[section][key] = str(path.absolute().parent / Path(value).expanduser())

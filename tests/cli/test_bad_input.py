@@ -78,7 +78,6 @@ IMAGE = ("patient={source='image', path='ct'}", "dose.grid_mm=10", "objective[2]
         (["objective=[]"], r"tiny\.toml: planning needs .*; missing: \[\[objective\]\]"),
         (["beam=[]"], r"missing: \[\[beam\]\]"),
         (["objective[0].dose_gy=nan"], r"objective\[0\]\.dose_gy"),
-        (["joint.box_mm=5"], r"\[joint\] comes with a later version"),
         (["beam[0].range_shifter_mm=30"], r"beam\[0\]\.range_shifter_mm: range shifters come with a later version"),
         (["machine={format='bdl', path='.'}"], r"'bdl' comes with a later version"),
         (["patient={source='dicom', path='.'}"], r"later version"),

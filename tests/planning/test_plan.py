@@ -78,11 +78,6 @@ def test_unnormalized_objective(tmp_path):
     assert result.metrics["objective"]["normalized"] is False
 
 
-def test_joint_says_that_it_comes_later(tmp_path):
-    with pytest.raises(ti.InputError, match=r"\[joint\] comes with a later version"):
-        ti.plan(tiny(tmp_path, "joint.box_mm=5"))
-
-
 def test_cuda_without_a_gpu(tmp_path):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")

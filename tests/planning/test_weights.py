@@ -11,7 +11,7 @@ from torchimpt.monitor import Progress
 from torchimpt.planning.engine import AutogradEngine, MatrixEngine, MatrixFreeEngine
 from torchimpt.planning.plan import prepare
 from torchimpt.planning.prepare import settings
-from torchimpt.planning.weights import CURVATURE_FLOOR, best_uniform_weight, jacobi_scale
+from torchimpt.planning.weights import CURVATURE_FLOOR, best_uniform_weight, jacobi_scale, weight_problem
 
 F64 = "dose.dtype=float64"
 
@@ -56,9 +56,9 @@ def test_engines_are_one_linear_map(ready, generator):
 
 def test_gradient_of_the_weight_problem(ready, generator):
     weight = 0.3 * torch.rand(ready.spots.n_spots, dtype=torch.float64, generator=generator)
-    _, gradient = ready.problem.value_and_grad(weight)
+    _, gradient = weight_problem(ready.engine, ready.objective).value_and_grad(weight)
     step = torch.rand(weight.shape, dtype=torch.float64, generator=generator)
-    ahead, behind = (ready.problem.value_and_grad(weight + h * step)[0] for h in (1e-6, -1e-6))
+    ahead, behind = (weight_problem(ready.engine, ready.objective).value_and_grad(weight + h * step)[0] for h in (1e-6, -1e-6))
     assert (ahead - behind) / 2e-6 == pytest.approx(float(gradient @ step), rel=1e-6)
 
 

@@ -90,6 +90,22 @@ class DoseOperator:
                 gradient[:, begin:end] = mine
         return gradient[0], gradient[1:].T if move else None
 
+    def subset(self, index: torch.Tensor) -> DoseOperator:
+        """The operator of the spots `index` `(n_kept,)`, ascending; the tables are shared, those of layers without spots too."""
+        if index.numel() == self.n_spots:
+            return self
+        edges = torch.searchsorted(index, torch.tensor(self.spans, device=index.device).flatten()).view(-1, 2).tolist()
+        layers = tuple(layer[index[i:j] - begin] for layer, (begin, _), (i, j) in zip(self.layers, self.spans, edges, strict=True))
+        return replace(self, spans=tuple(map(tuple, edges)), layers=layers, n_spots=index.numel())
+
+    def spot_sigma(self) -> torch.Tensor:
+        """Sigma of each spot's narrowest component at its layer's peak, `(n_spots,)`, mm in the isocentre plane."""
+        sigma = torch.zeros(self.n_spots, dtype=torch.float64)
+        for tables, layer, (begin, end) in zip(self.tables, self.layers, self.spans, strict=True):
+            peak = tables.amplitude[0].argmax(dim=1, keepdim=True)
+            sigma[begin:end] = (0.5 / tables.falloff[0].gather(1, peak)[:, 0].double()).sqrt().cpu()[layer.cpu()]
+        return sigma
+
     def squared(self) -> DoseOperator:
         """The operator with `sum_k phi_k^2` in the place of `phi`: its gradient for a residual `c` is the diagonal of `A' diag(c) A`.
 

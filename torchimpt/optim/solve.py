@@ -12,11 +12,12 @@ from torchimpt.optim import beta as beta_rules
 from torchimpt.optim.direction import Bounds
 from torchimpt.optim.lbfgs import run_lbfgs
 from torchimpt.optim.problem import LineProblem, Problem
+from torchimpt.optim.quasi_newton import QuasiNewtonStep
 from torchimpt.optim.run import Callback, Run
 from torchimpt.optim.solution import Solution
 from torchimpt.optim.steps import LineStep, State, Step, WolfeStep
 
-METHODS = ("projected_cg", "dyhs_cg", "lbfgs")
+METHODS = ("projected_cg", "dyhs_cg", "quasi_newton", "lbfgs")
 
 
 def minimize(
@@ -46,7 +47,8 @@ def minimize(
         Bounds, each a number or `(n,)`.
     method
         `"projected_cg"`: conjugate gradients restricted to the free components, with the exact minimum on the line and with `scale`; the
-        default and the fastest. `"dyhs_cg"`: the plain form of Xu et al. 2020, Eq. 7-12. `"lbfgs"`: SciPy's L-BFGS-B with 20 pairs.
+        default and the fastest. `"dyhs_cg"`: the plain form of Xu et al. 2020, Eq. 7-12. `"quasi_newton"`: projected L-BFGS with 20
+        pairs, for problems that are not linear up to the objective. `"lbfgs"`: SciPy's L-BFGS-B, as many pairs.
     beta
         Rule of the conjugate-gradient factor: `"dyhs"`, `"dy"`, `"hs"`, `"pr+"` or `"fr"`.
     scale
@@ -77,6 +79,8 @@ def minimize(
     run = Run(problem, bounds, method, tolerance, max_iterations, max_evaluations or math.inf, callback)
     if method == "lbfgs":
         return run_lbfgs(run, x0, None if metric is None else metric.sqrt(), state)
+    if method == "quasi_newton":
+        return _run_steps(run, QuasiNewtonStep(bounds, beta, True, metric), x0, state)
     step_type = LineStep if method == "projected_cg" and isinstance(problem, LineProblem) else WolfeStep
     return _run_steps(run, step_type(bounds, beta, method == "projected_cg", metric), x0, state)
 

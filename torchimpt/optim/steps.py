@@ -43,6 +43,8 @@ class State:
         Factor that the direction was made with.
     iteration, evaluations
         Counts so far.
+    moves, changes
+        Quasi-Newton pairs, oldest first, `(pairs, n)` each: steps `x_{k+1} - x_k` and what the gradient changed by; None without any.
     """
 
     x: Tensor
@@ -56,6 +58,8 @@ class State:
     beta: float = 0.0
     iteration: int = 0
     evaluations: int = 1
+    moves: Tensor | None = None
+    changes: Tensor | None = None
 
     def state_dict(self) -> dict:
         """Every field, tensors copied."""
@@ -132,7 +136,7 @@ class Step:
         direction = self.direction(state)
         new = self.along(problem, state, direction) if direction.slope < 0 else None
         if new is None and state.direction is not None:
-            state.gradient_old = state.direction = None
+            state.gradient_old = state.direction = state.moves = state.changes = None
             return self(problem, state)
         return new
 

@@ -48,10 +48,11 @@ class Checkpoint:
     def __init__(self, path: Path, case: Case, spots: dict, every: int) -> None:
         self._path, self._key, self._spots, self._every = path, fingerprint(case), spots, every
         self._state: dict | None = None
+        self._last = 0
 
     def __call__(self, iteration: Iteration) -> None:
         # taken now: an interrupt may come when the solver is halfway to the next iterate
-        self._state = iteration.state()
+        self._state, self._last = iteration.state(), iteration.iteration
         if iteration.iteration % self._every == 0:
             self.write()
 
@@ -59,7 +60,7 @@ class Checkpoint:
         """Write the last iterate's state, whole or not at all."""
         if self._state is not None:
             memory = io.BytesIO()
-            torch.save({"case": self._key, "spots": self._spots, "solver": self._state}, memory)
+            torch.save({"case": self._key, "spots": self._spots, "solver": self._state, "last": self._last}, memory)
             with whole_or_nothing(self._path) as scratch:  # torch's own writer has no OSError for a full disk
                 scratch.write_bytes(memory.getbuffer())
 

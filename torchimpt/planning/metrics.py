@@ -6,47 +6,48 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from torchimpt.delivery import DeliveryModel, delivered, delivery_time
 from torchimpt.evaluate.tables import scenario_table, worst_table
 from torchimpt.machine import Machine
 from torchimpt.memory import peak_memory
-from torchimpt.optim import Solution
 from torchimpt.planning.assess import Assessment
 from torchimpt.planning.prepare import Settings
 from torchimpt.spots import Spots
 
 if TYPE_CHECKING:
     from torchimpt.planning.plan import Prepared
-
-NONZERO = 1e-3
-"""A spot counts as used when its weight is above this share of the largest."""
+    from torchimpt.planning.stages import Optimized
 
 
-def spot_counts(spots: Spots) -> dict:
-    """Placed and used spots, and the energy layers that hold any used one."""
-    weight = spots.weight.detach()
-    used = weight > NONZERO * weight.max()
+def spot_counts(spots: Spots, machine: Machine, model: DeliveryModel, home: torch.Tensor | None = None) -> dict:
+    """Spots of the plan, those that are delivered, the energy layers that hold any of these, and how far they are from home."""
+    used = delivered(spots, machine, model)
+    moved = torch.zeros(1) if home is None else (spots.position.detach() - home)[used].norm(dim=1)
     return {
         "count": spots.n_spots,
         "nonzero": int(used.sum()),
         "energy_layers": int(spots.layer[used].unique().numel()),
-        "moved_mm": {"mean": 0.0, "max": 0.0},
+        "moved_mm": {"mean": float(moved.mean()), "max": float(moved.max())},
     }
 
 
-def total_mu(spots: Spots, machine: Machine) -> float:
-    """Monitor units of the whole course."""
-    return float((spots.weight.detach().double() / machine.protons_per_mu(spots.energy)).sum())
-
-
-def dose_metrics(spots: Spots, machine: Machine, found: Assessment, times: dict[str, float], how: Settings) -> dict:
-    """What holds of any plan, optimized here or not."""
+def dose_metrics(
+    spots: Spots,
+    machine: Machine,
+    model: DeliveryModel,
+    found: Assessment,
+    times: dict[str, float],
+    how: Settings,
+    home: torch.Tensor | None = None,
+) -> dict:
+    """What holds of any plan, optimized here or not; `home` `(n_spots, 2)` is where its spots were placed, if they moved."""
     scenarios = scenario_table(found.roi_doses)
     return {
-        "spots": spot_counts(spots),
+        "spots": spot_counts(spots, machine, model, home),
         "scenarios": scenarios,
         "worst": worst_table(scenarios),
         "goals": found.goals,
-        "delivery": {"mu": total_mu(spots, machine)},
+        "delivery": delivery_time(spots, machine, model),
         "matrix": {"discarded_fraction": found.discarded_fraction},
         "time_s": {name: round(seconds, 4) for name, seconds in times.items()},
         "peak_memory_bytes": peak_memory(),
@@ -56,8 +57,9 @@ def dose_metrics(spots: Spots, machine: Machine, found: Assessment, times: dict[
     }
 
 
-def plan_metrics(ready: Prepared, solution: Solution, spots: Spots, found: Assessment, times: dict[str, float]) -> dict:
+def plan_metrics(ready: Prepared, optimized: Optimized, spots: Spots, found: Assessment, times: dict[str, float]) -> dict:
     """The whole of a planning run's metrics."""
+    solution, plan = optimized.solution, optimized.plan
     metrics = {
         "title": ready.case.title,
         "converged": solution.converged,
@@ -71,7 +73,9 @@ def plan_metrics(ready: Prepared, solution: Solution, spots: Spots, found: Asses
             "projected_gradient_norm": solution.projected_gradient_norm,
             "terms": ready.terms(solution.x),
         },
-        **dose_metrics(spots, ready.machine, found, times, ready.how),
+        "steps": optimized.steps,
+        **dose_metrics(spots, ready.machine, ready.case.delivery.model(), found, times, ready.how, plan.home.cpu()),
     }
+    metrics["spots"]["placed"] = ready.spots.n_spots
     metrics["matrix"] |= {"nonzeros": ready.engine.n_nonzeros, "bytes": ready.engine.n_bytes}
     return metrics

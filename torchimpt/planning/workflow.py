@@ -62,20 +62,21 @@ def run_plan(
         ready = prepare(case, how, progress, times)
         if not resume:
             (out / "history.jsonl").unlink(missing_ok=True)
-        last = None if saved is None else saved["solver"]["history"][-1]["iteration"]
+        last = None if saved is None else saved["last"]
         history = History(out / "history.jsonl", terms=ready.terms, last=last)
         board = _tensorboard(ready, out)
         checkpoint = Checkpoint(out / "checkpoint.pt", case, ready.spots.state_dict(), every=case.optimizer.log_every)
         watchers = together(history, board, Log(case.optimizer.log_every), checkpoint)
         try:
-            solution = timed_solve(ready, progress, times, watchers, None if saved is None else saved["solver"])
+            optimized = timed_solve(ready, progress, times, watchers, None if saved is None else saved["solver"])
             checkpoint.write()
         except KeyboardInterrupt:
             checkpoint.write()
             raise
-        spots, found = timed_assess(ready, solution, progress, times)
+        solution = optimized.solution
+        spots, found = timed_assess(ready, optimized.plan, progress, times)
         times["total"] = time.perf_counter() - begin
-        metrics = plan_metrics(ready, solution, spots, found, times)
+        metrics = plan_metrics(ready, optimized, spots, found, times)
         with progress.stage("Files and report"):
             write_plan(out / "plan.json", spots, ready.machine, title=case.title, rbe=case.dose.rbe)
             _write_results(out, case, ready.patient, ready.machine, spots, found, metrics, history.rows)
@@ -144,7 +145,7 @@ def _dose_of(case: Case, plan_path: Path, out: Path, scenarios: Sequence[Scenari
     found = assess(case, patient, machine, spots, scenarios, how, progress, case.output.scenarios_dose, sub_spots)
     times["dose"] = time.perf_counter() - begin - times["load"]
     times["total"] = time.perf_counter() - begin
-    metrics = {"title": case.title, **dose_metrics(spots, machine, found, times, how)}
+    metrics = {"title": case.title, **dose_metrics(spots, machine, case.delivery.model(), found, times, how)}
     write_plan(out / "plan.json", spots, machine, title=case.title, rbe=case.dose.rbe)
     _write_results(out, case, patient, machine, spots, found, metrics, [])
     write_json(out / "metrics.json", metrics)

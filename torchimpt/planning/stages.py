@@ -1,0 +1,185 @@
+"""Stages of one optimization: a solver run each, their histories joined, and an interrupted one taken up where it stopped."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchimpt.checks import InputError
+from torchimpt.config import OptimizerConfig
+from torchimpt.dose.operator import DoseOperator
+from torchimpt.monitor import Callback
+from torchimpt.optim import Solution, Status, minimize
+from torchimpt.optim.solution import Iteration
+from torchimpt.planning.engine import Engine, MatrixFreeEngine
+from torchimpt.planning.joint import JointProblem, Moving, PositionProblem, joint_scale, position_bounds
+from torchimpt.planning.weights import jacobi_scale, weight_problem
+from torchimpt.robust import RobustObjective
+from torchimpt.spots import Spots
+
+
+@dataclass
+class View:
+    """The problem that the solver is at, for those who watch: `image(x)` gives the doses at its iterates."""
+
+    problem: Any = None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the finished plan must satisfy.
+
+    Attributes
+    ----------
+    min_weight
+        `(n_spots,)` of the placed spots, 10^6 protons; None for no minimum.
+    min_layer_share
+        A layer that carries less than this share of the heaviest layer's weight is left out; 0 keeps all.
+    """
+
+    min_weight: Tensor | None = None
+    min_layer_share: float = 0.0
+
+
+@dataclass(frozen=True)
+class Optimized:
+    """A plan found.
+
+    Attributes
+    ----------
+    plan
+        Spots kept, where they are, what they weigh.
+    solution
+        Of the last stage, with history and counts of all.
+    steps
+        What each step left: `step`, `spots`, `objective`, `evaluations`, `seconds`.
+    """
+
+    plan: Moving
+    solution: Solution
+    steps: list[dict]
+
+
+@dataclass
+class Stages:
+    """The stages of one optimization, those of an interrupted one included."""
+
+    operators: Sequence[DoseOperator]
+    objective: RobustObjective
+    placed: Spots
+    config: OptimizerConfig
+    box: float
+    callback: Callback | None
+    view: View
+    engine: Engine | None
+    saved: dict | None
+    done: list[dict] = field(default_factory=list)
+    history: list[dict] = field(default_factory=list)
+    steps: list[dict] = field(default_factory=list)
+
+    def solve(
+        self, step: str, kind: str, plan: Moving, iterations: int, *, tolerance: float | None = None, lower: Tensor | None = None
+    ) -> tuple[Moving, Solution | None]:
+        """One stage: `kind` "weights", "positions" or "joint". The solution is None where an earlier run had finished the stage."""
+        number = len(self.done)
+        if self.saved is not None and number < len(self.saved["done"]):
+            record = self.saved["done"][number]
+            self._note(record)
+            return Moving(**record["plan"]), None
+        inner, self.saved = (None if self.saved is None else self.saved["inner"]), None
+        last = self.history[-1] if self.history else {"iteration": -1, "evaluations": 0, "seconds": 0.0}
+        before = {"done": [dict(record) for record in self.done], "history": list(self.history), "steps": list(self.steps)}
+
+        def shifted(row: dict) -> dict:
+            add = {"iteration": last["iteration"] + 1, "evaluations": last["evaluations"], "seconds": last["seconds"]}
+            return {name: value + add.get(name, 0) for name, value in row.items()}
+
+        def watch(iteration: Iteration) -> bool | None:
+            numbers = shifted(iteration.numbers())
+            state = iteration.state
+            return self.callback and self.callback(replace(iteration, **numbers, state=lambda: {**before, "inner": state()}))
+
+        problem, x, options, back = self._problem(kind, plan, lower)
+        self.view.problem = problem
+        # the iterate that a resumed stage starts from has been seen
+        solution = minimize(
+            problem, x, max_iterations=iterations, tolerance=self.config.tolerance if tolerance is None else tolerance,
+            max_evaluations=self.config.max_evaluations, callback=watch, state=inner, **options,
+        )  # fmt: skip
+        plan = back(solution.x)
+        rows = [shifted(row) for row in solution.history]
+        self._note(
+            {
+                "plan": plan.state_dict(),
+                "history": rows,
+                "step": {
+                    "step": step,
+                    "spots": plan.n_spots,
+                    "objective": solution.value,
+                    "iterations": solution.iterations,
+                    "evaluations": solution.evaluations,
+                    "seconds": rows[-1]["seconds"] - last["seconds"],
+                },
+            }
+        )
+        if solution.status in (Status.NOT_FINITE, Status.STOPPED):
+            raise StoppedStage(plan, solution)
+        return plan, solution
+
+    def _note(self, record: dict) -> None:
+        self.done.append(record)
+        self.history += record["history"]
+        self.steps.append(record["step"])
+
+    def _problem(self, kind: str, plan: Moving, lower: Tensor | None):
+        """Problem, start, options of `minimize`, and the way back from an iterate to a plan."""
+        operators = self.operators if plan.n_spots == self.placed.n_spots else [o.subset(plan.index) for o in self.operators]
+        least = torch.zeros_like(plan.weight) if lower is None else lower[plan.index]
+        if kind == "weights":
+            stay = self.engine is not None and plan.n_spots == self.placed.n_spots and torch.equal(plan.position, self.placed.position)
+            engine = self.engine if stay else MatrixFreeEngine(operators, plan.position)
+            options = {"method": self.config.method, "scale": jacobi_scale(operators[0], plan.position, self.objective.bound)}
+            problem = weight_problem(engine, self.objective)
+            return problem, plan.weight, {**options, "lower": least}, lambda x: replace(plan, weight=x)
+        joint = JointProblem(operators, self.objective, plan.home)
+        scale, z = joint_scale(operators[0], plan, self.objective), joint.pack(plan)
+        below, above = position_bounds(plan, self.box, *self._rectangle(plan))
+        if kind == "positions":
+            n = plan.n_spots
+            problem = PositionProblem(joint, plan.weight)
+            return problem, z[n:], {"lower": below, "upper": above, "scale": scale[n:]}, lambda u: joint.unpack(plan, torch.cat((z[:n], u)))
+        options = {
+            "method": "quasi_newton", "scale": scale, "lower": torch.cat((least, below)),
+            "upper": torch.cat((torch.full_like(least, math.inf), above)),
+        }  # fmt: skip
+        return joint, z, options, lambda x: joint.unpack(plan, x)
+
+    def _rectangle(self, plan: Moving) -> tuple[Tensor, Tensor]:
+        """Corners `(n, 2)` of the rectangle around all placed spots of each spot's beam: the target with its margin in that beam's view."""
+        position, beam = self.placed.position.detach(), self.placed.beam
+        far = torch.full((len(self.placed.beams), 2), math.inf, dtype=position.dtype, device=position.device)
+        where = beam[:, None].expand_as(position)
+        low, high = far.scatter_reduce(0, where, position, "amin"), far.neg().scatter_reduce(0, where, position, "amax")
+        own = beam[plan.index]
+        return low[own], high[own]
+
+    def finish(self, plan: Moving, solution: Solution | None) -> Optimized:
+        """The outcome; where the last stage had been finished by an earlier run, its solution is made up from the records."""
+        if solution is None:
+            raise InputError("the run to resume had finished; there is nothing to go on with")
+        last = self.history[-1]
+        solution = replace(solution, iterations=last["iteration"], evaluations=last["evaluations"], history=self.history)
+        return Optimized(plan, solution, self.steps)
+
+
+class StoppedStage(Exception):
+    """A stage's callback stopped it, or it met NaN: no further stage."""
+
+    def __init__(self, plan: Moving, solution: Solution) -> None:
+        super().__init__()
+        self.plan, self.solution = plan, solution

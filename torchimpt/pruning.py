@@ -1,0 +1,74 @@
+"""Fewer spots: the heaviest only, close ones merged, layers that carry little left out."""
+
+from __future__ import annotations
+
+import torch
+from scipy.spatial import cKDTree
+
+from torchimpt.checks import InputError
+from torchimpt.spots import Spots
+
+
+def heaviest(weight: torch.Tensor, count: int) -> torch.Tensor:
+    """Mask `(n_spots,)` of the `count` largest weights; all spots where there are no more. Of equal weights the first stay."""
+    if count < 1:
+        raise InputError(f"at least one spot must stay, got {count}")
+    mask = torch.zeros_like(weight, dtype=torch.bool)
+    mask[torch.argsort(weight.detach(), descending=True, stable=True)[:count]] = True
+    return mask
+
+
+def used_layers(weight: torch.Tensor, layer: torch.Tensor, share: float) -> torch.Tensor:
+    """Mask `(n_spots,)` of the spots in layers that carry at least `share` of the heaviest layer's weight."""
+    total = torch.zeros(int(layer.max()) + 1, dtype=torch.float64, device=weight.device).index_add_(0, layer, weight.detach().double())
+    return (total >= share * total.max())[layer]
+
+
+def merge_close(
+    position: torch.Tensor, weight: torch.Tensor, layer: torch.Tensor, distance: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Merge spots of one layer that lie closer than `distance` mm, closest pairs first, until none do.
+
+    A pair becomes one spot of their summed weight at their weighted mean position, which keeps zeroth and first moment of the dose.
+
+    Parameters
+    ----------
+    position, weight, layer
+        `(n_spots, 2)`, `(n_spots,)`, `(n_spots,)`.
+    distance
+        mm in the isocentre plane.
+
+    Returns
+    -------
+    tuple
+        Mask `(n_spots,)` of the spots that stay (of each pair the heavier), and all positions and weights with those that stay updated.
+    """
+    kept = torch.ones(len(weight), dtype=torch.bool)
+    place, load = position.detach().cpu().double().clone(), weight.detach().cpu().double().clone()
+    for number in layer.unique().tolist():
+        own = (layer.cpu() == number).nonzero().flatten()
+        while True:
+            alive = own[kept[own]]
+            pairs = cKDTree(place[alive].numpy()).query_pairs(distance, output_type="ndarray")
+            if not len(pairs):
+                break
+            pairs = alive[torch.from_numpy(pairs)]
+            apart = (place[pairs[:, 0]] - place[pairs[:, 1]]).square().sum(1)
+            touched: set[int] = set()
+            for k in torch.argsort(apart, stable=True).tolist():
+                a, b = pairs[k].tolist()
+                if a in touched or b in touched:
+                    continue
+                touched.update((a, b))
+                heavy, light = (a, b) if load[a] >= load[b] else (b, a)
+                total = load[a] + load[b]
+                if total > 0:
+                    place[heavy] = (load[a] * place[a] + load[b] * place[b]) / total
+                load[heavy], kept[light] = total, False
+    return kept.to(weight.device), place.to(position), load.to(weight)
+
+
+def spots_closer_than(spots: Spots, distance: float) -> int:
+    """Pairs of spots of one layer that lie closer than `distance` mm."""
+    position, layer = spots.position.detach().cpu().double(), spots.layer.cpu()
+    return sum(len(cKDTree(position[layer == number].numpy()).query_pairs(distance)) for number in layer.unique().tolist())
