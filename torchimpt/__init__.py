@@ -46,6 +46,7 @@ _NAMES = {
     "place_spots": "placement",
     "plan": "planning.plan",
     "resample": "resampling",
+    "stagger": "placement",
 }
 
 __all__ = ["__version__", *_MODULES, *_NAMES]

@@ -160,6 +160,8 @@ class SpotsConfig(Section):
     """Distance between neighbouring spots in the isocentre plane."""
     margin_mm: Annotated[Real, Field(ge=0)] = 5.0
     """How far outside the target spots are placed."""
+    stagger: Flag | None = None
+    """Offset each energy layer's lattice against the others'; omitted: where spots move."""
     jitter_mm: Annotated[Real, Field(ge=0)] = 0.0
     """Put every spot this far at most off its lattice point along x and y, at random by the case's seed."""
     layer_spacing: Annotated[Literal["bragg80"] | float, BeforeValidator(_layer_spacing)] = "bragg80"

@@ -268,3 +268,17 @@ class _Peaks:
                 break
             depth = max(depth - step, lowest)
         return torch.tensor(peak, dtype=torch.float64), torch.tensor(half, dtype=torch.float64)
+
+
+def stagger(spots: Spots, spacing: float) -> Spots:
+    """The same spots with each energy layer's lattice offset against the others', so that layers do not repeat each other's gaps.
+
+    Layer l is offset by `spacing (frac(l / g) - 1/2, frac(l / g^2) - 1/2)`, g = 1.3247 the plastic number: offsets of neighbouring layers
+    are far apart and fill the cell evenly (Roberts' R2 sequence). Where depths overlap, layers 4 mm apart act as one finer lattice; and
+    spots that move start from a place that is no symmetric stationary point.
+    """
+    g = 1.3247179572447460
+    number = torch.arange(spots.n_layers, dtype=torch.float64, device=spots.position.device)
+    offset = torch.stack(((number / g) % 1.0, (number / g**2) % 1.0), dim=1) - 0.5
+    position = spots.position.detach() + (positive("spacing", spacing) * offset[spots.layer]).to(spots.position)
+    return Spots(position, spots.weight, spots.layer, spots.layer_beam, spots.layer_energy, spots.beams)
