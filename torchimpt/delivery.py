@@ -60,9 +60,10 @@ class DeliveryModel:
     def min_weight(self, spots: Spots, machine: Machine) -> torch.Tensor:
         """Least weight `(n_spots,)`, 10^6 protons of the course, that a delivered spot has; the MU of a fraction never fall below `min_mu`.
 
-        Rounded up in the weights' dtype, so that a weight at its bound has the minimum MU, not one rounding less.
+        Rounded up, so that a weight at its bound has the minimum MU, not one rounding less, whichever way its MU are computed in float64.
         """
-        exact = self.min_mu * self.fractions * machine.protons_per_mu(spots.energy.cpu())
+        # five roundings lie between min_mu and the weight, and back
+        exact = self.min_mu * self.fractions * machine.protons_per_mu(spots.energy.cpu()) * (1.0 + 4.0 * torch.finfo(torch.float64).eps)
         near = exact.to(spots.weight.dtype)
         up = torch.nextafter(near, torch.full_like(near, torch.inf))
         return torch.where(near.double() < exact, up, near).to(spots.weight.device)

@@ -29,19 +29,21 @@ def merge_close(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Merge spots of one layer that lie closer than `distance` mm, closest pairs first, until none do.
 
-    A pair becomes one spot of their summed weight at their weighted mean position, which keeps zeroth and first moment of the dose.
+    A pair becomes one spot of their summed weight at their weighted mean position, which keeps zeroth and first moment of the weights.
 
     Parameters
     ----------
     position, weight, layer
-        `(n_spots, 2)`, `(n_spots,)`, `(n_spots,)`.
+        `(n_spots, 2)`, `(n_spots,)`, `(n_spots,)`. Further columns of `position` are averaged like the first two, which alone count for the
+        distance.
     distance
         mm in the isocentre plane.
 
     Returns
     -------
     tuple
-        Mask `(n_spots,)` of the spots that stay (of each pair the heavier), and all positions and weights with those that stay updated.
+        Mask `(n_spots,)` of the spots that stay (of each pair the heavier, of equal ones the first), and all positions and weights with
+        those that stay updated.
     """
     kept = torch.ones(len(weight), dtype=torch.bool)
     place, load = position.detach().cpu().double().clone(), weight.detach().cpu().double().clone()
@@ -49,11 +51,10 @@ def merge_close(
         own = (layer.cpu() == number).nonzero().flatten()
         while True:
             alive = own[kept[own]]
-            pairs = cKDTree(place[alive].numpy()).query_pairs(distance, output_type="ndarray")
+            pairs, apart = _close(place[alive, :2], distance)
             if not len(pairs):
                 break
-            pairs = alive[torch.from_numpy(pairs)]
-            apart = (place[pairs[:, 0]] - place[pairs[:, 1]]).square().sum(1)
+            pairs = alive[pairs]
             touched: set[int] = set()
             for k in torch.argsort(apart, stable=True).tolist():
                 a, b = pairs[k].tolist()
@@ -63,7 +64,8 @@ def merge_close(
                 heavy, light = (a, b) if load[a] >= load[b] else (b, a)
                 total = load[a] + load[b]
                 if total > 0:
-                    place[heavy] = (load[a] * place[a] + load[b] * place[b]) / total
+                    # rounded at once, so that the distances that are checked are those that are returned
+                    place[heavy] = ((load[a] * place[a] + load[b] * place[b]) / total).to(position.dtype).double()
                 load[heavy], kept[light] = total, False
     return kept.to(weight.device), place.to(position), load.to(weight)
 
@@ -71,4 +73,12 @@ def merge_close(
 def spots_closer_than(spots: Spots, distance: float) -> int:
     """Pairs of spots of one layer that lie closer than `distance` mm."""
     position, layer = spots.position.detach().cpu().double(), spots.layer.cpu()
-    return sum(len(cKDTree(position[layer == number].numpy()).query_pairs(distance)) for number in layer.unique().tolist())
+    return sum(len(_close(position[layer == number], distance)[0]) for number in layer.unique().tolist())
+
+
+def _close(place: torch.Tensor, distance: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pairs `(n_pairs, 2)` of points `(n, 2)` closer than `distance`, the smaller index first, and their squared distances."""
+    pairs = torch.from_numpy(cKDTree(place.numpy()).query_pairs(distance, output_type="ndarray"))
+    apart = (place[pairs[:, 0]] - place[pairs[:, 1]]).square().sum(1)
+    near = apart < distance**2  # the tree's pairs may be as far apart as that
+    return pairs[near], apart[near]

@@ -99,9 +99,14 @@ class DoseOperator:
         return replace(self, spans=tuple(map(tuple, edges)), layers=layers, n_spots=index.numel())
 
     def spot_sigma(self) -> torch.Tensor:
-        """Sigma of each spot's narrowest component at its layer's peak, `(n_spots,)`, mm in the isocentre plane."""
-        sigma = torch.zeros(self.n_spots, dtype=torch.float64)
+        """Sigma of each spot's first component where it gives the most dose, about its peak, `(n_spots,)`, mm in the isocentre plane.
+
+        Among the dose voxels; 1 mm where the spot's beam reaches none.
+        """
+        sigma = torch.ones(self.n_spots, dtype=torch.float64)
         for tables, layer, (begin, end) in zip(self.tables, self.layers, self.spans, strict=True):
+            if not tables.p.numel():
+                continue
             peak = tables.amplitude[0].argmax(dim=1, keepdim=True)
             sigma[begin:end] = (0.5 / tables.falloff[0].gather(1, peak)[:, 0].double()).sqrt().cpu()[layer.cpu()]
         return sigma

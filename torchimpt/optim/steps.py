@@ -153,17 +153,24 @@ class WolfeStep(Step):
     """Step by the Wolfe conditions on the projected path (Eq. 7, 11, 12)."""
 
     def along(self, problem: Problem, state: State, direction: Direction) -> State | None:
+        last: Trial | None = None
+
         def path(length: float) -> Trial:
+            nonlocal last
             straight = torch.add(state.x, direction.vector, alpha=length)
             x = self.bounds.clamp(straight)
             moved = torch.where(x == straight, direction.vector, (x - state.x) / length)
             value, gradient = problem.value_and_grad(x)
-            return Trial(length, value, dot(gradient, moved), dot(state.gradient, moved), (x, gradient, moved))
+            last = Trial(length, value, dot(gradient, moved), dot(state.gradient, moved), (x, gradient, moved))
+            return last
 
         first = self.first_length(state, direction)
         trial, n_trials = wolfe(path, state.value, first, delta=self.delta, theta=self.theta, noise=self.noise(state))
         state.evaluations += n_trials
         if trial is None:
+            if state.direction is None and not (math.isfinite(last.value) and math.isfinite(last.slope)):
+                # NaN however short the step: the run says so by this state
+                return State(last.point[0], last.value, last.point[1], iteration=state.iteration + 1, evaluations=state.evaluations)
             return None
         x, gradient, moved = trial.point
         rise = trial.slope - trial.start_slope

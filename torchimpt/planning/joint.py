@@ -137,7 +137,7 @@ def joint_scale(operator: DoseOperator, plan: Moving, objective: RobustObjective
     """
     by_weight = jacobi_scale(operator, plan.position, objective.bound)
     sigma = operator.spot_sigma().to(by_weight)
-    mean = plan.weight.mean().clamp(min=torch.finfo(by_weight.dtype).tiny)
+    mean = torch.maximum(plan.weight.mean(), 1e-6 * by_weight.mean())  # positive, if all weights are zero
     by_position = by_weight * sigma / mean
     return torch.cat((by_weight, by_position, by_position))
 

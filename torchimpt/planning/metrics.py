@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 def spot_counts(spots: Spots, machine: Machine, model: DeliveryModel, home: torch.Tensor | None = None) -> dict:
-    """Spots of the plan, those that are delivered, the energy layers that hold any of these, and how far they are from home."""
+    """Spots of the plan, those that are delivered, the energy layers that hold any of these, and how far these are from home."""
     used = delivered(spots, machine, model)
     moved = torch.zeros(1) if home is None else (spots.position.detach() - home)[used].norm(dim=1)
     return {
         "count": spots.n_spots,
         "nonzero": int(used.sum()),
         "energy_layers": int(spots.layer[used].unique().numel()),
-        "moved_mm": {"mean": float(moved.mean()), "max": float(moved.max())},
+        "moved_mm": {"mean": float(moved.mean()), "max": float(moved.max())} if len(moved) else {"mean": 0.0, "max": 0.0},
     }
 
 

@@ -16,8 +16,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
+from torchimpt.casefile import describe
 from torchimpt.checks import InputError
 from torchimpt.config import JointConfig, OptimizerConfig
 from torchimpt.dose.operator import DEFAULT_CUTOFF, DoseOperator, dose_operators
@@ -92,11 +94,13 @@ def optimize(
         first = engine or MatrixFreeEngine(operators, plan.position)
         plan = replace(plan, weight=best_uniform_weight(first, objective, plan.weight))
     try:
-        if joint is None:
+        if joint is None or (fixed and joint.spots is None and joint.scheme != "prune_and_move"):
             outcome = stages.solve("weights", "weights", plan, config.max_iterations)
         else:
             outcome = _SCHEMES[joint.scheme](stages, plan, joint, "weights" if fixed else "joint")
-            outcome = _merge(stages, *outcome, joint.merge_mm, "weights" if fixed else "joint")
+        if joint is not None:
+            outcome = _merge(stages, *outcome, joint.merge_mm)
+            fixed = fixed or joint.merge_mm > 0  # spots that have been merged must not come close again
         outcome = _deliverable(stages, *outcome, limits, "weights" if fixed else "joint")
     except StoppedStage as stopped:
         outcome = stopped.plan, stopped.solution
@@ -105,8 +109,6 @@ def optimize(
 
 def _joint(stages: Stages, plan: Moving, joint: JointConfig, kind: str):
     """Weights for some iterations, the heaviest spots, then both at once."""
-    if kind == "weights" and joint.spots is None:
-        return stages.solve("weights", kind, plan, stages.config.max_iterations)
     plan, _ = stages.solve("weights, before moving", "weights", plan, joint.warm_iterations)
     if joint.spots is not None:
         plan = _thin(stages, plan, joint.spots, kind)
@@ -124,11 +126,11 @@ def _thin(stages: Stages, plan: Moving, count: int, kind: str) -> Moving:
 
 
 def _prune_and_move(stages: Stages, plan: Moving, joint: JointConfig, kind: str):
-    """As many spots fewer as the objective allows: it may rise by `price_percent` above the best on the way."""
+    """As few spots as the objective allows: it may rise by `price_percent` above that of all spots, moved."""
     if joint.spots is not None:
         return _joint(stages, plan, joint, kind)
     plan, _ = stages.solve("weights, before moving", "weights", plan, joint.warm_iterations)
-    plan = plan.keep(plan.weight > 0)
+    plan = plan.keep(plan.weight > 0) if bool((plan.weight > 0).any()) else plan
     plan, _ = stages.solve(kind, kind, plan, stages.config.max_iterations)
     allowed = stages.steps[-1]["objective"] * (1.0 + joint.price_percent / 100.0)
     good = plan
@@ -156,26 +158,30 @@ def _alternating(stages: Stages, plan: Moving, joint: JointConfig, kind: str):
             return plan, solution and replace(solution, status=Status.CONVERGED)
         if stages.history[-1]["iteration"] >= stages.config.max_iterations:
             return plan, solution and replace(solution, status=Status.MAX_ITERATIONS)
+        if stages.spent:
+            return plan, solution and replace(solution, status=Status.MAX_EVALUATIONS)
 
 
 _SCHEMES = {"joint": _joint, "alternating": _alternating, "prune_and_move": _prune_and_move}
 
 
-def _merge(stages: Stages, plan: Moving, solution: Solution | None, distance: float, kind: str):
-    """Merge spots closer than `distance`, then optimize again with positions where they are, so that none come close again."""
+def _merge(stages: Stages, plan: Moving, solution: Solution | None, distance: float):
+    """Merge spots closer than `distance`, then optimize again with positions where they are, so that none come close again.
+
+    Their homes are averaged with the same weights: a merged spot is within the box of its home, too.
+    """
     if distance <= 0:
         return plan, solution
-    kept, position, weight = merge_close(plan.position, plan.weight, stages.placed.layer[plan.index], distance)
-    merged = replace(plan, position=position, weight=weight).keep(kept)
+    both = torch.cat((plan.position, plan.home), dim=1)
+    kept, both, weight = merge_close(both, plan.weight, stages.placed.layer[plan.index], distance)
+    merged = replace(plan, position=both[:, :2].contiguous(), home=both[:, 2:].contiguous(), weight=weight).keep(kept)
     return stages.solve("merged", "weights", merged, stages.config.max_iterations)
 
 
 def _deliverable(stages: Stages, plan: Moving, solution: Solution | None, limits: Limits, kind: str):
     """Leave out what the machine does not deliver, and optimize again above the minimum."""
-    if limits.min_layer_share > 0:
-        used = used_layers(plan.weight, stages.placed.layer[plan.index], limits.min_layer_share)
-        if not bool(used.all()):
-            plan, solution = stages.solve("light layers left out", kind, plan.keep(used), stages.config.max_iterations)
+    while not bool((used := used_layers(plan.weight, stages.placed.layer[plan.index], limits.min_layer_share)).all()):
+        plan, solution = stages.solve("light layers left out", kind, plan.keep(used), stages.config.max_iterations)
     if limits.min_weight is None:
         return plan, solution
     for share in (0.25, 0.5):
@@ -246,19 +252,24 @@ def joint(
     objective
         What is asked of the ROIs.
     scenarios
-        `boundary_scenarios(3.0, 3.0)` for the nine of 3 mm and 3 %.
+        What is planned for; `boundary_scenarios(3.0, 3.0)` for the nine of 3 mm and 3 %.
     cutoff, rbe
         Lateral cut-off in sigmas; constant factor on physical dose.
     max_iterations, tolerance
-        Of the solver.
+        Of each stage's solver.
     limits
         Minimum weights and layer share of the finished plan.
     callback
         Called with every iteration; returning True stops.
     settings
-        Keys of `[joint]`: `scheme`, `box_mm`, `spots`, ...
+        Keys of `[joint]` but `start`: `scheme`, `box_mm`, `spots`, ...
     """
-    settings = JointConfig(**settings)
+    try:
+        settings = JointConfig(**settings)
+    except ValidationError as error:
+        raise InputError(describe(error, JointConfig, "joint")) from None
+    if settings.start is not None:
+        raise InputError("joint: start is for the case file; give the plan's spots, as read_plan(...) reads them")
     voxels = objective.voxels(patient)
     robust = RobustObjective(objective.on(patient, voxels))
     where = {"dtype": spots.weight.dtype, "device": spots.weight.device}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,9 +25,10 @@ from torchimpt.spots import Spots
 
 @dataclass
 class View:
-    """The problem that the solver is at, for those who watch: `image(x)` gives the doses at its iterates."""
+    """What the solver is at, for those who watch: `problem.image(x)` gives the doses at its iterates, `plan(x)` the spots."""
 
     problem: Any = None
+    plan: Callable[[Tensor], Moving] | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Optimized:
     solution
         Of the last stage, with history and counts of all.
     steps
-        What each step left: `step`, `spots`, `objective`, `evaluations`, `seconds`.
+        What each step left: `step`, `spots`, `objective`, `iterations`, `evaluations`, `seconds`.
     """
 
     plan: Moving
@@ -105,11 +106,11 @@ class Stages:
             return self.callback and self.callback(replace(iteration, **numbers, state=lambda: {**before, "inner": state()}))
 
         problem, x, options, back = self._problem(kind, plan, lower)
-        self.view.problem = problem
-        # the iterate that a resumed stage starts from has been seen
+        self.view.problem, self.view.plan = problem, back
+        left = None if self.config.max_evaluations is None else max(1, self.config.max_evaluations - last["evaluations"])
         solution = minimize(
             problem, x, max_iterations=iterations, tolerance=self.config.tolerance if tolerance is None else tolerance,
-            max_evaluations=self.config.max_evaluations, callback=watch, state=inner, **options,
+            max_evaluations=left, callback=watch, state=inner, **options,
         )  # fmt: skip
         plan = back(solution.x)
         rows = [shifted(row) for row in solution.history]
@@ -131,6 +132,11 @@ class Stages:
             raise StoppedStage(plan, solution)
         return plan, solution
 
+    @property
+    def spent(self) -> bool:
+        """Whether the evaluations of all stages are used up."""
+        return self.config.max_evaluations is not None and self.history[-1]["evaluations"] >= self.config.max_evaluations
+
     def _note(self, record: dict) -> None:
         self.done.append(record)
         self.history += record["history"]
@@ -147,10 +153,11 @@ class Stages:
             problem = weight_problem(engine, self.objective)
             return problem, plan.weight, {**options, "lower": least}, lambda x: replace(plan, weight=x)
         joint = JointProblem(operators, self.objective, plan.home)
-        scale, z = joint_scale(operators[0], plan, self.objective), joint.pack(plan)
+        scale, n = joint_scale(operators[0], plan, self.objective), plan.n_spots
         below, above = position_bounds(plan, self.box, *self._rectangle(plan))
+        # home + u is rounded, and the u that comes back may be past its bound by that
+        z = torch.cat((plan.weight, torch.clamp(joint.pack(plan)[n:], below, above)))
         if kind == "positions":
-            n = plan.n_spots
             problem = PositionProblem(joint, plan.weight)
             return problem, z[n:], {"lower": below, "upper": above, "scale": scale[n:]}, lambda u: joint.unpack(plan, torch.cat((z[:n], u)))
         options = {
