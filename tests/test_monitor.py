@@ -10,9 +10,11 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from torchimpt.checks import InputError
+from torchimpt.geometry import Beam
 from torchimpt.monitor import History, Log, Progress, TensorBoard, by_roi, together
 from torchimpt.optim.solution import Iteration
 from torchimpt.report.style import new_figure, slug
+from torchimpt.spots import Spots
 
 
 def iteration(number, value=None):
@@ -100,6 +102,26 @@ def test_tensorboard_scalars_figures_and_hyperparameters(tmp_path):
     assert "optim/beta" not in tags["scalars"] and tags["images"] == ["dvh/band"]
     assert [e.value for e in events.Scalars("objective/PTV")] == [1.0, 2.0, 3.0]
     assert [(e.step, e.value) for e in events.Scalars("dvh/PTV.70_d95")] == [(0, 70.0), (2, 72.0)]
+
+
+def test_tensorboard_shows_spots_that_move(tmp_path):
+    """Iterate k stands for spots k mm from home; the start has no picture."""
+    home = torch.tensor([[0.0, 0.0], [5.0, 0.0], [0.0, 0.0]])
+    beams = [Beam(0, 0, (0, 0, 0))]
+
+    def motion(x):
+        return Spots(
+            home + x, torch.tensor([1.0, 2.0, 0.5]), torch.tensor([0, 0, 1]), torch.tensor([0, 0]), torch.tensor([90.0, 80.0]), beams
+        ), home
+
+    board = TensorBoard(tmp_path, motion=motion, every=2)
+    for k in range(5):
+        board(iteration(k))
+    board.close()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [event.step for event in events.Images("spots/motion")] == [2, 4]
+    assert [event.value for event in events.Scalars("spots/moved_mm_mean")] == pytest.approx([k * 2**0.5 for k in range(5)])
+    assert {event.value for event in events.Scalars("spots/count")} == {3.0}
 
 
 def test_tensorboard_keeps_similar_names_apart(tmp_path):

@@ -19,7 +19,9 @@ from torch import Tensor
 from torchimpt.checks import InputError
 from torchimpt.evaluate.dvh import d
 from torchimpt.files import whole_or_nothing
+from torchimpt.report.motion import fullest_layers, motion_figure, moved
 from torchimpt.report.style import slug
+from torchimpt.spots import Spots
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 Callback = Callable[["Iteration"], "bool | None"]
 Terms = Callable[[Tensor], Sequence[Mapping[str, Any]]]
 """From the iterate to the objective's terms, each with `roi` and `value`."""
+Motion = Callable[[Tensor], tuple[Spots, Tensor]]
+"""From the iterate to the spots and where each was placed, `(n_spots, 2)`, mm."""
 
 _LOG = logging.getLogger("torchimpt")
 
@@ -134,7 +138,10 @@ class Log:
 
 
 class TensorBoard:
-    """Scalars for TensorBoard: `objective/total`, `objective/<roi>`, `optim/...` and, now and then, `dvh/<roi>_d95`, `_d2`, `_mean`.
+    """For TensorBoard: `objective/total`, `objective/<roi>`, `optim/...` and, now and then, `dvh/<roi>_d95`, `_d2`, `_mean`.
+
+    With spots that move also their `spots/count`, `spots/moved_mm_mean` (of those that carry weight) and, now and then, `spots/motion`: a
+    picture of the layer of each beam that carried the most when the first was drawn.
 
     Parameters
     ----------
@@ -144,8 +151,10 @@ class TensorBoard:
         The objective's terms at an iterate.
     doses
         The nominal doses at an iterate, `{roi: (n_voxels,)}`, Gy.
+    motion
+        The spots at an iterate and where they were placed; None where none moves.
     every
-        Iterations between two looks at the doses.
+        Iterations between two looks at doses and spots.
     """
 
     def __init__(
@@ -154,12 +163,14 @@ class TensorBoard:
         *,
         terms: Terms | None = None,
         doses: Callable[[Tensor], Mapping[str, Tensor]] | None = None,
+        motion: Motion | None = None,
         every: int = 10,
     ) -> None:
         from torch.utils.tensorboard import SummaryWriter  # takes half a second, and only this class needs it
 
         self._writer = SummaryWriter(str(folder))
-        self._terms, self._doses, self._every = terms, doses, every
+        self._terms, self._doses, self._motion, self._every = terms, doses, motion, every
+        self._layers: list[int] = []
 
     def __call__(self, iteration: Iteration) -> None:
         step = iteration.iteration
@@ -173,6 +184,13 @@ class TensorBoard:
                 d95, d2 = d(dose, 95.0, 2.0)
                 name = f"dvh/{slug(roi)}"
                 scalars |= {f"{name}_d95": d95, f"{name}_d2": d2, f"{name}_mean": float(dose.double().mean())}
+        if self._motion is not None:
+            spots, home = self._motion(iteration.x)
+            way = moved(spots, home)
+            scalars |= {"spots/count": spots.n_spots, "spots/moved_mm_mean": float(way.mean())}
+            if step % self._every == 0 and bool(way.any()):
+                self._layers = self._layers or fullest_layers(spots)
+                self.figure("spots/motion", motion_figure(spots, home, self._layers, width=990), step)
         for tag, value in scalars.items():
             if math.isfinite(value):
                 self._writer.add_scalar(tag, value, step)

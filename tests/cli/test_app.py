@@ -113,6 +113,7 @@ def test_summary_of_a_run(capsys, tmp_path):
         "evaluations": 130,
         "objective": {"initial": 1e5, "final": 12.5},
         "spots": {"nonzero": 900, "count": 1200, "energy_layers": 40},
+        "delivery": {"seconds": 95.0},
         "time_s": {"total": 61.0},
     }
     show_run(metrics, tmp_path)
@@ -125,7 +126,8 @@ def test_summary_of_a_run(capsys, tmp_path):
         "x+3mm",
         "not met",
         "100,000 to 12.5",
-        "900 of 1,200 spots",
+        "900 of 1,200 spots in 40 layers\n",
+        "Delivery 95 s a fraction\n",
         "61 s",
         "report.html",
     ):
@@ -133,6 +135,16 @@ def test_summary_of_a_run(capsys, tmp_path):
     regions = {"CTV": {"d95_gy": 68.0, "d2_gy": 71.0, "mean_gy": 70.0, "max_gy": 72.0}}
     show_run({"title": "", "scenarios": [{"name": "nominal", "rois": regions}]}, tmp_path)
     assert "68.00" in capsys.readouterr().out
+
+
+def test_summary_of_a_run_whose_spots_moved(capsys, tmp_path):
+    spots = {"placed": 5000, "count": 1200, "nonzero": 900, "energy_layers": 40, "moved_mm": {"mean": 2.5, "max": 12.0}}
+    delivery = {"seconds": 95.0, "energy_switch_s": 70.0, "beam_on_s": 22.0, "spot_s": 2.0, "scan_s": 1.0}
+    show_run({"title": "", "spots": spots, "delivery": delivery}, tmp_path)
+    out = capsys.readouterr().out
+    moved = "they moved 2.50 mm on average, 12.00 mm at most"
+    assert f"5,000 spots placed, 1,200 kept, 900 delivered in 40 layers; {moved}\n" in out
+    assert "Delivery 95 s a fraction: energy switching 70 s, beam on 22 s, spots and scanning 3.0 s\n" in out
 
 
 def test_warnings_are_one_line_on_stderr(capsys):

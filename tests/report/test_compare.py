@@ -40,6 +40,30 @@ def test_table_marks_the_best(runs):
     assert rows["PTV <1> D95 ≥ 50 Gy"].cells[0].endswith("✕")
 
 
+def test_spots_and_delivery_of_a_moved_run_beside_a_fixed_one(runs):
+    for number, (folder, seconds) in enumerate(zip(runs, (190.0, 180.0), strict=True)):
+        metrics = json.loads((folder / "metrics.json").read_text())
+        metrics["spots"] = {
+            "placed": 5000,
+            "count": 900,
+            "nonzero": 800,
+            "energy_layers": 60,
+            "moved_mm": {"mean": 2.5 * number, "max": 9.0},
+        }
+        metrics["delivery"] = {"seconds": seconds, "energy_switch_s": 110.0, "mu": 7000.0}
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+    rows = {row.label: row for row in comparison(read_runs(runs))}
+    assert rows["Spots placed"].cells == ["5,000"] * 2 and rows["Spots delivered"].cells == ["800"] * 2
+    assert rows["Spots moved, mean"].cells == ["–", "2.50 mm"]
+    assert rows["Delivery of a fraction"].cells == ["190 s", "180 s"] and rows["Delivery of a fraction"].best == [1]
+    assert rows["of it switching energy"].cells == ["110 s"] * 2
+
+
+def test_runs_without_motion_have_no_row_of_it(runs):
+    rows = {row.label for row in comparison(read_runs(runs))}
+    assert "Spots delivered" in rows and not {"Spots moved, mean", "Delivery of a fraction", "Spots placed"} & rows
+
+
 def test_a_run_may_lack_what_the_other_has(runs):
     metrics = json.loads((runs[0] / "metrics.json").read_text())
     del metrics["goals"], metrics["objective"]

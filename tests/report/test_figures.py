@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from torchimpt.evaluate import dvh
+from torchimpt.evaluate import dvh, dvh_curves
 from torchimpt.report import convergence_figure, dvh_figure, layer_weights_figure, overlay_figure, slices_figure, spot_maps_figure
 from torchimpt.report.numbers import amount, bytes_text, seconds, strip
 from torchimpt.report.slices import PLANES, _slice
@@ -32,6 +32,15 @@ def test_overlay_has_a_line_a_run_and_roi(report_data):
     curves = {s: {r: (axis, dvh(d, axis)) for r, d in rois.items()} for s, rois in report_data.roi_doses.items()}
     figure = overlay_figure({"a": curves, "b": curves}, ["PTV <1>"], roi_colors(report_data.patient))
     assert len([line for line in figure.axes[0].lines if len(line.get_xdata())]) == 2
+
+
+def test_overlay_names_rois_where_asked(report_data):
+    curves = dvh_curves(report_data.roi_doses)
+    colors = roi_colors(report_data.patient)
+    figure = overlay_figure({"a": curves, "b": curves}, ["PTV <1>"], colors, prescription=60.0, named=True)
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["a", "b", "PTV <1>"]
+    axis, volume = curves["nominal"]["PTV <1>"]
+    assert torch.equal(volume, dvh(report_data.roi_doses["nominal"]["PTV <1>"], axis))
 
 
 def test_slices_cut_through_the_target(report_data):

@@ -56,6 +56,49 @@ def test_page_tells_the_results(report_data):
     assert "2.2<small>min" in page and "2 GB" in page and "0.1 % of the integral dose" in page
 
 
+DELIVERY = {
+    "seconds": 100.0,
+    "energy_switch_s": 70.0,
+    "spot_s": 3.0,
+    "scan_s": 1.0,
+    "beam_on_s": 26.0,
+    "mu": 7000.0,
+    "mu_per_fraction": 200.0,
+}
+STEPS = [
+    {"step": "weights, before moving", "spots": 3, "objective": 9.0, "iterations": 2, "evaluations": 3, "seconds": 0.5},
+    {"step": "joint", "spots": 3, "objective": 6.0, "iterations": 1, "evaluations": 1, "seconds": 0.5},
+]
+
+
+def test_page_tells_steps_delivery_and_motion(report_data):
+    spots = {"placed": 4000, "count": 3, "nonzero": 2, "energy_layers": 3, "moved_mm": {"mean": 1.25, "max": 4.5}}
+    home = report_data.spots.position.detach() + 1.0
+    page = render_report(
+        replace(report_data, home=home, metrics={**report_data.metrics, "steps": STEPS, "delivery": DELIVERY, "spots": spots})
+    )
+    parser = Balance()
+    parser.feed(page)
+    assert not parser.open and len(parser.ids) == len(set(parser.ids)) and "motion" in parser.ids
+    for text in (
+        "Weights, before moving", "−33.3 %", "of 4,000 in 3 energy layers", "4,000 placed, 3 kept, 2 delivered",
+        "The delivered spots moved 1.25 mm on average, 4.50 mm at most.", "Energy switching is 70 % of the delivery time",
+        "energy switching 70 s, beam on 26 s, spots and scanning 4.0 s", "7,000, 200 a fraction",
+    ):  # fmt: skip
+        assert text in page, text
+
+
+def test_page_of_a_plan_that_did_not_move_or_step(report_data):
+    page = render_report(
+        replace(report_data, home=report_data.spots.position.detach().clone(), metrics={**report_data.metrics, "steps": STEPS[:1]})
+    )
+    for text in ("Steps", "A line leads", "enlarged", "<h2>Delivery"):
+        assert text not in page, text
+    slow = {**DELIVERY, "beam_on_s": 96.0, "seconds": 170.0}
+    page = render_report(replace(report_data, metrics={**report_data.metrics, "delivery": slow}))
+    assert "<h2>Delivery" in page and "fewer spots" not in page
+
+
 def test_goals_all_met_are_said_so(report_data):
     goals = [{**goal, "passed": True} for goal in report_data.goals]
     assert "All 2 goals met in all 3 scenarios" in render_report(replace(report_data, goals=goals))

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from torchimpt.evaluate.dvh import Metric
 from torchimpt.report.compare import Row
+from torchimpt.report.course import delivery_text, motion_text
 from torchimpt.report.numbers import amount, seconds
 
 
@@ -45,6 +46,15 @@ def _regions_table(metrics: Mapping[str, Any]) -> Table:
     return table
 
 
+def _spots_text(spots: Mapping[str, Any]) -> str:
+    """Spots placed, kept and delivered, as far as known, and how far they moved."""
+    counts = f"{spots['nonzero']:,} of {spots['count']:,} spots"
+    if "placed" in spots:
+        counts = f"{spots['placed']:,} spots placed, {spots['count']:,} kept, {spots['nonzero']:,} delivered"
+    moved = f"; they moved {motion_text(spots)}" if motion_text(spots) else ""
+    return f"{counts} in {spots['energy_layers']} layers{moved}"
+
+
 def show_run(metrics: Mapping[str, Any], folder: str | Path) -> None:
     """What a run came to: goals, how the solver stopped, where the report is."""
     out = console()
@@ -59,7 +69,9 @@ def show_run(metrics: Mapping[str, Any], folder: str | Path) -> None:
             f"{amount(metrics['objective']['initial'])} to {amount(metrics['objective']['final'])}"
         )
     if "spots" in metrics:
-        out.print(f"{metrics['spots']['nonzero']:,} of {metrics['spots']['count']:,} spots in {metrics['spots']['energy_layers']} layers")
+        out.print(_spots_text(metrics["spots"]))
+    if metrics.get("delivery", {}).get("seconds"):
+        out.print(f"Delivery {delivery_text(metrics['delivery'])}")
     if "total" in metrics.get("time_s", {}):
         out.print(f"{' '.join(seconds(metrics['time_s']['total']))} in all")
     report = Path(folder) / "report.html"

@@ -196,3 +196,11 @@ def common_axis(doses: Mapping[str, Mapping[str, torch.Tensor]], n_points: int =
     """One dose axis that holds every ROI in every scenario: `doses[scenario][roi]` is `(n_voxels,)`, Gy."""
     top = max((float(dose.max()) for rois in doses.values() for dose in rois.values() if dose.numel()), default=0.0)
     return dose_axis(top, n_points)
+
+
+def dvh_curves(
+    doses: Mapping[str, Mapping[str, torch.Tensor]], n_points: int = 400
+) -> dict[str, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
+    """`{scenario: {roi: (dose in Gy, volume in %)}}` on one axis, from `doses[scenario][roi]`: `(n_voxels,)`, Gy."""
+    axis = common_axis(doses, n_points)
+    return {scenario: {roi: (axis, dvh(dose, axis)) for roi, dose in rois.items()} for scenario, rois in doses.items()}

@@ -74,6 +74,12 @@ class Prepared:
             found[name] = dose[index[index >= 0].to(dose.device)]
         return found
 
+    def moving(self, x: torch.Tensor) -> tuple[Spots, torch.Tensor]:
+        """The spots at the solver's iterate, their layers numbered as those of the placed ones, and where each was placed `(n, 2)`, mm."""
+        plan, placed = self.view.plan(x), self.spots
+        layer = placed.layer[plan.index]
+        return Spots(plan.position, plan.weight, layer, placed.layer_beam, placed.layer_energy, placed.beams), plan.home
+
 
 @dataclass(frozen=True)
 class PlanResult:

@@ -79,7 +79,8 @@ def run_plan(
         metrics = plan_metrics(ready, optimized, spots, found, times)
         with progress.stage("Files and report"):
             write_plan(out / "plan.json", spots, ready.machine, title=case.title, rbe=case.dose.rbe)
-            _write_results(out, case, ready.patient, ready.machine, spots, found, metrics, history.rows)
+            home = None if case.joint is None else optimized.plan.home.cpu()
+            _write_results(out, case, ready.patient, ready.machine, spots, found, metrics, history.rows, home)
         if board is not None:
             shown = shown_rois(ready.patient, found.roi_doses[NOMINAL.name], case.spots.targets)
             board.figure("dvh/band", dvh_figure(found.roi_doses, shown, roi_colors(ready.patient, case.spots.targets)), solution.iterations)
@@ -155,7 +156,9 @@ def _dose_of(case: Case, plan_path: Path, out: Path, scenarios: Sequence[Scenari
 def _tensorboard(ready: Prepared, out: Path) -> TensorBoard | None:
     if not ready.case.output.tensorboard:
         return None
-    return TensorBoard(out / "tensorboard", terms=ready.terms, doses=ready.nominal_doses, every=ready.case.optimizer.log_every)
+    motion = ready.moving if ready.case.joint is not None else None
+    every = ready.case.optimizer.log_every
+    return TensorBoard(out / "tensorboard", terms=ready.terms, doses=ready.nominal_doses, motion=motion, every=every)
 
 
 def _write_results(
@@ -167,6 +170,7 @@ def _write_results(
     found: Assessment,
     metrics: dict,
     history: list[dict],
+    home: torch.Tensor | None = None,
 ) -> None:
     """Doses, DVHs and the report page."""
     write_image(out / "dose.mha", found.dose, patient.grid)
@@ -178,6 +182,7 @@ def _write_results(
     write_dvh_csv(out / "dvh.csv", found.roi_doses)
     targets = case.spots.targets if case.spots else patient.targets
     angles = ", ".join(f"{beam.gantry:g}°" for beam in spots.beams)
+    used = spots.weight.detach() > 0 if bool((spots.weight > 0).any()) else torch.ones(spots.n_spots, dtype=torch.bool)
     data = ReportData(
         title=case.title or patient.name or "Plan",
         patient=patient,
@@ -188,15 +193,10 @@ def _write_results(
         goals=found.goals,
         metrics=metrics,
         history=history,
-        spots=_used(spots),
+        spots=spots.subset(used),
+        home=None if home is None else home[used],
         subtitle=f"{patient.name or 'Patient'} · {machine.name} machine · gantry {angles}",
         case=case.to_toml(),
         versions=versions(),
     )
     write_report(out / "report.html", data)
-
-
-def _used(spots: Spots) -> Spots:
-    """The spots with any weight, for pictures."""
-    mask = spots.weight.detach() > 0
-    return spots.subset(mask) if isinstance(mask, torch.Tensor) and bool(mask.any()) else spots

@@ -1,7 +1,9 @@
 """Figures and pages: what a run looks like."""
 
 from torchimpt.report.compare import comparison, read_runs, write_comparison
+from torchimpt.report.curves import curves_figure, save_figure
 from torchimpt.report.figures import convergence_figure, dvh_figure, overlay_figure
+from torchimpt.report.motion import fullest_layers, motion_figure
 from torchimpt.report.page import ReportData, render_report, write_report
 from torchimpt.report.slices import slices_figure
 from torchimpt.report.spot_maps import layer_weights_figure, spot_maps_figure
@@ -10,11 +12,15 @@ __all__ = [
     "ReportData",
     "comparison",
     "convergence_figure",
+    "curves_figure",
     "dvh_figure",
+    "fullest_layers",
     "layer_weights_figure",
+    "motion_figure",
     "overlay_figure",
     "read_runs",
     "render_report",
+    "save_figure",
     "slices_figure",
     "spot_maps_figure",
     "write_comparison",

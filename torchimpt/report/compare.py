@@ -16,6 +16,7 @@ from torchimpt.checks import InputError
 from torchimpt.evaluate.dvh import Metric
 from torchimpt.evaluate.tables import read_dvh_csv
 from torchimpt.files import whole_or_nothing
+from torchimpt.report.course import beam_seconds
 from torchimpt.report.figures import Curves, overlay_figure
 from torchimpt.report.numbers import amount, gy, seconds
 from torchimpt.report.style import colors_by_role, svg
@@ -144,9 +145,13 @@ def comparison(runs: Sequence[RunRecord]) -> list[Row]:
     rows = [
         _row("Plan", "Objective", runs, lambda m: m["objective"]["final"], amount, min),
         _row("Plan", "Converged", runs, lambda m: m["converged"], lambda v: "yes" if v else "no"),
-        _row("Plan", "Spots in use", runs, lambda m: m["spots"]["nonzero"], whole),
+        _row("Plan", "Spots placed", runs, lambda m: m["spots"]["placed"], whole),
+        _row("Plan", "Spots delivered", runs, lambda m: m["spots"]["nonzero"], whole),
+        _row("Plan", "Spots moved, mean", runs, lambda m: m["spots"]["moved_mm"]["mean"], lambda v: f"{v:.2f} mm" if v else "–"),
         _row("Plan", "Energy layers", runs, lambda m: m["spots"]["energy_layers"], whole),
         _row("Plan", "Monitor units", runs, lambda m: m["delivery"]["mu"], whole),
+        _row("Plan", "Delivery of a fraction", runs, lambda m: m["delivery"]["seconds"], beam_seconds, min),
+        _row("Plan", "of it switching energy", runs, lambda m: m["delivery"]["energy_switch_s"], beam_seconds),
     ]
     for target in dict.fromkeys(name for run in runs for name in run.targets):
         for key, label, better in (("d95_gy", "D95", max), ("d98_gy", "D98", max), ("d2_gy", "D2", None)):
@@ -161,7 +166,7 @@ def comparison(runs: Sequence[RunRecord]) -> list[Row]:
         _row("Cost", "Time in all", runs, lambda m: m["time_s"]["total"], time, min),
         _row("Cost", "Peak memory, GB", runs, lambda m: m["peak_memory_bytes"] / 1e9, lambda v: f"{v:.2f}", min),
     ]
-    return [row for row in rows if row is not None]
+    return [row for row in rows if row is not None and set(row.cells) != {"–"}]
 
 
 def _shown(runs: Sequence[RunRecord], limit: int = 10) -> list[str]:

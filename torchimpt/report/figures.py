@@ -94,6 +94,7 @@ def overlay_figure(
     *,
     prescription: float | None = None,
     size: tuple[float, float] = (1100, 480),
+    named: bool = False,
 ) -> Figure:
     """DVHs of several runs in one plot: a colour a ROI, a line style a run, each with its band over scenarios.
 
@@ -103,6 +104,8 @@ def overlay_figure(
         `runs[run][scenario][roi]`: `(dose in Gy, volume in %)`, the nominal scenario first, as `read_dvh_csv` returns them.
     rois, colors, prescription, size
         As for `dvh_figure`.
+    named
+        Whether the picture itself says which colour is which ROI; a page has a legend of its own.
     """
     styles = ["-", (0, (5, 2)), (0, (1.2, 1.4)), (0, (6, 2, 1.2, 2))]
     with rc():
@@ -120,7 +123,12 @@ def overlay_figure(
                 axes.plot(axis, volume, color=colors[roi], linewidth=1.5, linestyle=styles[number % len(styles)])
         for number, name in enumerate(runs):
             axes.plot([], [], color=INK, linewidth=1.4, linestyle=styles[number % len(styles)], label=name)
-        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(runs), borderaxespad=0.2)
+        if named:
+            for roi in rois:
+                axes.plot([], [], color=colors[roi], linewidth=0, marker="o", markersize=5, label=roi)
+        handles, labels = axes.get_legend_handles_labels()
+        above = (1.0, 1.035 if prescription else 1.0)
+        axes.legend(handles, labels, loc="lower right", bbox_to_anchor=above, ncols=len(labels), borderaxespad=0.2, columnspacing=1.2)
         _dvh_axes(axes, max(top, 1.04 * (prescription or 0.0)) or 1.0)
         _mark_prescription(axes, prescription)
     return figure

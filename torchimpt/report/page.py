@@ -15,7 +15,9 @@ from torchimpt.evaluate.dvh import Metric
 from torchimpt.evaluate.tables import scenario_table, worst_table
 from torchimpt.files import whole_or_nothing
 from torchimpt.patient import Patient
+from torchimpt.report.course import beam_seconds, delivery_parts, delivery_remark, delivery_text, motion_text, step_rows
 from torchimpt.report.figures import convergence_figure, dvh_figure
+from torchimpt.report.motion import fullest_layers, motion_figure
 from torchimpt.report.numbers import amount, bytes_text, gy, seconds, strip
 from torchimpt.report.slices import slices_figure
 from torchimpt.report.spot_maps import layer_weights_figure, spot_maps_figure
@@ -49,6 +51,8 @@ class ReportData:
         Rows of the solver: `iteration`, `value`, and where recorded `terms` (`{roi: value}`).
     spots
         The plan.
+    home
+        Where its spots were placed, `(n_spots, 2)`, mm; None when they did not move.
     subtitle
         A line on patient, machine and method.
     case
@@ -67,6 +71,7 @@ class ReportData:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     history: Sequence[Mapping[str, Any]] = ()
     spots: Spots | None = None
+    home: torch.Tensor | None = None
     subtitle: str = ""
     case: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -85,12 +90,18 @@ def _tiles(data: ReportData, worst: Mapping[str, Mapping[str, float]], scenarios
         highest = f"worst {gy(worst[target]['d2_gy'])} Gy" if many else ""
         tiles.append({"label": f"{target} D2", "value": gy(own["d2_gy"]), "unit": "Gy", "note": highest})
     objective, spots, time = metrics.get("objective", {}), metrics.get("spots", {}), metrics.get("time_s", {})
+    delivery = metrics.get("delivery", {})
     if objective:
         note = f"from {amount(objective['initial'])}" if "initial" in objective else ""
         tiles.append({"label": "Objective", "value": amount(objective["final"]), "unit": "", "note": note})
     if spots:
-        note = f"of {spots['count']:,} in {spots['energy_layers']} energy layers"
-        tiles.append({"label": "Spots in use", "value": f"{spots['nonzero']:,}", "unit": "", "note": note})
+        note = f"of {spots.get('placed', spots['count']):,} in {spots['energy_layers']} energy layers"
+        tiles.append({"label": "Spots delivered", "value": f"{spots['nonzero']:,}", "unit": "", "note": note})
+    if delivery.get("seconds"):
+        value, unit = beam_seconds(delivery["seconds"]).split()
+        switching = delivery.get("energy_switch_s")
+        note = f"a fraction, {100 * switching / delivery['seconds']:.0f} % switching energy" if switching is not None else "a fraction"
+        tiles.append({"label": "Delivery", "value": value, "unit": unit, "note": note})
     if "total" in time:
         value, unit = seconds(time["total"])
         optimize = " ".join(seconds(time["optimize"])) + " of it optimizing" if "optimize" in time else ""
@@ -129,12 +140,15 @@ def _facts(data: ReportData) -> list[tuple[str, str]]:
         facts.append(("Influence matrices", f"{matrix['nonzeros']:,} non-zeros, {bytes_text(matrix['bytes'])}"))
     if "discarded_fraction" in matrix:
         facts.append(("Beyond the cut-off", f"{100 * matrix['discarded_fraction']:.2g} % of the integral dose"))
-    if spots.get("moved_mm", {}).get("max"):
-        facts.append(("Spots moved", f"{spots['moved_mm']['mean']:.2f} mm on average, {spots['moved_mm']['max']:.2f} mm at most"))
+    if "placed" in spots:
+        facts.append(("Spots", f"{spots['placed']:,} placed, {spots['count']:,} kept, {spots['nonzero']:,} delivered"))
+    if motion_text(spots):
+        facts.append(("Spots moved", motion_text(spots)))
     if delivery.get("mu"):
-        facts.append(("Monitor units", f"{delivery['mu']:,.0f}"))
+        each = f", {delivery['mu_per_fraction']:,.0f} a fraction" if "mu_per_fraction" in delivery else ""
+        facts.append(("Monitor units", f"{delivery['mu']:,.0f}{each}"))
     if delivery.get("seconds"):
-        facts.append(("Delivery", " ".join(seconds(delivery["seconds"]))))
+        facts.append(("Delivery", delivery_text(delivery)))
     parts = [f"{name} {' '.join(seconds(value))}" for name, value in metrics.get("time_s", {}).items() if name != "total"]
     if parts:
         facts.append(("Time", ", ".join(parts)))
@@ -159,10 +173,16 @@ def _figures(data: ReportData, colors: Mapping[str, str], rois: Sequence[str]) -
         "layers": layer_weights_figure(data.spots) if data.spots is not None else None,
     }
     shown = {name: Markup(svg(figure, name)) if figure is not None else None for name, figure in drawn.items()}
-    shown["maps"] = []
-    for number, beam in enumerate(data.spots.beams if data.spots is not None else ()):
+    shown["maps"], shown["motion"] = [], None
+    if data.spots is None:
+        return shown
+    home = data.home if data.home is not None and bool((data.home != data.spots.position.detach().cpu()).any()) else None
+    if home is not None:
+        layers = fullest_layers(data.spots, max(1, 3 // len(data.spots.beams)))
+        shown["motion"] = Markup(svg(motion_figure(data.spots, home, layers), "motion"))
+    for number, beam in enumerate(data.spots.beams):
         if bool((data.spots.beam == number).any()):
-            picture = Markup(svg(spot_maps_figure(data.spots, number), f"map-{number}"))
+            picture = Markup(svg(spot_maps_figure(data.spots, number, home=home), f"map-{number}"))
             shown["maps"].append({"title": f"Beam {number}, gantry {beam.gantry:g}°, couch {beam.couch:g}°", "svg": picture})
     return shown
 
@@ -190,6 +210,15 @@ def _terms(data: ReportData, colors: Mapping[str, str]) -> list[dict]:
     return [{"roi": r, "kind": k, "value": amount(v), "share": 100 * v / total, "color": colors.get(r, "#999")} for (r, k), v in ranked]
 
 
+def _delivery(data: ReportData) -> dict[str, Any] | None:
+    """The seconds of a fraction, part by part, and what to say of them; None where they are not known."""
+    delivery = data.metrics.get("delivery", {})
+    if not delivery.get("seconds") or "energy_switch_s" not in delivery:
+        return None
+    parts = [{"name": name, "seconds": value, "share": 100 * value / delivery["seconds"]} for name, value in delivery_parts(delivery)]
+    return {"parts": parts, "seconds": delivery["seconds"], "remark": delivery_remark(delivery)}
+
+
 def render_report(data: ReportData) -> str:
     """The page as HTML text; it refers to no other file."""
     colors = roi_colors(data.patient, data.targets)
@@ -213,6 +242,9 @@ def render_report(data: ReportData) -> str:
         figures=_figures(data, colors, rois),
         rows=_rows(data, colors, scenarios, worst),
         terms=_terms(data, colors),
+        steps=step_rows(data.metrics.get("steps", ())),
+        delivery=_delivery(data),
+        motion=motion_text(data.metrics.get("spots", {})),
         facts=_facts(data),
         gy=gy,
     )

@@ -114,7 +114,9 @@ def svg(figure: Figure, name: str) -> str:
     text = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', rf'<svg class="figure" id="{name}" viewBox="\1" role="img">', text, count=1)
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"(?:'DejaVu Sans'|sans-serif)(?:, *(?:'[^']*'|[\w-]+))*", "var(--sans)", text)
-    return re.sub(r'id="(figure|axes|patch|line2d|text|PathCollection|matplotlib\.axis|xtick|ytick)_\d+"', "", text)
+    # what nothing refers to needs no id, and two equal pictures would have the same
+    kinds = r"figure|axes|patch|line2d|text|PathCollection|LineCollection|QuadContourSet|matplotlib\.axis|xtick|ytick"
+    return re.sub(rf'id="(({kinds})_\d+|image[0-9a-f]+)"', "", text)
 
 
 def slug(name: str) -> str:
