@@ -17,7 +17,7 @@ from torchimpt.monitor import Callback, Progress, together
 from torchimpt.objectives import Objective
 from torchimpt.optim import Solution
 from torchimpt.patient import Patient
-from torchimpt.placement import place_spots
+from torchimpt.placement import place_spots, stagger
 from torchimpt.planning.assess import Assessment, assess
 from torchimpt.planning.engine import AutogradEngine, Engine, MatrixEngine, MatrixFreeEngine
 from torchimpt.planning.joint import Moving
@@ -122,6 +122,9 @@ def _start(case: Case, patient: Patient, machine: Machine, scenarios: tuple[Scen
             patient, machine, beams, config.targets, config.spacing_mm, pattern=config.pattern, margin=config.margin_mm,
             layer_spacing=config.layer_spacing, scenarios=scenarios, dtype=how.dtype,
         )  # fmt: skip
+        moves = case.joint is not None and case.joint.box_mm > 0
+        if config.stagger or (config.stagger is None and moves):
+            spots = stagger(spots, config.spacing_mm)
         if config.jitter_mm > 0:
             noise = torch.rand(spots.position.shape, generator=torch.Generator().manual_seed(case.seed), dtype=torch.float64)
             spots.position.data += (config.jitter_mm * (2.0 * noise - 1.0)).to(spots.position)
