@@ -227,7 +227,7 @@ class JointConfig(Section):
     """How many of the placed spots to keep, the heaviest after a few weight iterations; omitted: all, or as many as price_percent asks."""
     price_percent: Annotated[Real, Field(ge=0)] = 1.0
     """prune_and_move without a number of spots: how much the objective may rise for fewer spots."""
-    warm_iterations: Count = 40
+    warm_iterations: Count = 20
     """Weight iterations before spots are pruned and begin to move."""
     weight_iterations: Annotated[int, Field(strict=True, gt=0)] = 10
     """alternating: weight iterations in a turn."""

@@ -21,6 +21,10 @@ from torchimpt.machine import Machine
 from torchimpt.spots import Spots
 
 
+TIE = 1e-6
+"""Weight of the faster axis in a scan path: on a lattice most steps are equally long in the slower one, and a path goes astray."""
+
+
 @dataclass(frozen=True)
 class DeliveryModel:
     """How fast a machine delivers.
@@ -80,14 +84,15 @@ def delivered(spots: Spots, machine: Machine, model: DeliveryModel, share: float
 def scan_order(position: torch.Tensor, speed_x: float = 1.0, speed_y: float = 1.0, sweeps: int = 20) -> torch.Tensor:
     """Order `(n,)` of one layer's spots at `position` `(n, 2)` with a short scan time: nearest neighbour, then 2-opt until nothing gains.
 
-    Time between two spots is `max(|dx| / speed_x, |dy| / speed_y)`. The path is open: it starts at the spot with the least y, then x.
-    A local optimum of reversals, not the shortest path.
+    Time between two spots is `max(|dx| / speed_x, |dy| / speed_y)`, and of equal times the straighter way is taken. The path is open: it
+    starts at the spot with the least y, then x. A local optimum of reversals, not always the shortest path.
     """
     points = position.detach().cpu().double().numpy() / (speed_x, speed_y)
     n = len(points)
     if n < 3:
         return torch.arange(n)
-    apart = np.abs(points[:, None] - points[None]).max(axis=2)
+    apart = np.abs(points[:, None] - points[None])
+    apart = apart.max(axis=2) + TIE * apart.min(axis=2)
     at = int(np.lexsort((points[:, 0], points[:, 1]))[0])
     order, left = [at], np.ones(n, dtype=bool)
     left[at] = False

@@ -131,14 +131,15 @@ class PositionProblem:
 def joint_scale(operator: DoseOperator, plan: Moving, objective: RobustObjective) -> Tensor:
     """Typical size of each component of `z` `(3 n,)`: `jacobi_scale` for weights, and for positions
 
-        s_u = s_w sigma / w,
+        s_u = s_w sigma / (3 w),
 
-    sigma that of the spot at its peak, w the mean weight: moving a spot by its sigma changes the dose about as much as its weight does.
+    sigma that of the spot at its peak, w the mean weight: moving a spot by its sigma changes the dose about as much as its weight does. The
+    3 is measured: OpenKBP 109, nine scenarios, 3113 spots, objective after 225 evaluations 1297 without it, 1248 with it, 1329 with 10.
     """
     by_weight = jacobi_scale(operator, plan.position, objective.bound)
     sigma = operator.spot_sigma().to(by_weight)
     mean = torch.maximum(plan.weight.mean(), 1e-6 * by_weight.mean())  # positive, if all weights are zero
-    by_position = by_weight * sigma / mean
+    by_position = by_weight * sigma / (3.0 * mean)
     return torch.cat((by_weight, by_position, by_position))
 
 

@@ -38,10 +38,11 @@ from torchimpt.robust import RobustObjective
 from torchimpt.scenarios import NOMINAL, Scenario
 from torchimpt.spots import Spots
 
-PRUNE_STEP = 1.5
-"""Spots are pruned by at most this factor at once, with iterations in between, so that those which stay can take over."""
+PRUNE_STEP = 1.3
+"""Spots are pruned by at most this factor at once, with iterations in between, so that those which stay can take over. (TG-119, 3983 spots
+to 500: objective 338 by 1.5, 250 by 1.25, and tens of thousands at one stroke.)"""
 
-ROUND = 20
+ROUND = 15
 """Iterations between two rounds of pruning."""
 
 
@@ -136,7 +137,7 @@ def _prune_and_move(stages: Stages, plan: Moving, joint: JointConfig, kind: str)
     good = plan
     while plan.n_spots > 1:
         count = max(1, int(min(plan.n_spots, int((plan.weight > 0).sum())) / PRUNE_STEP))
-        plan, _ = stages.solve(f"{count} spots", kind, plan.keep(heaviest(plan.weight, count)), 3 * ROUND)
+        plan, _ = stages.solve(f"{count} spots", kind, plan.keep(heaviest(plan.weight, count)), 4 * ROUND)
         if stages.steps[-1]["objective"] > allowed:
             break
         good = plan
