@@ -20,7 +20,6 @@ from torchimpt.checks import InputError, positive
 from torchimpt.machine import Machine
 from torchimpt.spots import Spots
 
-
 TIE = 1e-6
 """Weight of the faster axis in a scan path: on a lattice most steps are equally long in the slower one, and a path goes astray."""
 
