@@ -27,9 +27,9 @@ def spots_of(beam, energy, x, y, mu, dtype=torch.float64) -> Spots:
 
 
 def two_layers() -> Spots:
-    """120 MeV: four corners of 10 by 20 mm and a spot without weight far off; 100 MeV: two spots 30 mm apart."""
+    """120 MeV: four corners of 10 by 20 mm and a spot without weight far off; 100 MeV: two spots 35 mm apart."""
     return spots_of(
-        [0] * 7, [120.0] * 5 + [100.0] * 2, [0, 10, 0, 10, 500, -15, 15], [0, 0, 20, 20, 500, 5, 5], [1, 2, 3, 4, 0, 5.0, 6.0]
+        [0] * 7, [120.0] * 5 + [100.0] * 2, [0, 10, 0, 10, 500, -15, 20], [0, 0, 20, 20, 500, 5, 5], [1, 2, 3, 4, 0, 5.0, 6.0]
     )  # fmt: skip
 
 
@@ -46,9 +46,9 @@ def test_seconds_of_two_layers_by_hand():
     model = DeliveryModel(energy_switch_s=2.0, spot_s=0.01, speed_x=1000.0, speed_y=5000.0, mu_per_s=4.0, fractions=3)
     found = delivery_time(two_layers(), MACHINE, model)
     # 120 MeV: up along y 20/5000 = 4 ms, across 10/1000 = 10 ms, down 4 ms; the other way round two crossings would be 20 ms and more
-    scan = 0.004 + 0.010 + 0.004 + 0.030
+    scan = 0.004 + 0.010 + 0.004 + 0.035
     assert found["energy_switch_s"] == 2.0 and found["spot_s"] == pytest.approx(0.06) and found["spots"] == 6
-    assert found["scan_s"] == pytest.approx(scan, rel=1e-12) and found["scan_mm"] == pytest.approx(20 + 10 + 20 + 30, rel=1e-12)
+    assert found["scan_s"] == pytest.approx(scan, rel=1e-12) and found["scan_mm"] == pytest.approx(20 + 10 + 20 + 35, rel=1e-12)
     assert found["mu"] == pytest.approx(21.0, rel=1e-12) and found["mu_per_fraction"] == pytest.approx(7.0, rel=1e-12)
     assert found["beam_on_s"] == pytest.approx(7.0 / 4.0, rel=1e-12) and found["min_spot_mu"] == pytest.approx(1 / 3, rel=1e-12)
     assert found["energy_layers"] == 2
@@ -61,7 +61,7 @@ def test_defaults_are_those_of_the_source():
     }  # fmt: skip
     model, found = DeliveryModel(), delivery_time(two_layers(), MACHINE)
     assert found == delivery_time(two_layers(), MACHINE, model)
-    expected = 1.91 + 6 * 1.93e-3 + (2 * 20 / 19300 + 10 / 5900 + 30 / 5900) + 21 / 35 / 8.7
+    expected = 1.91 + 6 * 1.93e-3 + (2 * 20 / 19300 + 10 / 5900 + 35 / 5900) + 21 / 35 / 8.7
     assert found["seconds"] == pytest.approx(expected, rel=1e-12)
 
 
