@@ -230,6 +230,7 @@ def joint(
     patient: Patient,
     machine: Machine,
     spots: Spots,
+    /,
     objective: Objective,
     scenarios: Sequence[Scenario] = (NOMINAL,),
     *,
