@@ -1,0 +1,69 @@
+"""What do position gradients cost, on top of the objective and its weight gradient, in the same engine?
+
+    python benchmarks/joint_cost.py [--case openkbp_109] [--spacing 8] [--repeats 9] [--out runs/joint_cost.json]
+
+Times one evaluation of the robust objective (doses of all scenarios, objective, adjoint) with the gradient for weights alone and with the
+gradient for weights and positions, alternately, matrix-free in both. Prints the ratio of the medians and its spread; the aim is 1.3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from measure import about, ready_case, repeat
+
+from torchimpt.cli.flags import flags
+from torchimpt.planning.joint import JointProblem, Moving
+from torchimpt.planning.runfolder import write_json
+
+AIM = 1.3
+
+
+@dataclass(frozen=True)
+class Config:
+    """Flags."""
+
+    case: str = "openkbp_109"
+    spacing: float = 8.0
+    repeats: int = 9
+    out: str = "runs/joint_cost.json"
+
+
+def main(config: Config) -> dict:
+    """Time, print, write."""
+    facts = about()
+    ready = ready_case(config.case, [f"spots.spacing_mm={config.spacing}", "dose.engine=matrix_free"])
+    plan = Moving.start(ready.spots)
+    joint = JointProblem(ready.operators, ready.objective, plan.home)
+    z = joint.pack(plan)
+    weight, position = joint.weight(z), joint.position(z)
+
+    def evaluate(move: bool) -> None:
+        doses = torch.stack([o.dose(position, weight) for o in ready.operators])
+        _, residual = ready.objective.value_and_grad(doses)
+        for operator, row in zip(ready.operators, residual, strict=True):
+            operator.gradient(row, position, weight, move=move)
+
+    for move in (False, True):
+        evaluate(move)
+    pairs = [(repeat(lambda: evaluate(False), 1).median, repeat(lambda: evaluate(True), 1).median) for _ in range(config.repeats)]
+    ratios = sorted(b / a for a, b in pairs)
+    fixed, moving = (sorted(column)[len(pairs) // 2] for column in zip(*pairs, strict=True))
+    found = {
+        "about": facts, "config": asdict(config), "spots": ready.spots.n_spots, "scenarios": len(ready.scenarios),
+        "weights_s": fixed, "weights_and_positions_s": moving, "ratio": ratios[len(ratios) // 2], "low": ratios[0], "high": ratios[-1],
+    }  # fmt: skip
+    print(facts)
+    print(
+        f"{ready.spots.n_spots} spots, {len(ready.scenarios)} scenarios: weights {fixed:.3f} s, weights and positions {moving:.3f} s, "
+        f"ratio {found['ratio']:.2f} ({found['low']:.2f} to {found['high']:.2f}), aim {AIM}: {'met' if found['ratio'] <= AIM else 'missed'}"
+    )
+    Path(config.out).parent.mkdir(parents=True, exist_ok=True)
+    write_json(Path(config.out), found)
+    return found
+
+
+if __name__ == "__main__":
+    main(flags(Config, __doc__))

@@ -1,0 +1,66 @@
+"""What shortens delivery: fewer spots or fewer energy layers?
+
+    python experiments/layer_spacing.py [--case openkbp_109] [--scenarios 9] [--out runs/layer_spacing]
+
+Plans one case with layers as dense as the Bragg peak asks and at 4, 6 and 8 mm of water, on a uniform 5 mm grid and with moving spots
+from a staggered 12 mm grid, and prints objective, delivered spots and the parts of the delivery time (`torchimpt.delivery`, Shen et al.
+2017). Dose grid 4 mm. About 5 minutes for nine scenarios on 2 idle cores.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from joint_vs_uniform import Bench
+from joint_vs_uniform import Config as BenchConfig
+
+import torchimpt as ti
+from torchimpt.cli.flags import flags
+from torchimpt.config import JointConfig
+from torchimpt.planning.runfolder import commit, processor, versions, write_json
+from torchimpt.planning.schemes import optimize
+
+
+@dataclass(frozen=True)
+class Config:
+    """Flags."""
+
+    case: str = "openkbp_109"
+    scenarios: int = 9
+    layers: str = "bragg80,4,6,8"
+    uniform: float = 5.0
+    moving: float = 12.0
+    grid: float = 4.0
+    out: str = "runs/layer_spacing"
+
+
+def main(config: Config) -> dict:
+    """Plan, print, write `results.json`."""
+    bench = Bench(BenchConfig(grid=config.grid), config.case, config.scenarios)
+    about = {"processor": processor(), "threads": torch.get_num_threads(), "commit": commit(), **versions()}
+    print(about)
+    rows, head = [], ("layers", "spots", "placed", "delivered", "energies", "objective", "seconds", "switching", "spots+scan", "beam on")
+    print(("{:>12s}" * len(head)).format(*head))
+    for layers in config.layers.split(","):
+        spacing = layers if layers == "bragg80" else float(layers)
+        bench.case = bench.case.model_copy(update={"spots": bench.case.spots.model_copy(update={"layer_spacing": spacing})})
+        for name, pitch in (("uniform", config.uniform), ("moving", config.moving)):
+            spots = bench.place(pitch) if name == "uniform" else ti.stagger(bench.place(pitch), pitch)
+            solver, joint = (bench.fixed, None) if name == "uniform" else (bench.solver, JointConfig())
+            found = optimize(bench.operators(spots), bench.robust, spots, solver, joint)
+            time = ti.delivery_time(found.plan.spots(spots), bench.machine)
+            rows.append({"layers": layers, "spots": name, "placed": spots.n_spots, "objective": found.solution.value, "delivery": time})
+            print(
+                f"{layers:>12s}{name:>12s}{spots.n_spots:12d}{time['spots']:12d}{time['energy_layers']:12d}{found.solution.value:12.1f}"
+                f"{time['seconds']:12.0f}{time['energy_switch_s']:12.0f}{time['spot_s'] + time['scan_s']:12.1f}{time['beam_on_s']:12.0f}"
+            )
+    results = {"about": about, "config": asdict(config), "rows": rows}
+    Path(config.out).mkdir(parents=True, exist_ok=True)
+    write_json(Path(config.out) / "results.json", results)
+    return results
+
+
+if __name__ == "__main__":
+    main(flags(Config, __doc__))
