@@ -1,0 +1,438 @@
+"""How weights and positions are found: what each scheme keeps and respects, deliverable plans, and runs that stop and go on."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import math
+
+import pytest
+import torch
+from tiny_case import tiny
+
+import torchimpt as ti
+from torchimpt.checks import InputError
+from torchimpt.config import JointConfig, OptimizerConfig
+from torchimpt.delivery import DeliveryModel
+from torchimpt.dose.operator import DoseOperator
+from torchimpt.io.plan import read_plan, write_plan
+from torchimpt.monitor import Progress
+from torchimpt.optim import Status
+from torchimpt.planning.joint import Moving
+from torchimpt.planning.plan import prepare
+from torchimpt.planning.prepare import settings
+from torchimpt.planning.schemes import PRUNE_STEP, optimize
+from torchimpt.planning.stages import Limits
+from torchimpt.pruning import heaviest, spots_closer_than
+
+SMALL = ("dose.grid_mm=12", "spots.spacing_mm=16", "dose.engine=matrix_free", "objective[2].dose_gy=0", "spots.stagger=false")
+SCHEMES = ("joint", "alternating", "prune_and_move")
+SOLVER = OptimizerConfig(max_iterations=30, tolerance=1e-3)
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory):
+    """A coarse tiny case in float32 and three range scenarios; its objective cannot be met."""
+    case = tiny(tmp_path_factory.mktemp("schemes"), *SMALL)
+    return prepare(case, settings("cpu", "float32", None, 1), Progress(enabled=False), {})
+
+
+@pytest.fixture(scope="module")
+def fixed(ready):
+    """The best plan of the placed spots, to a finer tolerance than that of the moving ones."""
+    return optimize(ready.operators, ready.objective, ready.spots, OptimizerConfig(max_iterations=150, tolerance=1e-5))
+
+
+def run(ready, solver=SOLVER, limits=None, callback=None, state=None, start=None, uniform=True, **joint):
+    """`optimize` with these keys of [joint]."""
+    config = JointConfig(**{"warm_iterations": 8, **joint})
+    return optimize(
+        ready.operators,
+        ready.objective,
+        start or ready.spots,
+        solver,
+        config,
+        limits=limits,
+        uniform=uniform,
+        callback=callback,
+        state=state,
+    )
+
+
+def objective_of(ready, plan: Moving) -> float:
+    """F of a plan, from its spots in operators of their own."""
+    spots = plan.spots(ready.spots)
+    operators = ti.dose_operators(ready.patient, ready.machine, spots, ready.voxels, ready.scenarios, rbe=ready.case.dose.rbe)
+    return float(ready.objective.value(torch.stack([o.dose(spots.position, spots.weight) for o in operators])))
+
+
+def same_plan(a: Moving, b: Moving) -> bool:
+    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in ("index", "home", "position", "weight"))
+
+
+# --- every scheme -----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_moving_spots_are_better_than_fixed_ones(ready, fixed, scheme):
+    found = run(ready, OptimizerConfig(max_iterations=150, tolerance=1e-5), scheme=scheme, price_percent=0.0)
+    gain = {"joint": 0.1, "alternating": 0.9, "prune_and_move": 0.1}[scheme]
+    assert found.solution.value < gain * fixed.solution.value
+    assert found.solution.value == pytest.approx(objective_of(ready, found.plan), rel=1e-5)
+    assert float(found.plan.moved().max()) > 0.1
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("box", [1.5, 40.0])
+def test_spots_stay_in_their_box_and_in_the_targets_view(ready, scheme, box):
+    seen = []
+    found = run(ready, scheme=scheme, box_mm=box, spots=40, callback=lambda r: seen.append(r) and None)
+    plan, placed = found.plan, ready.spots
+    away = (plan.position - plan.home).abs()
+    # home + u is rounded in float32, at 50 mm by 2e-6
+    assert float(away.max()) <= box + 1e-5 and torch.equal(plan.home, placed.position.detach()[plan.index])
+    if box < 2 and scheme != "alternating":
+        assert int((away > box - 1e-5).sum()) > 5  # some would go further
+    for beam in range(2):
+        own, all_of = plan.position[placed.beam[plan.index] == beam], placed.position.detach()[placed.beam == beam]
+        assert bool((own >= all_of.amin(0) - 1e-5).all() and (own <= all_of.amax(0) + 1e-5).all())
+    assert bool((plan.weight >= 0).all()) and len(seen) == len(found.solution.history)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_number_of_spots_is_met(ready, scheme):
+    found = run(ready, scheme=scheme, spots=17)
+    assert found.plan.n_spots == 17 and found.steps[-1]["spots"] == 17
+    assert bool((found.plan.index.diff() > 0).all())
+    counts = [step["spots"] for step in found.steps]
+    assert counts[0] == ready.spots.n_spots and counts == sorted(counts, reverse=True)
+    alive = [c for c in counts if c < counts[0]]
+    assert all(b >= int(a / PRUNE_STEP) for a, b in itertools.pairwise(alive))  # no more at once
+    every = run(ready, OptimizerConfig(max_iterations=2), scheme=scheme, spots=10_000, warm_iterations=1)
+    assert every.plan.n_spots == ready.spots.n_spots
+
+
+def test_the_heaviest_are_kept(ready):
+    warm = optimize(ready.operators, ready.objective, ready.spots, OptimizerConfig(max_iterations=8, tolerance=SOLVER.tolerance)).plan
+    count = int((warm.weight > 0).sum() / PRUNE_STEP) + 1
+    found = run(ready, spots=count)
+    assert torch.equal(found.plan.index, heaviest(warm.weight, count).nonzero().flatten())
+
+
+def test_prune_and_move_stops_at_its_price(ready):
+    counts = []
+    for price in (0.0, 100.0, 1e4):
+        found = run(ready, scheme="prune_and_move", price_percent=price)
+        whole = next(step for step in found.steps if step["step"] == "joint")
+        assert found.solution.value <= (1 + price / 100) * whole["objective"] * (1 + 1e-6)
+        counts.append(found.plan.n_spots)
+        assert bool((found.steps[-2]["objective"] > (1 + price / 100) * whole["objective"]) or found.steps[-2]["spots"] == 1)
+    assert counts == sorted(counts, reverse=True) and counts[-1] < 0.6 * counts[0]
+
+
+def test_steps_add_up(ready):
+    records = []
+    found = run(ready, spots=30, callback=lambda r: records.append(r) and None)
+    solution = found.solution
+    assert [row["iteration"] for row in solution.history] == list(range(len(records))) == [r.iteration for r in records]
+    # as text, because the beta of a quasi-Newton step is NaN
+    assert json.dumps(solution.history) == json.dumps([r.numbers() for r in records]) and solution.iterations == records[-1].iteration
+    assert solution.evaluations == records[-1].evaluations == sum(step["evaluations"] for step in found.steps)
+    assert all(b.evaluations > a.evaluations and b.seconds >= a.seconds for a, b in itertools.pairwise(records))
+    ends = list(itertools.accumulate(step["iterations"] + 1 for step in found.steps))
+    assert [records[end - 1].value for end in ends] == [step["objective"] for step in found.steps]
+    assert set(found.steps[0]) == {"step", "spots", "objective", "iterations", "evaluations", "seconds"}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_evaluations_are_limited_over_all_stages(ready, scheme):
+    found = run(ready, OptimizerConfig(max_iterations=300, max_evaluations=40, tolerance=1e-9), scheme=scheme)
+    assert found.solution.status is Status.MAX_EVALUATIONS and "out of evaluations" in found.solution.message
+    # a step may need several, and each stage has one at its start
+    assert 40 <= found.solution.evaluations <= 40 + 8 + len(found.steps)
+
+
+# --- no motion --------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", ["joint", "alternating"])
+def test_a_box_of_zero_is_the_weight_only_plan(ready, scheme):
+    weights = optimize(ready.operators, ready.objective, ready.spots, SOLVER)
+    found = run(ready, scheme=scheme, box_mm=0.0)
+    assert same_plan(found.plan, weights.plan) and torch.equal(found.plan.position, ready.spots.position)
+    assert [row["value"] for row in found.solution.history] == [row["value"] for row in weights.solution.history]
+    assert [step["step"] for step in found.steps] == ["weights"]
+
+
+@pytest.mark.parametrize(
+    "options", [{"spots": 25}, {"scheme": "prune_and_move"}, {"scheme": "alternating", "spots": 25}, {"merge_mm": 17.0}]
+)
+def test_a_box_of_zero_moves_nothing_but_what_merges(ready, options):
+    found = run(ready, box_mm=0.0, **options)
+    assert found.plan.n_spots < ready.spots.n_spots
+    assert not found.plan.moved().any()
+    if "merge_mm" not in options:
+        assert torch.equal(found.plan.position, ready.spots.position.detach()[found.plan.index])
+
+
+def test_a_box_of_zero_in_the_case_file(tmp_path):
+    few = ("dose.grid_mm=12", "spots.spacing_mm=16", "optimizer.max_iterations=12")
+    plain, none = ti.plan(tiny(tmp_path, *few)), ti.plan(tiny(tmp_path, *few, "joint.box_mm=0"))
+    assert torch.equal(none.spots.weight, plain.spots.weight) and torch.equal(none.spots.position, plain.spots.position)
+    assert none.metrics["objective"] == plain.metrics["objective"] and none.metrics["matrix"] == plain.metrics["matrix"]
+    assert none.metrics["spots"]["moved_mm"] == {"mean": 0.0, "max": 0.0}
+
+
+# --- merging ----------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limits", [False, True], ids=["", "minimum"])
+def test_no_pair_is_closer_than_merge_mm(ready, limits):
+    asked = Limits(DeliveryModel(min_mu=0.3).min_weight(ready.spots, ready.machine)) if limits else None
+    before = run(ready, box_mm=8.0, limits=asked)
+    assert spots_closer_than(before.plan.spots(ready.spots), 15.0) > 3
+    found = run(ready, box_mm=8.0, merge_mm=15.0, limits=asked)
+    plan = found.plan
+    assert spots_closer_than(plan.spots(ready.spots), 15.0) == 0 and plan.n_spots < before.plan.n_spots
+    assert float((plan.position - plan.home).abs().max()) <= 8.0 + 1e-4
+    merged = next(step for step in found.steps if step["step"] == "merged")
+    assert merged["spots"] >= plan.n_spots and found.solution.value == pytest.approx(objective_of(ready, plan), rel=1e-5)
+
+
+def test_coinciding_spots_of_the_start_are_merged_or_move_together(ready):
+    """Every spot twice, in one place: the objective is that of the spots once, gradients are finite, and merging leaves one of each."""
+    once = ready.spots
+    twice = ti.Spots.from_columns(
+        once.beams, *(torch.cat((v, v)) for v in (once.beam, once.energy, *once.position.detach().T, 0.5 * once.weight.detach()))
+    )
+    operators = ti.dose_operators(ready.patient, ready.machine, twice, ready.voxels, ready.scenarios, rbe=ready.case.dose.rbe)
+    config = OptimizerConfig(max_iterations=10)
+    double = optimize(operators, ready.objective, twice, config, JointConfig(warm_iterations=2, merge_mm=2.0))
+    single = run(ready, config, warm_iterations=2)
+    assert double.solution.status in (Status.CONVERGED, Status.MAX_ITERATIONS)
+    assert double.steps[0]["objective"] == pytest.approx(single.steps[0]["objective"], rel=0.05)
+    assert double.plan.n_spots <= once.n_spots and spots_closer_than(double.plan.spots(twice), 2.0) == 0
+    assert bool(torch.isfinite(double.plan.position).all() and torch.isfinite(double.plan.weight).all())
+
+
+# --- deliverable plans ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options", [(), ("joint.box_mm=3",), ("joint.scheme=prune_and_move", "joint.spots=30"), ("dose.dtype=float64", "joint.box_mm=2")]
+)
+def test_every_spot_has_the_minimum_mu_exactly(tmp_path, options):
+    fractions = 31
+    small = (*SMALL, "optimizer.max_iterations=20", "joint.warm_iterations=6" if options else "seed=3", f"delivery.fractions={fractions}")
+    free = ti.plan(tiny(tmp_path, *small, *options))
+    machine = free.machine
+    of_free = free.spots.weight.detach().double() / machine.protons_per_mu(free.spots.energy) / fractions
+    least = float(of_free[of_free > 0].quantile(0.25))
+    result = ti.plan(tiny(tmp_path, *small, f"delivery.min_mu={least!r}", *options))
+    write_plan(tmp_path / "plan.json", result.spots, machine)
+    again = read_plan(tmp_path / "plan.json")
+    mu = again.weight.detach().double() / machine.protons_per_mu(again.energy) / fractions
+    assert float(mu.min()) >= least and float(mu.min()) < 1.05 * least
+    written = [spot["mu"] / fractions for spot in json.loads((tmp_path / "plan.json").read_text())["spots"]]
+    assert min(written) >= least
+    assert result.metrics["spots"]["count"] == result.metrics["spots"]["nonzero"] == again.n_spots
+    assert result.metrics["delivery"]["min_spot_mu"] >= least
+    # the price of each step is in the metrics, and the whole of it is that against the plan without a minimum
+    steps = result.metrics["steps"]
+    names = [step["step"] for step in steps]
+    assert names[-3:] == ["spots below 0.25 of the minimum left out", "spots below 0.5 of the minimum left out", "minimum MU"]
+    assert steps[-1]["objective"] == result.metrics["objective"]["final"] and steps[-1]["spots"] == again.n_spots
+    assert steps[-4]["objective"] == pytest.approx(free.metrics["objective"]["final"], rel=1e-6)
+
+
+def test_a_minimum_that_no_spot_reaches_says_what_to_change(ready):
+    limits = Limits(DeliveryModel(min_mu=1e4).min_weight(ready.spots, ready.machine))
+    with pytest.raises(
+        InputError, match=r"no spot reaches the minimum MU: the heaviest of \d+ has .* lower delivery\.min_mu, place fewer spots"
+    ):
+        run(ready, OptimizerConfig(max_iterations=3), limits=limits)
+
+
+@pytest.mark.parametrize("kind", ["fixed", "moving"])
+def test_light_layers_are_left_out(ready, kind):
+    layer = ready.spots.layer
+
+    def totals(plan):
+        return torch.zeros(ready.spots.n_layers).index_add_(0, layer[plan.index], plan.weight)
+
+    def planned(limits):
+        if kind == "moving":
+            return run(ready, box_mm=4.0, limits=limits)
+        return optimize(ready.operators, ready.objective, ready.spots, SOLVER, limits=limits)
+
+    free, found = planned(None), planned(Limits(min_layer_share=0.25))
+    before, after = totals(free.plan), totals(found.plan)
+    assert int((before < 0.25 * before.max()).sum()) > 0
+    left = layer[found.plan.index].unique()
+    assert 0 < len(left) < len(layer.unique()) and bool((after[left] >= 0.25 * after.max()).all())
+    assert not bool((before[left] == 0).any())
+    assert found.steps[-1]["step"] == "light layers left out" and found.steps[-1]["objective"] > free.solution.value
+
+
+# --- starts -----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_jitter_is_random_by_the_seed(tmp_path):
+    def placed(*options):
+        how = settings("cpu", "float32", None, 1)
+        return prepare(tiny(tmp_path, *SMALL, *options), how, Progress(enabled=False), {}).spots.position.detach()
+
+    lattice, one, again = placed(), placed("spots.jitter_mm=3"), placed("spots.jitter_mm=3")
+    assert torch.equal(one, again)
+    off = (one - lattice).abs()
+    assert 2.5 < float(off.max()) <= 3.0 and float(off.mean()) == pytest.approx(1.5, rel=0.2)
+    assert abs(float((one - lattice).mean())) < 0.5
+    other, farther = placed("spots.jitter_mm=3", "seed=4"), placed("spots.jitter_mm=6")
+    assert not torch.equal(other, one) and torch.allclose(farther - lattice, 2 * (one - lattice), atol=1e-4)
+
+
+def test_start_from_a_plan_file(tmp_path):
+    few = (*SMALL, "optimizer.max_iterations=8", "joint.warm_iterations=3")
+    first = ti.plan(tiny(tmp_path, *few, "joint.spots=30", "joint.box_mm=3"))
+    write_plan(tmp_path / "first.json", first.spots, first.machine)
+    second = ti.plan(tiny(tmp_path, *few, "joint.start=first.json", "joint.box_mm=3"))
+    assert second.metrics["spots"]["placed"] == 30 and torch.equal(second.home, first.spots.position)
+    # weights as they are, not scaled to a uniform start
+    assert second.solution.history[0]["value"] == pytest.approx(first.solution.value, rel=1e-6)
+    assert second.solution.value < first.solution.value
+    assert float((second.spots.position.detach() - second.home).abs().max()) <= 3 + 1e-5  # the box is around where the plan had them
+    write_plan(tmp_path / "first.csv", first.spots, first.machine)
+    third = ti.plan(tiny(tmp_path, *few, "joint.start=first.csv", "joint.box_mm=3"))
+    assert torch.equal(third.spots.weight, second.spots.weight) and torch.equal(third.spots.position, second.spots.position)
+
+
+def test_moved_mm_is_that_of_delivered_spots(tmp_path):
+    result = ti.plan(tiny(tmp_path, *SMALL, "optimizer.max_iterations=10", "joint.warm_iterations=3", "joint.box_mm=6"))
+    weight, far = result.spots.weight.detach(), (result.spots.position.detach() - result.home).norm(dim=1)
+    used = weight > 1e-3 * weight.max()
+    assert not bool(used.all())
+    spots = result.metrics["spots"]
+    assert spots["moved_mm"] == {"mean": pytest.approx(float(far[used].mean())), "max": pytest.approx(float(far[used].max()))}
+    assert spots["count"] == len(weight) and spots["nonzero"] == int(used.sum()) and spots["placed"] >= len(weight)
+    assert spots["moved_mm"]["max"] > 1.0
+
+
+def test_ti_joint_is_the_case_file(tmp_path):
+    case = tiny(tmp_path, *SMALL, "optimizer.max_iterations=12", "joint.warm_iterations=4", "joint.spots=40", "joint.box_mm=5")
+    planned = ti.plan(case)
+    ready = prepare(case, settings("cpu", "float32", None, 1), Progress(enabled=False), {})
+    seen = []
+    found = ti.joint(
+        ready.patient, ready.machine, ready.spots, ti.Objective(case.terms()), case.scenarios(),
+        max_iterations=12, tolerance=1e-3, callback=lambda r: seen.append(r.value) and None, warm_iterations=4, spots=40, box_mm=5.0,
+    )  # fmt: skip
+    assert torch.equal(found.spots.position, planned.spots.position) and torch.equal(found.spots.weight, planned.spots.weight)
+    assert torch.equal(found.home, planned.home) and seen == [row["value"] for row in planned.solution.history]
+    assert [{**s, "seconds": 0} for s in found.steps] == [{**s, "seconds": 0} for s in planned.steps]
+    assert found.solution.value == planned.metrics["objective"]["final"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"bx_mm": 3.0}, r"joint: unknown key 'bx_mm' \(did you mean 'box_mm'\?\)"),
+        ({"box_mm": -1.0}, "joint: box_mm must be greater than or equal to 0, got -1"),
+        ({"scheme": "jont"}, r"scheme must be one of joint, .*\(did you mean 'joint'\?\)"),
+        ({"start": __file__}, "joint: start is for the case file"),
+    ],
+)
+def test_wrong_keys_of_ti_joint(ready, keys, message):
+    with pytest.raises(InputError, match=message):
+        ti.joint(ready.patient, ready.machine, ready.spots, ti.Objective(ready.case.terms()), **keys)
+
+
+# --- runs that stop ---------------------------------------------------------------------------------------------------------------------
+
+
+RUNS = {
+    "joint": {"spots": 30},
+    "alternating": {"scheme": "alternating", "spots": 60},
+    "prune_and_move": {"scheme": "prune_and_move", "price_percent": 30.0},
+    "merged, minimum MU": {"merge_mm": 12.0, "box_mm": 6.0},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_that_stops_anywhere_goes_on_to_the_same_plan(ready, name):
+    """From the state of the first and last iterate of every stage, and from within; through `torch.save`, as a checkpoint does."""
+    options = dict(RUNS[name])
+    if "minimum" in name:
+        options["limits"] = Limits(DeliveryModel(min_mu=0.3).min_weight(ready.spots, ready.machine), 0.02)
+    solver = OptimizerConfig(max_iterations=14, tolerance=1e-4)
+    states, rows = [], []
+
+    def keep(record):
+        states.append(record.state())
+        rows.append(record.numbers())
+
+    whole = run(ready, solver, callback=keep, **options)
+    ends = list(itertools.accumulate(step["iterations"] + 1 for step in whole.steps))
+    assert len(whole.steps) >= 3 and ends[-1] == len(states)
+    within = [end - 1 - step["iterations"] // 2 for end, step in zip(ends, whole.steps, strict=True)]
+    chosen = sorted({0, *(e - 1 for e in ends), *(e for e in ends[:-1]), *within})
+    if len(chosen) > 14:
+        chosen = sorted({*chosen[:4], *chosen[4:-4:6], *chosen[-4:]})
+    for at in chosen:
+        file = io.BytesIO()
+        torch.save(states[at], file)
+        file.seek(0)
+        seen: list[dict] = []
+        watch = lambda r, seen=seen: seen.append(r.numbers()) and None  # noqa: E731
+        rest = run(ready, solver, callback=watch, state=torch.load(file, weights_only=True), **options)
+        assert same_plan(rest.plan, whole.plan), at
+        assert rest.solution.value == whole.solution.value and rest.solution.status is whole.solution.status
+        assert rest.solution.evaluations == whole.solution.evaluations and rest.solution.iterations == whole.solution.iterations
+        # as text, because the beta of a quasi-Newton step is NaN
+        plain = [[json.dumps({**row, "seconds": 0}) for row in h] for h in (rest.solution.history, whole.solution.history, seen, rows)]
+        assert plain[0] == plain[1] == plain[3] and plain[2] == plain[3][at + 1 :]
+        assert [{**s, "seconds": 0} for s in rest.steps] == [{**s, "seconds": 0} for s in whole.steps]
+
+
+@pytest.mark.parametrize("at", [3, 12, 25])
+def test_a_callback_stops_all_stages(ready, at):
+    found = run(ready, spots=30, callback=lambda r: r.iteration == at)
+    whole = run(ready, spots=30)
+    assert found.solution.status is Status.STOPPED and found.solution.iterations == at == len(found.solution.history) - 1
+    assert found.solution.value == whole.solution.history[at]["value"]
+    assert found.solution.value == pytest.approx(objective_of(ready, found.plan), rel=1e-5)
+
+
+@pytest.mark.parametrize(("scheme", "after"), [("joint", 60), ("joint", 10), ("alternating", 60), ("prune_and_move", 90)])
+def test_nan_in_a_gradient_ends_the_run_and_is_told(ready, monkeypatch, scheme, after):
+    calls, gradient = [], DoseOperator.gradient
+
+    def broken(self, *arguments, **options):
+        by_weight, by_position = gradient(self, *arguments, **options)
+        calls.append(0)
+        if len(calls) > after:
+            by_weight[2] = math.nan
+        return by_weight, by_position
+
+    monkeypatch.setattr(DoseOperator, "gradient", broken)
+    steps = []
+    found = run(ready, scheme=scheme, callback=lambda r: steps.append(r) and None)
+    assert found.solution.status is Status.NOT_FINITE and "is NaN or infinite" in found.solution.message
+    assert not found.solution.converged and all(math.isfinite(r.value) for r in steps)
+    assert bool(torch.isfinite(found.plan.position).all() and torch.isfinite(found.plan.weight).all())
+    names = [step["step"] for step in found.steps]
+    assert names[-1] == {"joint": "joint" if after > 30 else "weights, before moving", "prune_and_move": "joint"}.get(scheme, names[-1])
+
+
+def test_a_spot_out_of_everything_stays(ready):
+    """A start with a spot 400 mm aside: no dose in any scenario, no gradient; it neither moves nor fails the run, and goes when pruned."""
+    spots = ti.Spots(
+        ready.spots.position.detach().clone(), ready.spots.weight.detach(), ready.spots.layer, ready.spots.layer_beam,
+        ready.spots.layer_energy, ready.spots.beams,
+    )  # fmt: skip
+    spots.position.data[5] += 400.0
+    found = run(ready, start=spots)
+    assert found.solution.status in (Status.CONVERGED, Status.MAX_ITERATIONS)
+    assert torch.equal(found.plan.position[5], spots.position.detach()[5]) and float(found.plan.moved().max()) > 1
+    assert found.solution.value < found.steps[0]["objective"]
