@@ -21,7 +21,17 @@ def script(monkeypatch):
         return importlib.import_module(name)
 
     yield load
-    for name in ("gradient_check", "measure", "throughput", "solver"):
+    for name in (
+        "gradient_check",
+        "measure",
+        "throughput",
+        "solver",
+        "joint_cost",
+        "joint_vs_uniform",
+        "joint_tables",
+        "schemes",
+        "layer_spacing",
+    ):
         sys.modules.pop(name, None)
 
 
@@ -56,3 +66,47 @@ def test_solver_curves(script, tmp_path):
     for method, row in found["cases"]["hn"]["methods"].items():
         assert row["evaluations"] <= 21 and row["objective"]["20"] < row["objective"]["5"], method
     assert set(found["cases"]["hn"]["met"]) == {"5", "20"}
+
+
+@pytest.mark.slow
+def test_joint_against_uniform(script, tmp_path, capsys):
+    module, tables = script("experiments", "joint_vs_uniform"), script("experiments", "joint_tables")
+    config = module.Config(
+        cases="hn", scenarios="1", grid=8.0, spacings="14,20", base=14.0, moving_base=16.0, shares="0.6,0.3", penalties="8", jitter="20:1",
+        iterations=15, fixed_iterations=30, out=str(tmp_path),
+    )  # fmt: skip
+    plans = module.main(config)["cases"]["hn, 1 scenarios"]["plans"]
+    assert {p["series"] for p in plans} == {"uniform", "staggered", "joint", "jittered", "pruned", "l1", "moved", "fixed"}
+    best = {p["series"]: p for p in plans if p["label"] == "14 mm"}
+    assert best["joint"]["objective"] < best["uniform"]["objective"] and best["joint"]["moved_mm"] > 0 == best["uniform"]["moved_mm"]
+    # what is delivered at the minimum MU is what the plan has
+    assert all(p["spots"] == p["delivered"] and p["delivery"]["min_spot_mu"] >= config.min_mu for p in plans if p["series"] == "moved")
+    verdicts = tables.main(tables.Config(results=str(tmp_path / "results.json"), out=str(tmp_path)))
+    assert verdicts["hn, 1 scenarios"]["joint / uniform, same spots"]["14 mm"] < 1
+    assert list(tmp_path.glob("curves_*.png")) and "| uniform | 14 mm |" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_schemes_and_layers(script, tmp_path):
+    module = script("experiments", "schemes")
+    config = module.Config(cases="hn", scenarios="1", grid=8.0, spacing=20.0, warm=5, evaluations=40, out=str(tmp_path))
+    rows = module.main(config)["cases"]["hn, 1 scenario"]
+    assert rows["joint quasi-Newton"]["objective"]["25"] < rows["weights only"]["objective"]["25"]
+    module = script("experiments", "layer_spacing")
+    rows = module.main(module.Config(case="hn", scenarios=1, layers="bragg80,12", uniform=20.0, moving=24.0, grid=8.0, out=str(tmp_path)))[
+        "rows"
+    ]
+    assert rows[2]["delivery"]["energy_switch_s"] < rows[0]["delivery"]["energy_switch_s"]
+
+
+@pytest.mark.slow
+def test_cost_of_position_gradients(script, tmp_path):
+    module = script("benchmarks", "joint_cost")
+    found = module.main(module.Config(case="hn", spacing=16.0, repeats=3, out=str(tmp_path / "j.json")))
+    assert 0 < found["low"] <= found["ratio"] <= found["high"]
+
+
+def test_spots_for_an_objective_lie_on_the_curve(script):
+    tables = script("experiments", "joint_tables")
+    plans = [{"delivered": n, "objective": 1e4 / n} for n in (100, 400, 1600)]
+    assert tables.spots_for(plans, 50.0) == pytest.approx(200.0) and tables.spots_for(plans, 1.0) is None
