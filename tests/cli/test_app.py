@@ -88,11 +88,15 @@ def test_new_case_with_every_commented_key_loads(run, tmp_path):
     run("new", "case")
     (tmp_path / "case.toml").rename(tmp_path / "my_machine")
     lines = (tmp_path / "my_machine").read_text().splitlines()
-    keys = [line[2:] if line.startswith("# ") and " = " in line and not line.startswith('# path = "pt') else line for line in lines]
+    keys = [
+        line[2:] if line.startswith("# ") and (" = " in line or line[2] == "[") and not line.startswith('# path = "pt') else line
+        for line in lines
+    ]
     text = "\n".join(keys).replace('name = "generic"', "").replace("hu_to_rsp.csv", "my_machine")
     (tmp_path / "all.toml").write_text(text)
     case = load_case(tmp_path / "all.toml")
     assert case.machine.format == "csv" and case.dose.grid_mm == 3.0 and case.output.scenarios_dose and not case.optimizer.normalize
+    assert case.joint.spots == 800
 
 
 def test_interrupt_is_130(monkeypatch, run):
