@@ -9,6 +9,7 @@ import pytest
 from torchimpt.casefile import dump_toml
 from torchimpt.checks import InputError
 from torchimpt.config import Case, load_case
+from torchimpt.delivery import DeliveryModel
 from torchimpt.geometry import Beam
 from torchimpt.objectives import KINDS, MinDVH
 from torchimpt.scenarios import NOMINAL, boundary_scenarios
@@ -61,6 +62,22 @@ def test_resolved_case_loads_back_equal(case_file, tmp_path):
     again = load_case(resolved)
     assert again.model_dump() == case.model_dump() and again.title == 'a "quoted" \\ title' and again.dose.grid_mm == (2.0, 2.0, 3.0)
     assert again.scenarios() == boundary_scenarios(5.0, 3.0)
+
+
+def test_joint_start_is_a_path_from_the_case_files_folder(case_file, tmp_path):
+    (tmp_path / "plan.json").write_text("{}")
+    case = load_case(case_file, ["joint.start=plan.json"])
+    assert case.joint.start == tmp_path / "plan.json" and case.joint.scheme == "joint"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "case.toml").write_text(case.to_toml())
+    assert load_case(tmp_path / "run").joint == case.joint
+
+
+def test_delivery_is_the_machines_pace(case_file):
+    assert load_case(case_file).delivery.model() == DeliveryModel()
+    keys = {"energy_switch_s": 5.0, "spot_s": 0.003, "speed_x_mm_per_s": 10.0, "speed_y_mm_per_s": 20.0, "mu_per_s": 3.0, "fractions": 30}
+    model = load_case(case_file, [f"delivery.{key}={value}" for key, value in {**keys, "min_mu": 0.02}.items()]).delivery.model()
+    assert model == DeliveryModel(5.0, 0.003, 10.0, 20.0, 3.0, 30, 0.02) and model.speed_y == 20.0 and model.mu_per_s == 3.0
 
 
 def test_overrides_reach_everywhere(case_file):
@@ -129,6 +146,18 @@ def test_every_kind_of_objective(kind):
         ("objective.0={roi='A', kind='max_dvh', dose_gy=1}", "needs volume_percent"),
         ("goal.0.metric=d95", r"metric 'd95' is none of .*\(did you mean 'd\(95\)'\?\)"),
         ("goal.0={roi='A', metric='mean'}", "needs min or max"),
+        ("joint.bx_mm=3", r"unknown key 'joint.bx_mm' \(did you mean 'box_mm'\?\); allowed in \[joint\]: scheme, box_mm, spots"),
+        ("joint.box_mm=-1", "joint.box_mm must be greater than or equal to 0, got -1"),
+        ("joint.scheme=alternate", r"joint.scheme must be one of joint, alternating, .*\(did you mean 'alternating'\?\)"),
+        ("joint.spots=0", "joint.spots must be greater than 0, got 0"),
+        ("joint.spots=2.5", "joint.spots must be a valid integer, got 2.5"),
+        ("joint.start=cas.toml", r"joint.start: no such file or folder: .*cas.toml \(did you mean 'case.toml'\?\)"),
+        ("joint.merge_mm=-2", "joint.merge_mm must be greater than or equal to 0"),
+        ("spots.jitter_mm=-1", "spots.jitter_mm must be greater than or equal to 0, got -1"),
+        ("delivery.min_mu=-0.01", "delivery.min_mu must be greater than or equal to 0"),
+        ("delivery.min_layer_share=1", "delivery.min_layer_share must be less than 1, got 1"),
+        ("delivery.fractions=0", "delivery.fractions must be greater than 0"),
+        ("delivery.speed_x=1", r"unknown key 'delivery.speed_x' \(did you mean 'speed_x_mm_per_s'\?\)"),
         ("title.x=3", "title is a value"),
         ("seed=-1", "seed must be greater than or equal to 0, got -1"),
         ("seed", "write section.key=value"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -11,8 +13,10 @@ import torch
 from tiny_case import command, write_tiny
 
 from torchimpt.dose import influence
+from torchimpt.dose.operator import DoseOperator
 from torchimpt.geometry import Grid
 from torchimpt.io.image import write_image
+from torchimpt.io.plan import read_plan
 
 
 @pytest.fixture
@@ -79,6 +83,10 @@ IMAGE = ("patient={source='image', path='ct'}", "dose.grid_mm=10", "objective[2]
         (["beam=[]"], r"missing: \[\[beam\]\]"),
         (["objective[0].dose_gy=nan"], r"objective\[0\]\.dose_gy"),
         (["beam[0].range_shifter_mm=30"], r"beam\[0\]\.range_shifter_mm: range shifters come with a later version"),
+        (["joint.bx_mm=5"], r"unknown key 'joint\.bx_mm' \(did you mean 'box_mm'\?\); allowed in \[joint\]: scheme"),
+        (["joint.box_mm=-1"], r"joint\.box_mm must be greater than or equal to 0, got -1"),
+        (["joint.start=plan.json"], r"joint\.start: no such file or folder: .*plan\.json"),
+        (["joint.start=tiny.toml"], r"tiny\.toml: a plan must be plan\.json or a \.csv spot list"),
         (["machine={format='bdl', path='.'}"], r"'bdl' comes with a later version"),
         (["patient={source='dicom', path='.'}"], r"later version"),
     ],
@@ -93,6 +101,58 @@ def test_missing_files(refused):
     assert "plan: no file plan.json" in line
     line = refused(arguments=("plan", "tiny.toml", "--out", "run", "--resume"))
     assert "no checkpoint at run/checkpoint.pt to resume from; start without --resume" in line
+
+
+COARSE = ("dose.grid_mm=12", "spots.spacing_mm=18", "optimizer.max_iterations=3", "dose.engine=matrix_free")
+
+
+@pytest.mark.parametrize("joint", [(), ("joint.warm_iterations=2",)], ids=["fixed", "moving"])
+def test_minimum_mu_that_no_spot_reaches(refused, joint):
+    line = refused(*COARSE, *joint, "delivery.min_mu=1e6")
+    assert re.search(r"no spot reaches the minimum MU: the heaviest of \d+ has [\d.e-]+ of what must stay; lower delivery\.min_mu", line)
+
+
+def test_start_of_other_beams(refused, tmp_path):
+    few = [flag for override in COARSE for flag in ("--set", override)]
+    assert command("plan", "tiny.toml", "--out", "first", *few, cwd=tmp_path).status in (0, 3)
+    assert "was planned with other beams than the case's" in refused("joint.start=first/plan.json", "beam[0].gantry_deg=5")
+
+
+def test_resumed_from_another_start(refused, tmp_path):
+    few = [flag for override in (*COARSE, "optimizer.log_every=1") for flag in ("--set", override)]
+    assert command("plan", "tiny.toml", "--out", "first", *few, cwd=tmp_path).status in (0, 3)
+    shutil.copy(tmp_path / "first" / "plan.json", tmp_path / "start.json")
+    begin = ("plan", "tiny.toml", "--out", "run", *few, "--set", "joint.start=start.json", "--set", "joint.warm_iterations=1")
+    assert command(*begin, cwd=tmp_path).status in (0, 3)
+    assert command("plan", "tiny.toml", "--out", "second", *few, "--set", "spots.jitter_mm=1", cwd=tmp_path).status in (0, 3)
+    shutil.copy(tmp_path / "second" / "plan.json", tmp_path / "start.json")
+    assert "run/checkpoint.pt started from other spots than the case's now; has joint.start changed?" in refused(
+        arguments=(*begin, "--resume")
+    )
+
+
+@pytest.mark.parametrize("after", [0, 30])
+def test_nan_in_a_gradient_is_told_in_whole_files(tmp_path, monkeypatch, after):
+    """Not refused: what was found until then is written, exit status 3, and the reason stands in `metrics.json`."""
+    calls, gradient = [], DoseOperator.gradient
+
+    def broken(self, *arguments, **options):
+        by_weight, by_position = gradient(self, *arguments, **options)
+        calls.append(0)
+        if options.get("move", True) and len(calls) > after:
+            by_position = by_position * float("nan")
+        return by_weight, by_position
+
+    monkeypatch.setattr(DoseOperator, "gradient", broken)
+    write_tiny(tmp_path)
+    flags = [flag for override in (*COARSE, "optimizer.max_iterations=20", "joint.warm_iterations=2") for flag in ("--set", override)]
+    done = command("plan", "tiny.toml", "--out", "run", *flags, cwd=tmp_path)
+    assert (done.status, done.err) == (3, "") and "the objective or its gradient is NaN or infinite" in done.out
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text(), parse_constant=lambda text: pytest.fail(text))
+    assert not metrics["converged"] and metrics["stop_reason"].startswith("the objective or its gradient is NaN")
+    assert [step["step"] for step in metrics["steps"]] == ["weights, before moving", "joint"]
+    assert metrics["objective"]["final"] is not None and metrics["scenarios"][0]["rois"]["Target"]["max_gy"] > 1
+    assert bool(torch.isfinite(read_plan(tmp_path / "run" / "plan.json").position).all())
 
 
 def test_ct_without_a_finite_number(refused, images):

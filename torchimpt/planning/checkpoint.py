@@ -40,7 +40,7 @@ class Checkpoint:
     case
         Whose solver it is.
     spots
-        `state_dict` of the placed spots, so that a resumed run has the same.
+        `state_dict` of the placed spots, so that a resumed run is known to have the same.
     every
         Iterations between two writes.
     """
@@ -77,3 +77,10 @@ def read_checkpoint(path: Path, case: Case) -> dict:
     if key != fingerprint(case):
         raise InputError(f"{path} belongs to another case: more than the solver's limits differ; start without --resume")
     return saved
+
+
+def check_start(saved: dict, spots: dict, path: Path) -> None:
+    """Raise where a run started from other spots than it would now, as when the plan file that it started from has changed."""
+    old = saved["spots"]
+    if old.keys() != spots.keys() or not all(torch.equal(old[name].cpu(), spots[name].cpu()) for name in old):
+        raise InputError(f"{path} started from other spots than the case's now; has joint.start changed? start without --resume")

@@ -19,7 +19,7 @@ from torchimpt.machine import Machine
 from torchimpt.monitor import History, Log, Progress, TensorBoard, together
 from torchimpt.patient import Patient
 from torchimpt.planning.assess import Assessment, assess
-from torchimpt.planning.checkpoint import Checkpoint, read_checkpoint
+from torchimpt.planning.checkpoint import Checkpoint, check_start, read_checkpoint
 from torchimpt.planning.metrics import dose_metrics, plan_metrics
 from torchimpt.planning.plan import Prepared, prepare, timed_assess, timed_solve
 from torchimpt.planning.prepare import load_machine, load_patient, resolve_beams, settings
@@ -62,6 +62,8 @@ def run_plan(
         ready = prepare(case, how, progress, times)
         if not resume:
             (out / "history.jsonl").unlink(missing_ok=True)
+        if saved is not None:
+            check_start(saved, ready.spots.state_dict(), out / "checkpoint.pt")
         last = None if saved is None else saved["last"]
         history = History(out / "history.jsonl", terms=ready.terms, last=last)
         board = _tensorboard(ready, out)
