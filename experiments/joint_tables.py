@@ -28,7 +28,9 @@ class Config:
 
 def spots_for(plans: list[dict], objective: float) -> float | None:
     """Delivered spots at which a series' curve meets an objective: log-log interpolation between its plans; None where it does not."""
-    points = sorted((p["delivered"], p["objective"]) for p in plans)
+    points = sorted((p["delivered"], p["objective"]) for p in plans if p["objective"] > 0)
+    if not objective > 0:
+        return None
     for (n_0, f_0), (n_1, f_1) in itertools.pairwise(points):
         if min(f_0, f_1) <= objective <= max(f_0, f_1) and f_0 != f_1:
             share = math.log(objective / f_0) / math.log(f_1 / f_0)
@@ -104,7 +106,10 @@ def main(config: Config) -> dict:
             "uniform": "uniform grid", "staggered": "staggered grid", "pruned": "uniform 5 mm, pruned", "l1": "uniform 5 mm, L1",
             "fixed": "staggered 7 mm, pruned", "joint": "moving", "moved": "moving, pruned",
         }  # fmt: skip
-        series = {label: [(p["delivered"], p["objective"]) for p in plans if p["series"] == name] for name, label in labels.items()}
+        series = {
+            label: [(p["delivered"], p["objective"]) for p in plans if p["series"] == name and p["objective"] > 0]
+            for name, label in labels.items()
+        }
         figure = curves_figure({k: v for k, v in series.items() if v}, "Delivered spots", "Objective, Gy²", title=key)
         save_figure(figure, out / f"curves_{key.replace(', ', '_').replace(' ', '_')}.png")
     return verdicts

@@ -117,7 +117,10 @@ def main(config: Config) -> dict:
             }
             out.mkdir(parents=True, exist_ok=True)
             write_json(out / "results.json", results)
-            series = {method: [(row["evaluations"], row["value"]) for row in rows] for method, rows in found.items()}
+            series = {
+                method: [(row["evaluations"], row["value"]) for row in rows if row["evaluations"] > 0 < row["value"]]
+                for method, rows in found.items()
+            }
             save_figure(curves_figure(series, "Evaluations", "Objective, Gy²", title=key), out / f"curves_{name}_{n_scenarios}.png")
     return results
 
