@@ -203,9 +203,9 @@ class OptimizerConfig(Section):
     method: Literal["projected_cg", "dyhs_cg", "lbfgs"] = "projected_cg"
     """Projected conjugate gradients in the best form, in the plain form of Xu et al. 2020, or SciPy's L-BFGS-B."""
     max_iterations: Count = 300
-    """Where to stop at the latest."""
+    """Where to stop at the latest; spots that move are optimized in several stages, each of which stops there."""
     max_evaluations: Annotated[int, Field(strict=True, gt=0)] | None = None
-    """Most evaluations of objective and gradient; omitted: no limit."""
+    """Most evaluations of objective and gradient, those of all stages; omitted: no limit."""
     tolerance: Annotated[Real, Field(gt=0, lt=1)] = 1e-4
     """Relative decrease of the objective below which the plan has converged."""
     normalize: Flag = True
@@ -222,7 +222,8 @@ class JointConfig(Section):
     scheme: Literal["joint", "alternating", "prune_and_move"] = "joint"
     """Positions and weights at once; by turns, as published; or at once with ever fewer spots."""
     box_mm: Annotated[Real, Field(ge=0, le=100)] = 10.0
-    """How far a spot may go from where it was placed, along x and along y; never out of the target's view with its margin. 0: nowhere."""
+    """How far a spot may go from where it was placed, along x and along y; never out of the
+    rectangle around its beam's placed spots. 0: nowhere."""
     spots: Annotated[int, Field(strict=True, gt=0)] | None = None
     """How many of the placed spots to keep, the heaviest after a few weight iterations; omitted: all, or as many as price_percent asks."""
     price_percent: Annotated[Real, Field(ge=0)] = 1.0

@@ -395,6 +395,15 @@ def test_a_run_that_stops_anywhere_goes_on_to_the_same_plan(ready, name):
         assert [{**s, "seconds": 0} for s in rest.steps] == [{**s, "seconds": 0} for s in whole.steps]
 
 
+def test_a_run_to_resume_that_has_gone_far_enough_says_so(ready):
+    """The limits of a resumed run may be others: looser ones can be met by what an earlier run had finished."""
+    states = []
+    options = {"scheme": "alternating", "weight_iterations": 2}
+    run(ready, OptimizerConfig(max_iterations=30, tolerance=1e-9), callback=lambda r: states.append(r.state()), **options)
+    with pytest.raises(InputError, match="the run to resume has gone as far as the case asks; start without --resume"):
+        run(ready, OptimizerConfig(max_iterations=10, tolerance=1e-9), state=states[-1], **options)
+
+
 @pytest.mark.parametrize("at", [3, 12, 25])
 def test_a_callback_stops_all_stages(ready, at):
     found = run(ready, spots=30, callback=lambda r: r.iteration == at)

@@ -28,7 +28,7 @@ class Moving:
     index
         `(n,)` int64, ascending: which of the placed spots these are.
     home
-        `(n, 2)`, where they were placed, mm.
+        `(n, 2)`, where they were placed, mm; the weighted mean of these places for spots that were merged.
     position, weight
         `(n, 2)` mm and `(n,)` 10^6 protons.
     """

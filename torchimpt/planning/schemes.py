@@ -73,7 +73,8 @@ def optimize(
     config
         The solver's settings.
     joint
-        Scheme and limits of the motion; None, or a box of zero without pruning, leaves positions where they are.
+        Scheme and limits of the motion; None, or a box of zero, leaves positions where they are, and a box of zero that prunes nothing is
+        the same plan as None.
     limits
         Minimum weight and layer share.
     engine

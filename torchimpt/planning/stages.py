@@ -176,9 +176,9 @@ class Stages:
         return low[own], high[own]
 
     def finish(self, plan: Moving, solution: Solution | None) -> Optimized:
-        """The outcome; where the last stage had been finished by an earlier run, its solution is made up from the records."""
+        """The outcome, with the counts and the history of all stages."""
         if solution is None:
-            raise InputError("the run to resume had finished; there is nothing to go on with")
+            raise InputError("the run to resume has gone as far as the case asks; start without --resume, or raise its limits")
         last = self.history[-1]
         solution = replace(solution, iterations=last["iteration"], evaluations=last["evaluations"], history=self.history)
         return Optimized(plan, solution, self.steps)
