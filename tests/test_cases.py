@@ -52,7 +52,8 @@ def test_shortened_plan_leaves_a_whole_run_folder(path: Path, tmp_path: Path, re
     metrics = run_plan(case, tmp_path / "run").metrics
     assert sorted(OUTPUTS) == sorted(p.name for p in (tmp_path / "run").iterdir() if p.name in OUTPUTS)
     assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == json.loads(json.dumps(metrics))
-    assert metrics["iterations"] == 15
+    assert metrics["steps"][-1]["iterations"] == 15  # each stage of a plan whose spots move has that many
+    assert metrics["iterations"] >= 15
     assert not metrics["converged"]
     assert metrics["objective"]["final"] < 0.1 * metrics["objective"]["initial"]
     assert math.isclose(sum(term["value"] for term in metrics["objective"]["terms"]), metrics["objective"]["final"], rel_tol=1e-4)

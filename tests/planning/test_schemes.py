@@ -101,6 +101,18 @@ def test_spots_stay_in_their_box_and_in_the_targets_view(ready, scheme, box):
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
+def test_spots_at_their_bounds_start_the_next_stage(ready, generator, scheme):
+    """`home + u` is rounded in float32: the `u` that the next stage starts from may lie past the box by that, and must not be refused."""
+    start = ti.Spots(
+        ready.spots.position.detach() + torch.rand(ready.spots.n_spots, 2, generator=generator), ready.spots.weight.detach(),
+        ready.spots.layer, ready.spots.layer_beam, ready.spots.layer_energy, ready.spots.beams,
+    )  # fmt: skip
+    plan = run(ready, scheme=scheme, box_mm=0.3, spots=20, start=start).plan
+    away = (plan.position - plan.home).abs()
+    assert bool((away > 0.3).any()) and float(away.max()) < 0.3 + 1e-5
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_number_of_spots_is_met(ready, scheme):
     found = run(ready, scheme=scheme, spots=17)
     assert found.plan.n_spots == 17 and found.steps[-1]["spots"] == 17
