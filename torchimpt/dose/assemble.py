@@ -14,10 +14,10 @@ import numba
 import numpy as np
 import torch
 
-from torchimpt.dose.backends.numba_cpu import FAST, _exp_minus, _first_at_least, _row_range, _run
+from torchimpt.dose.backends.numba_cpu import FAST, _exp_minus, _row_range, _run
 from torchimpt.dose.backends.threads import use_torch_threads
 from torchimpt.dose.operator import DoseOperator
-from torchimpt.dose.rows import ROW_HEIGHT, PairTables
+from torchimpt.dose.rows import CELL_WIDTH, ROW_HEIGHT, PairTables
 
 _CHUNK = 1 << 24
 """Candidate pairs taken at once: bounds the scratch to 128 MB in float32."""
@@ -30,16 +30,16 @@ _BLOCK = 512
 
 
 @numba.njit(parallel=True, cache=True)
-def _count_candidates(counts, p, row_start, first, height, ratio_min, reach, layer, x, y):  # pragma: no cover
+def _count_candidates(counts, cells, left, width, first, height, ratio_min, reach, layer, x, y):  # pragma: no cover
     """Pairs that a spot's runs hold, kept or not."""
-    n_rows = row_start.shape[0] - 1
+    n_rows = cells.shape[0]
     for s in numba.prange(x.shape[0]):
         far = reach[layer[s]]
         total = 0
         if far > 0.0:
             from_row, to_row = _row_range(first, height, n_rows, ratio_min, y[s], far)
             for row in range(from_row, to_row):
-                lo, hi = _run(p, row_start, first, height, ratio_min, row, x[s], y[s], far)
+                lo, hi = _run(cells, left, width, first, height, ratio_min, row, x[s], y[s], far)
                 total += hi - lo
         counts[s] = total
 
@@ -54,9 +54,11 @@ def _count_run(p, q, ratio, amplitude, falloff, x, y, t_max):  # pragma: no cove
 
 
 @numba.njit(parallel=True, fastmath=FAST, cache=True)
-def _count(counts, p, q, ratio, row_start, first, height, ratio_min, amplitude, falloff, reach, layer, x, y, t_max):  # pragma: no cover
+def _count(
+    counts, p, q, ratio, cells, left, width, first, height, ratio_min, amplitude, falloff, reach, layer, x, y, t_max
+):  # pragma: no cover
     """Kept pairs of each spot by its widest component, which is the last: the others reach less far."""
-    n_rows = row_start.shape[0] - 1
+    n_rows = cells.shape[0]
     k = amplitude.shape[0] - 1
     for s in numba.prange(x.shape[0]):
         far = reach[layer[s]]
@@ -65,7 +67,7 @@ def _count(counts, p, q, ratio, row_start, first, height, ratio_min, amplitude, 
             a, c = amplitude[k, layer[s]], falloff[k, layer[s]]
             from_row, to_row = _row_range(first, height, n_rows, ratio_min, y[s], far)
             for row in range(from_row, to_row):
-                lo, hi = _run(p, row_start, first, height, ratio_min, row, x[s], y[s], far)
+                lo, hi = _run(cells, left, width, first, height, ratio_min, row, x[s], y[s], far)
                 if hi > lo:
                     total += _count_run(p[lo:hi], q[lo:hi], ratio[lo:hi], a[lo:hi], c[lo:hi], x[s], y[s], t_max)
         counts[s] = total
@@ -76,20 +78,21 @@ def _evaluate_run(out, p, q, ratio, amplitude, falloff, x, y, t_max, zero):  # p
     for i in range(out.shape[0]):
         dx, dy = p[i] - x, q[i] - y
         t = falloff[i] * (dx * dx + ratio[i] * dy * dy)
-        out[i] += amplitude[i] * _exp_minus(min(t, t_max)) if t < t_max else zero
+        e = _exp_minus(min(t, t_max))  # not inside the condition, as in the pair kernel
+        out[i] += amplitude[i] * (e if t < t_max else zero)
 
 
 @numba.njit(parallel=True, fastmath=FAST, cache=True)
 def _rows_of_transpose(
-    counts, columns, values, room, n_voxels, order, p, q, ratio, row_start, first, height, ratio_min, amplitude, falloff, reach, layer,
-    x, y, t_max, zero, n_parts,
+    counts, columns, values, room, n_voxels, order, p, q, ratio, cells, left, width, first, height, ratio_min, amplitude, falloff, reach,
+    layer, x, y, t_max, zero, n_parts,
 ):  # fmt: skip  # pragma: no cover
     """Row `s` of `A^T` from `room[s]` on, ascending columns; how many it has goes to `counts[s]`. `room` has one slot to spare a spot."""
-    n_rows = row_start.shape[0] - 1
+    n_rows = cells.shape[0]
     n_spots = x.shape[0]
     longest = 0
     for row in range(n_rows):
-        longest = max(longest, row_start[row + 1] - row_start[row])
+        longest = max(longest, cells[row, cells.shape[1] - 1] - cells[row, 0])
     for part in numba.prange(n_parts):
         dense, buffer = np.zeros(n_voxels, values.dtype), np.zeros(longest, values.dtype)
         for s in range(part * n_spots // n_parts, (part + 1) * n_spots // n_parts):
@@ -100,7 +103,7 @@ def _rows_of_transpose(
             low, high = n_voxels, 0
             from_row, to_row = _row_range(first, height, n_rows, ratio_min, y[s], far)
             for row in range(from_row, to_row):
-                lo, hi = _run(p, row_start, first, height, ratio_min, row, x[s], y[s], far)
+                lo, hi = _run(cells, left, width, first, height, ratio_min, row, x[s], y[s], far)
                 if hi == lo:
                     continue
                 out = buffer[: hi - lo]
@@ -128,6 +131,17 @@ def _compact(start, columns, values, room, counts, from_columns, from_values):  
         for i in range(counts[s]):
             columns[start[s] + i] = from_columns[room[s] + i]
             values[start[s] + i] = from_values[room[s] + i]
+
+
+@numba.njit(inline="always")
+def _first_at_least(values, low, high, threshold):  # pragma: no cover
+    while low < high:
+        middle = (low + high) >> 1
+        if values[middle] < threshold:
+            low = middle + 1
+        else:
+            high = middle
+    return low
 
 
 @numba.njit(parallel=True, cache=True)
@@ -178,11 +192,12 @@ def _arguments(operator: DoseOperator, beam: int, position: torch.Tensor) -> tup
     x, y = (position[begin:end, i].contiguous().numpy() for i in (0, 1))
     amplitude = tables.amplitude.cpu().numpy()
     where = {
-        "p": tables.p.cpu().numpy(), "row_start": tables.row_start.cpu().numpy(), "first": tables.first, "height": ROW_HEIGHT,
-        "ratio_min": tables.ratio_min, "reach": reach.numpy(), "layer": operator.layers[beam].cpu().numpy(), "x": x, "y": y,
+        "cells": tables.cells.cpu().numpy(), "left": tables.left, "width": CELL_WIDTH, "first": tables.first, "height": ROW_HEIGHT,
+        "ratio_min": tables.ratio_min,
+        "reach": reach.numpy(), "layer": operator.layers[beam].cpu().numpy(), "x": x, "y": y,
     }  # fmt: skip
     what = {
-        "q": tables.q.cpu().numpy(), "ratio": tables.ratio.cpu().numpy(), "amplitude": amplitude,
+        "p": tables.p.cpu().numpy(), "q": tables.q.cpu().numpy(), "ratio": tables.ratio.cpu().numpy(), "amplitude": amplitude,
         "falloff": tables.falloff.cpu().numpy(), "t_max": amplitude.dtype.type(0.5 * operator.cutoff**2),
     }  # fmt: skip
     return where, what

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 import torch
 
-from torchimpt.dose.rows import BeamRows
+from torchimpt.dose.rows import BeamRows, row_cells
 from torchimpt.geometry import Beam, Grid, from_bev, magnification
 from torchimpt.machine import LayerTables
 from torchimpt.physics.wepl import wepl
@@ -83,7 +83,7 @@ class RayTables:
 
     Attributes
     ----------
-    order, row_start, first, p, q, ratio, ratio_min
+    order, row_start, first, left, cells, p, q, ratio, ratio_min
         As in `PairTables`.
     magnification
         `(n,)` `m_x`.
@@ -104,6 +104,8 @@ class RayTables:
     order: torch.Tensor
     row_start: torch.Tensor
     first: float
+    left: float
+    cells: torch.Tensor
     p: torch.Tensor
     q: torch.Tensor
     ratio: torch.Tensor
@@ -119,7 +121,7 @@ class RayTables:
     @property
     def n_bytes(self) -> int:
         """Memory that the tables take."""
-        tensors = (self.order, self.row_start, self.p, self.q, self.ratio, self.magnification, self.plane, self.optics)
+        tensors = (self.order, self.row_start, self.cells, self.p, self.q, self.ratio, self.magnification, self.plane, self.optics)
         return sum(t.numel() * t.element_size() for t in tensors)
 
 
@@ -167,8 +169,11 @@ def trace_rays(
 
     rays = Rays(x, y, top, n_samples, wepl_at, sad, dtype)
     tables = LayerTables(**{**vars(layers), "idd": rbe * layers.idd}).to(dtype)
+    p = rows.p.to(dtype)
+    left, cells = row_cells(p, rows.row_start)
     return RayTables(
-        order=rows.order, row_start=rows.row_start, first=rows.first, p=rows.p.to(dtype), q=rows.q.to(dtype), ratio=rows.ratio.to(dtype),
-        ratio_min=float(rows.ratio.min()), magnification=rows.magnification.to(dtype), plane=((top - rows.depth) / DEPTH_STEP).to(dtype),
+        order=rows.order, row_start=rows.row_start, first=rows.first, left=left, cells=cells, p=p, q=rows.q.to(dtype),
+        ratio=rows.ratio.to(dtype), ratio_min=float(rows.ratio.min()), magnification=rows.magnification.to(dtype),
+        plane=((top - rows.depth) / DEPTH_STEP).to(dtype),
         optics=optics.to(dtype), sigma=sigma, spread=spread.to(dtype), rays=rays, layers=tables,
     )  # fmt: skip

@@ -1,7 +1,7 @@
-"""The pair kernel on the CPU: numba, SIMD over contiguous runs, threads over row blocks (dose) or spots (gradient).
+"""The pair kernel on the CPU: numba, SIMD over contiguous runs, threads over rows (dose) or spots (gradient).
 
-Same formula as `torchimpt.dose.kernel`, equal to it in the tests. Results do not depend on the number of threads: a block of
-rows, or a spot, is one thread's own.
+Same formula as `torchimpt.dose.kernel`, equal to it in the tests. Results do not depend on the number of threads: a row,
+or a spot, is one thread's own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numba import types
 from numba.extending import intrinsic, overload
 
 from torchimpt.dose.backends.threads import use_torch_threads
-from torchimpt.dose.rows import ROW_HEIGHT, PairTables
+from torchimpt.dose.rows import CELL_WIDTH, ROW_HEIGHT, PairTables
 
 _LOG2E = 1.0 / math.log(2.0)
 _C = tuple(math.log(2.0) ** k / math.factorial(k) for k in range(13))
@@ -26,7 +26,11 @@ once, and saves code that it has optimized twice; with `reassoc` beside `contrac
 would not come back from its file bit for bit. Sums that have to vectorize go through `plus`."""
 
 _BLOCKS = 32
-"""Row blocks that the threads share: enough to balance two to sixteen threads."""
+"""Row blocks that the threads of the sub-spot kernel share: enough to balance two to sixteen threads."""
+
+_TURNS = (0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15)
+"""Which rows, modulo 16, the threads of the dose take first: each thread gets a contiguous share of such a sequence, and so rows from
+everywhere. (Rows in their own order leave threads idle: a target fills few of the rows.)"""
 
 
 @intrinsic
@@ -99,27 +103,17 @@ def _overload_exp_minus(t):  # pragma: no cover
 
 
 @numba.njit(inline="always")
-def _first_at_least(values, low, high, threshold):  # pragma: no cover
-    while low < high:
-        middle = (low + high) >> 1
-        if values[middle] < threshold:
-            low = middle + 1
-        else:
-            high = middle
-    return low
-
-
-@numba.njit(inline="always")
-def _run(p, row_start, first, height, ratio_min, row, x, y, reach):  # pragma: no cover
-    """The run `[low, high)` of a row that a spot of this reach can touch: the row's chord of the reach circle."""
+def _run(cells, left, width, first, height, ratio_min, row, x, y, reach):  # pragma: no cover
+    """The run `[low, high)` of a row that a spot of this reach can touch: the cells of the row's chord of the reach circle."""
     bottom = first + row * height
     gap = max(0.0, bottom - y, y - (bottom + height))
     half = reach * reach - ratio_min * gap * gap
     if half <= 0.0:
         return 0, 0
     half = math.sqrt(half)
-    low = _first_at_least(p, row_start[row], row_start[row + 1], x - half)
-    return low, _first_at_least(p, low, row_start[row + 1], x + half)
+    last = cells.shape[1] - 1
+    begin, end = math.floor((x - half - left) / width), math.floor((x + half - left) / width) + 1
+    return cells[row, max(0, min(begin, last))], cells[row, max(0, min(end, last))]
 
 
 @numba.njit(inline="always")
@@ -134,26 +128,30 @@ def _add_run(dose, p, q, ratio, amplitude, falloff, x, y, w, t_max, zero):  # pr
         dx = p[i] - x
         dy = q[i] - y
         t = falloff[i] * (dx * dx + ratio[i] * dy * dy)
-        dose[i] += w * amplitude[i] * _exp_minus(min(t, t_max)) if t < t_max else zero
+        e = _exp_minus(min(t, t_max))  # not inside the condition, where LLVM may leave the loop scalar
+        dose[i] += w * amplitude[i] * (e if t < t_max else zero)
 
 
 @numba.njit(parallel=True, fastmath=FAST, cache=True)
 def _forward(
-    dose, p, q, ratio, row_start, first, height, ratio_min, amplitude, falloff, reach, layer_start, x, y, w, t_max, zero, n_blocks
+    dose, p, q, ratio, cells, left, width, first, height, ratio_min, amplitude, falloff, reach, layer_start, x, y, w, t_max, zero, turn
 ):  # pragma: no cover
-    n_rows = row_start.shape[0] - 1
-    for block in numba.prange(n_blocks):
-        begin, end = block * n_rows // n_blocks, (block + 1) * n_rows // n_blocks
+    for k in numba.prange(turn.shape[0]):
+        row = turn[k]
+        begin, end = cells[row, 0], cells[row, cells.shape[1] - 1]
+        own = np.zeros(end - begin, dose.dtype)  # rows that are neighbours share a cache line of `dose`
         for layer in range(amplitude.shape[0]):
             a, c, far = amplitude[layer], falloff[layer], reach[layer]
+            if far == 0.0:
+                continue
             for s in range(layer_start[layer], layer_start[layer + 1]):
-                if w[s] == zero or far == 0.0:
+                if w[s] == zero:
                     continue
-                from_row, to_row = _row_range(first, height, n_rows, ratio_min, y[s], far)
-                for row in range(max(begin, from_row), min(end, to_row)):
-                    lo, hi = _run(p, row_start, first, height, ratio_min, row, x[s], y[s], far)
-                    if hi > lo:
-                        _add_run(dose[lo:hi], p[lo:hi], q[lo:hi], ratio[lo:hi], a[lo:hi], c[lo:hi], x[s], y[s], w[s], t_max, zero)
+                lo, hi = _run(cells, left, width, first, height, ratio_min, row, x[s], y[s], far)
+                if hi > lo:
+                    out = own[lo - begin : hi - begin]
+                    _add_run(out, p[lo:hi], q[lo:hi], ratio[lo:hi], a[lo:hi], c[lo:hi], x[s], y[s], w[s], t_max, zero)
+        dose[begin:end] += own
 
 
 @numba.njit(fastmath=FAST, inline="always")
@@ -185,9 +183,10 @@ def _sum_run_weight(residual, p, q, ratio, amplitude, falloff, x, y, t_max, zero
 
 @numba.njit(parallel=True, fastmath=FAST, cache=True)
 def _backward(
-    gradient, residual, p, q, ratio, row_start, first, height, ratio_min, amplitude, falloff, reach, layer, x, y, w, t_max, zero, move
-):  # pragma: no cover
-    n_rows = row_start.shape[0] - 1
+    gradient, residual, p, q, ratio, cells, left, width, first, height, ratio_min, amplitude, falloff, reach, layer, x, y, w, t_max, zero,
+    move,
+):  # fmt: skip  # pragma: no cover
+    n_rows = cells.shape[0]
     for s in numba.prange(x.shape[0]):
         a, c, far = amplitude[layer[s]], falloff[layer[s]], reach[layer[s]]
         if far == 0.0:
@@ -195,7 +194,7 @@ def _backward(
         from_row, to_row = _row_range(first, height, n_rows, ratio_min, y[s], far)
         g_w, g_x, g_y = 0.0, 0.0, 0.0
         for row in range(from_row, to_row):
-            lo, hi = _run(p, row_start, first, height, ratio_min, row, x[s], y[s], far)
+            lo, hi = _run(cells, left, width, first, height, ratio_min, row, x[s], y[s], far)
             if hi > lo and move:
                 b_w, b_x, b_y = _sum_run(residual[lo:hi], p[lo:hi], q[lo:hi], ratio[lo:hi], a[lo:hi], c[lo:hi], x[s], y[s], t_max, zero)
                 g_w += b_w
@@ -212,8 +211,8 @@ def _arguments(tables: PairTables, component: int, cutoff: float) -> tuple:
     """The arguments that the two kernels share."""
     reach = torch.nan_to_num(cutoff * tables.sigma[component], posinf=0.0)
     return (
-        tables.p.numpy(), tables.q.numpy(), tables.ratio.numpy(), tables.row_start.numpy(), tables.first, ROW_HEIGHT,
-        tables.ratio_min, tables.amplitude[component].numpy(), tables.falloff[component].numpy(), reach.numpy(),
+        tables.p.numpy(), tables.q.numpy(), tables.ratio.numpy(), tables.cells.numpy(), tables.left, CELL_WIDTH,
+        tables.first, ROW_HEIGHT, tables.ratio_min, tables.amplitude[component].numpy(), tables.falloff[component].numpy(), reach.numpy(),
     )  # fmt: skip
 
 
@@ -226,8 +225,9 @@ def add_dose(
     x, y = (position[:, i].contiguous().numpy() for i in (0, 1))
     start = torch.searchsorted(layer, torch.arange(tables.amplitude.shape[1] + 1)).numpy()
     mine = np.zeros(tables.p.numel(), dtype=kind)
+    turn = np.concatenate([np.arange(first, len(tables.cells), len(_TURNS)) for first in _TURNS])
     for k in range(tables.amplitude.shape[0]):
-        _forward(mine, *_arguments(tables, k, cutoff), start, x, y, weight.contiguous().numpy(), kind(0.5 * cutoff**2), kind(0), _BLOCKS)
+        _forward(mine, *_arguments(tables, k, cutoff), start, x, y, weight.contiguous().numpy(), kind(0.5 * cutoff**2), kind(0), turn)
     dose[tables.order] += torch.from_numpy(mine)
 
 

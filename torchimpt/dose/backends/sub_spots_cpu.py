@@ -13,7 +13,7 @@ import torch
 
 from torchimpt.dose.backends.numba_cpu import _BLOCKS, FAST, _exp_minus, _row_range, _run, plus
 from torchimpt.dose.backends.threads import use_torch_threads
-from torchimpt.dose.rows import ROW_HEIGHT
+from torchimpt.dose.rows import CELL_WIDTH, ROW_HEIGHT
 from torchimpt.dose.sub_spots import RayTables
 
 
@@ -72,7 +72,8 @@ def _phi(dx, dy, ratio, m, plane, optics, path, scale, last, idd, share, varianc
     s2 = optics + variance[j] + f * (variance[j + 1] - variance[j])
     t = m * m * (dx * dx + ratio * dy * dy) / (s2 + s2)
     dose = (idd[j] + f * (idd[j + 1] - idd[j])) * (share[j] + f * (share[j + 1] - share[j])) / s2
-    return dose * _exp_minus(min(t, t_max)) if t < t_max else zero
+    e = _exp_minus(min(t, t_max))  # not inside the condition, as in the pair kernel
+    return dose * (e if t < t_max else zero)
 
 
 @numba.njit(fastmath=FAST, inline="always")
@@ -94,10 +95,10 @@ def _sum_run(residual, x, y, p, q, ratio, m, plane, optics, path, scale, last, i
 
 @numba.njit(parallel=True, fastmath=FAST, cache=True)
 def _forward(
-    dose, fluence, x, y, path, p, q, ratio, m, plane, optics, row_start, first, height, ratio_min, reach, scale, last, idd, share, variance,
-    t_max, zero, n_blocks,
+    dose, fluence, x, y, path, p, q, ratio, m, plane, optics, cells, left, width, first, height, ratio_min, reach, scale, last, idd,
+    share, variance, t_max, zero, n_blocks,
 ):  # pragma: no cover  # fmt: skip
-    n_rows = row_start.shape[0] - 1
+    n_rows = cells.shape[0]
     for block in numba.prange(n_blocks):
         begin, end = block * n_rows // n_blocks, (block + 1) * n_rows // n_blocks
         for layer in range(fluence.shape[0]):
@@ -108,7 +109,7 @@ def _forward(
                     if fluence[layer, b, a] == zero:
                         continue
                     for row in range(max(begin, from_row), min(end, to_row)):
-                        lo, hi = _run(p, row_start, first, height, ratio_min, row, x[a], y[b], reach[layer])
+                        lo, hi = _run(cells, left, width, first, height, ratio_min, row, x[a], y[b], reach[layer])
                         if hi > lo:
                             _add_run(
                                 dose[lo:hi], fluence[layer, b, a], x[a], y[b], p[lo:hi], q[lo:hi], ratio[lo:hi], m[lo:hi], plane[lo:hi],
@@ -118,10 +119,10 @@ def _forward(
 
 @numba.njit(parallel=True, fastmath=FAST, cache=True)
 def _backward(
-    back, wanted, residual, x, y, path, p, q, ratio, m, plane, optics, row_start, first, height, ratio_min, reach, scale, last, idd, share,
-    variance, t_max, zero,
+    back, wanted, residual, x, y, path, p, q, ratio, m, plane, optics, cells, left, width, first, height, ratio_min, reach, scale, last,
+    idd, share, variance, t_max, zero,
 ):  # pragma: no cover  # fmt: skip
-    n_rows = row_start.shape[0] - 1
+    n_rows = cells.shape[0]
     n_layers, n_y, n_x = back.shape
     for line in numba.prange(n_layers * n_y):
         layer, b = line // n_y, line % n_y
@@ -132,7 +133,7 @@ def _backward(
                 continue
             total = 0.0
             for row in range(from_row, to_row):
-                lo, hi = _run(p, row_start, first, height, ratio_min, row, x[a], y[b], reach[layer])
+                lo, hi = _run(cells, left, width, first, height, ratio_min, row, x[a], y[b], reach[layer])
                 if hi > lo:
                     total += _sum_run(
                         residual[lo:hi], x[a], y[b], p[lo:hi], q[lo:hi], ratio[lo:hi], m[lo:hi], plane[lo:hi], o[lo:hi], path[b, a],
@@ -148,10 +149,10 @@ def _arguments(tables: RayTables, fluence: np.ndarray, component: int, cutoff: f
     path = rays.path(torch.from_numpy((fluence != 0).any(axis=0)))
     return (
         rays.x.to(dtype).numpy(), rays.y.to(dtype).numpy(), path.numpy(), tables.p.numpy(), tables.q.numpy(), tables.ratio.numpy(),
-        tables.magnification.numpy(), tables.plane.numpy(), tables.optics.numpy(), tables.row_start.numpy(), tables.first, ROW_HEIGHT,
-        tables.ratio_min, (cutoff * tables.sigma[component]).numpy(), (1.0 / layers.depth_step).numpy(), kind(layers.idd.shape[1] - 1),
-        (layers.idd / (2.0 * math.pi)).numpy(), layers.fraction[component].numpy(), layers.variance[component].numpy(),
-        kind(0.5 * cutoff**2), kind(0),
+        tables.magnification.numpy(), tables.plane.numpy(), tables.optics.numpy(), tables.cells.numpy(), tables.left, CELL_WIDTH,
+        tables.first, ROW_HEIGHT, tables.ratio_min, (cutoff * tables.sigma[component]).numpy(), (1.0 / layers.depth_step).numpy(),
+        kind(layers.idd.shape[1] - 1), (layers.idd / (2.0 * math.pi)).numpy(), layers.fraction[component].numpy(),
+        layers.variance[component].numpy(), kind(0.5 * cutoff**2), kind(0),
     )  # fmt: skip
 
 
