@@ -37,7 +37,7 @@ from torchimpt.cli.flags import flags
 from torchimpt.config import DeliveryConfig, JointConfig, OptimizerConfig
 from torchimpt.delivery import delivered
 from torchimpt.evaluate.tables import roi_metrics
-from torchimpt.optim import minimize
+from torchimpt.optim import Penalized, minimize
 from torchimpt.planning.engine import MatrixEngine, MatrixFreeEngine
 from torchimpt.planning.joint import Moving
 from torchimpt.planning.prepare import load_machine, load_patient, resolve_beams
@@ -45,6 +45,7 @@ from torchimpt.planning.runfolder import commit, processor, versions, write_json
 from torchimpt.planning.schemes import optimize
 from torchimpt.planning.stages import Limits
 from torchimpt.planning.weights import jacobi_scale, weight_problem
+from torchimpt.pruning import sparsity_cost
 
 log = logging.getLogger("joint_vs_uniform")
 
@@ -58,11 +59,11 @@ class Config:
     out: str = "runs/joint_vs_uniform"
     grid: float = 4.0
     margin: float = 8.0
-    spacings: str = "5,8,12"
+    spacings: str = "4,5,8,12"
     base: float = 5.0
     moving_base: float = 7.0
-    shares: str = "0.7,0.4,0.25,0.15"
-    penalties: str = "8"
+    shares: str = "0.5,0.25,0.12"
+    penalties: str = "0.4,4"
     jitter: str = "12:1,12:2,12:3"
     min_mu: float = 0.01
     iterations: int = 200
@@ -162,8 +163,7 @@ def pruned_plans(bench: Bench, spots: ti.Spots, series: dict[str, float], counts
         for name, box in series.items():
             begin = time.perf_counter()
             joint = JointConfig(box_mm=box, spots=n, warm_iterations=0)
-            solver = bench.solver if box else bench.fixed
-            found = optimize(operators, bench.robust, start, solver, joint, limits=limits, uniform=False)
+            found = optimize(operators, bench.robust, start, bench.fixed, joint, limits=limits, uniform=False)
             seconds = common + time.perf_counter() - begin
             bench.add(name, f"{n} of {spots.n_spots}", found.plan.spots(spots), found.plan.home, seconds, found, spots.n_spots)
     for penalty in penalties:
@@ -177,28 +177,12 @@ def pruned_plans(bench: Bench, spots: ti.Spots, series: dict[str, float], counts
         bench.add("l1", f"penalty {penalty:g}", found.plan.spots(placed), found.plan.home, seconds, found, spots.n_spots)
 
 
-class Penalized:
-    """`F(w) + c' w`."""
-
-    def __init__(self, problem, cost: Tensor) -> None:
-        self.problem, self.cost = problem, cost
-
-    def value_and_grad(self, weight: Tensor) -> tuple[float, Tensor]:
-        """Value and gradient."""
-        value, gradient = self.problem.value_and_grad(weight)
-        return value + float((self.cost * weight).sum()), gradient + self.cost
-
-
 def reweighted_l1(operators, objective, plan: Moving, penalty: float, rounds: int = 4, iterations: int = 40) -> Moving:
-    """Spots that stay under `F + lambda sum_s w_s / (w_s^old + e)` (Candes, Wakin and Boyd, J Fourier Anal Appl 14:877, 2008).
-
-    `lambda` is `penalty` thousandths of F at the start per spot, `e` a tenth of the mean weight.
-    """
+    """Spots that stay under a price of their weights, taken anew in each round (`torchimpt.pruning.sparsity_cost`)."""
     for _ in range(rounds):
         part = [o.subset(plan.index) for o in operators]
         problem = weight_problem(MatrixFreeEngine(part, plan.position), objective)
-        floor = 0.1 * plan.weight.mean()
-        cost = 1e-3 * penalty * problem.value_and_grad(plan.weight)[0] / plan.n_spots * 10.0 / (plan.weight + floor)
+        cost = sparsity_cost(plan.weight, problem.value_and_grad(plan.weight)[0], penalty)
         scale = jacobi_scale(part[0], plan.position, objective.bound)
         found = minimize(
             Penalized(problem, cost), plan.weight, method="quasi_newton", scale=scale, max_iterations=iterations, tolerance=1e-4
@@ -271,7 +255,8 @@ def main(config: Config) -> dict:
             for entry in filter(None, config.jitter.split(",")):
                 jittered(bench, *(f(v) for f, v in zip((float, int), entry.split(":"), strict=True)))
             shares, penalties = ([float(s) for s in text.split(",") if s] for text in (config.shares, config.penalties))
-            reference = next(row for row, _ in bench.plans if row["series"] == "uniform")
+            uniform = {row["label"]: row for row, _ in bench.plans if row["series"] == "uniform"}
+            reference = uniform.get(f"{config.base:g} mm", next(iter(uniform.values())))
             counts = [max(1, int(share * reference["delivered"])) for share in shares]
             pruned_plans(bench, bench.place(config.base), {"pruned": 0.0}, counts, penalties)
             own = ti.stagger(bench.place(config.moving_base), config.moving_base)

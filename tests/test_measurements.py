@@ -31,6 +31,7 @@ def script(monkeypatch):
         "joint_tables",
         "schemes",
         "layer_spacing",
+        "joint_time",
     ):
         sys.modules.pop(name, None)
 
@@ -72,7 +73,7 @@ def test_solver_curves(script, tmp_path):
 def test_joint_against_uniform(script, tmp_path, capsys):
     module, tables = script("experiments", "joint_vs_uniform"), script("experiments", "joint_tables")
     config = module.Config(
-        cases="hn", scenarios="1", grid=8.0, spacings="14,20", base=14.0, moving_base=16.0, shares="0.6,0.3", penalties="8", jitter="20:1",
+        cases="hn", scenarios="1", grid=8.0, spacings="14,20", base=14.0, moving_base=16.0, shares="0.6,0.3", penalties="0.1", jitter="20:1",
         iterations=15, fixed_iterations=30, out=str(tmp_path),
     )  # fmt: skip
     plans = module.main(config)["cases"]["hn, 1 scenarios"]["plans"]
@@ -97,6 +98,17 @@ def test_schemes_and_layers(script, tmp_path):
         "rows"
     ]
     assert rows[2]["delivery"]["energy_switch_s"] < rows[0]["delivery"]["energy_switch_s"]
+
+
+@pytest.mark.slow
+def test_time_of_a_moving_plan_and_of_the_uniform_one_it_matches(script, tmp_path):
+    module = script("experiments", "joint_time")
+    config = module.Config(cases="hn", scenarios=1, grid=8.0, uniform=12.0, moving=18.0, repeats=2, out=str(tmp_path))
+    found = module.main(config)["cases"]["hn"]
+    assert 0 < found["low"] <= found["ratio"] <= found["high"]
+    for row in found["rows"]:
+        assert row["moving"]["reached"] and row["moving"]["objective"] <= row["uniform"]["objective"]
+        assert row["moving"]["spots"] < 0.5 * row["uniform"]["spots"]
 
 
 @pytest.mark.slow

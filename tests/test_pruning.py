@@ -7,7 +7,8 @@ import torch
 
 from torchimpt.checks import InputError
 from torchimpt.geometry import Beam
-from torchimpt.pruning import heaviest, merge_close, spots_closer_than, used_layers
+from torchimpt.optim import Penalized, minimize
+from torchimpt.pruning import heaviest, merge_close, sparsity_cost, spots_closer_than, used_layers
 from torchimpt.spots import Spots
 
 
@@ -103,3 +104,29 @@ def test_further_columns_are_averaged_along_and_do_not_count():
     far = torch.tensor([[0.0, 0.0, 100.0], [2.0, 0.0, 200.0], [50.0, 0.0, 100.0]])
     kept, place, load = merge_close(far, torch.tensor([1.0, 3.0, 1.0]), torch.zeros(3, dtype=torch.int64), 3.0)
     assert place[kept].tolist() == [[1.5, 0.0, 175.0], [50.0, 0.0, 100.0]] and load[kept].tolist() == [4.0, 1.0]
+
+
+def test_price_of_having_a_spot():
+    """The price of all spots together is about `a F`, whatever their weights, and a spot of no weight has the highest."""
+    weight = 10.0 ** torch.linspace(-1, 2, 400, dtype=torch.float64)
+    cost = sparsity_cost(weight, 30.0, strength=2.0)
+    floor = 0.1 * weight.mean()
+    assert cost.tolist() == pytest.approx((60.0 / 400 / (weight + floor)).tolist())
+    assert float(sparsity_cost(torch.ones(50), 30.0) @ torch.ones(50)) == pytest.approx(60.0 / 1.1)
+    assert bool((sparsity_cost(torch.tensor([0.0, 1.0, 2.0]), 30.0).diff() < 0).all())
+    assert bool(torch.isfinite(sparsity_cost(torch.zeros(3), 30.0)).all())
+
+
+def test_penalized_is_the_function_and_its_price(generator):
+    a, c, x = (torch.rand(7, generator=generator, dtype=torch.float64) for _ in range(3))
+
+    class Squares:
+        def value_and_grad(self, x):
+            return float((a * x**2).sum()), 2 * a * x
+
+    problem = Penalized(Squares(), c)
+    value, gradient = problem.value_and_grad(x)
+    assert value == pytest.approx(float((a * x**2 + c * x).sum()), rel=1e-14) and problem.penalty(x) == pytest.approx(float(c @ x))
+    assert torch.allclose(gradient, 2 * a * x + c, rtol=1e-14)
+    found = minimize(problem, x, lower=0.0, method="quasi_newton", tolerance=1e-12)
+    assert bool((found.x == 0).all())  # every component's price is positive, and F is least at zero

@@ -22,7 +22,7 @@ from torchimpt.optim import Status
 from torchimpt.planning.joint import Moving
 from torchimpt.planning.plan import prepare
 from torchimpt.planning.prepare import settings
-from torchimpt.planning.schemes import PRUNE_STEP, optimize
+from torchimpt.planning.schemes import optimize
 from torchimpt.planning.stages import Limits
 from torchimpt.pruning import heaviest, spots_closer_than
 
@@ -56,6 +56,7 @@ def run(ready, solver=SOLVER, limits=None, callback=None, state=None, start=None
         limits=limits,
         uniform=uniform,
         callback=callback,
+        view=ready.view,
         state=state,
     )
 
@@ -119,17 +120,32 @@ def test_a_number_of_spots_is_met(ready, scheme):
     assert bool((found.plan.index.diff() > 0).all())
     counts = [step["spots"] for step in found.steps]
     assert counts[0] == ready.spots.n_spots and counts == sorted(counts, reverse=True)
-    alive = [c for c in counts if c < counts[0]]
-    assert all(b >= int(a / PRUNE_STEP) for a, b in itertools.pairwise(alive))  # no more at once
+    assert all(b >= 17 for b in counts) and len(set(counts)) >= 3  # by steps
     every = run(ready, OptimizerConfig(max_iterations=2), scheme=scheme, spots=10_000, warm_iterations=1)
     assert every.plan.n_spots == ready.spots.n_spots
 
 
 def test_the_heaviest_are_kept(ready):
-    warm = optimize(ready.operators, ready.objective, ready.spots, OptimizerConfig(max_iterations=8, tolerance=SOLVER.tolerance)).plan
-    count = int((warm.weight > 0).sum() / PRUNE_STEP) + 1
-    found = run(ready, spots=count)
-    assert torch.equal(found.plan.index, heaviest(warm.weight, count).nonzero().flatten())
+    """One step of pruning: what the iterations before it left heaviest stays."""
+    plans = {}
+    found = run(ready, spots=ready.spots.n_spots - 3, callback=lambda r: plans.setdefault(r.iteration, ready.view.plan(r.x)) and None)
+    (thinned,) = [step for step in found.steps if step["step"].endswith("thinned")]
+    last = plans[found.steps[0]["iterations"] + 1 + thinned["iterations"]]
+    assert torch.equal(found.plan.index, heaviest(last.weight, ready.spots.n_spots - 3).nonzero().flatten())
+
+
+def test_a_price_on_weights_leaves_fewer_and_is_not_in_the_objective(ready):
+    """The solver sees the price; what is told is F."""
+    seen, told = [], []
+
+    def watch(r):
+        seen.append(objective_of(ready, ready.view.plan(r.x)))
+        told.append(r.value)
+
+    found = run(ready, spots=20, callback=watch)
+    assert told == pytest.approx(seen, rel=1e-4) and told == [row["value"] for row in found.solution.history]
+    first = next(step for step in found.steps if step["step"].endswith("thinned"))
+    assert first["objective"] == told[found.steps[0]["iterations"] + 1 + first["iterations"]]
 
 
 def test_prune_and_move_stops_at_its_price(ready):

@@ -22,6 +22,34 @@ class Problem(Protocol):
         ...
 
 
+class Penalized:
+    """`F(x) + c' x`, for problems without cheap lines.
+
+    Parameters
+    ----------
+    problem
+        F.
+    cost
+        `c` `(n,)`.
+    """
+
+    def __init__(self, problem: Problem, cost: Tensor) -> None:
+        self.problem, self.cost = problem, cost
+
+    def image(self, x: Tensor) -> Tensor:
+        """That of F."""
+        return self.problem.image(x)
+
+    def penalty(self, x: Tensor) -> float:
+        """`c' x`."""
+        return float(self.cost @ x)
+
+    def value_and_grad(self, x: Tensor) -> tuple[float, Tensor]:
+        """Value and gradient `(n,)`."""
+        value, gradient = self.problem.value_and_grad(x)
+        return value + self.penalty(x), gradient + self.cost
+
+
 class Line(Protocol):
     """A function on the line `x + l d`."""
 

@@ -38,11 +38,14 @@ from torchimpt.robust import RobustObjective
 from torchimpt.scenarios import NOMINAL, Scenario
 from torchimpt.spots import Spots
 
-PRUNE_STEP = 1.3
-"""Spots are pruned by at most this factor at once, with iterations in between, so that those which stay can take over. (TG-119, 3983 spots
-to 500: objective 338 by 1.5, 250 by 1.25, and tens of thousands at one stroke.)"""
+PRUNE_STEP = 1.5
+"""Spots are pruned by at most this factor at once, with iterations in between, so that those which stay can take over. (At one stroke the
+objective rises a hundredfold.)"""
 
-ROUND = 15
+PRICE_STEP = 1.3
+"""The same where the objective's price decides how many stay: finer, for the answer is as coarse."""
+
+ROUND = 30
 """Iterations between two rounds of pruning."""
 
 
@@ -118,13 +121,16 @@ def _joint(stages: Stages, plan: Moving, joint: JointConfig, kind: str):
 
 
 def _thin(stages: Stages, plan: Moving, count: int, kind: str) -> Moving:
-    """Prune to the `count` heaviest spots by steps, with a few iterations after each but the last."""
-    count_now = min(plan.n_spots, int((plan.weight > 0).sum()))
-    while count_now > PRUNE_STEP * count:
-        count_now = int(count_now / PRUNE_STEP)
-        plan = plan.keep(heaviest(plan.weight, count_now))
-        plan, _ = stages.solve(f"{count_now} spots", kind, plan, ROUND)
-    return plan.keep(heaviest(plan.weight, count))
+    """The `count` heaviest spots, by steps; before each, some iterations in which every spot has its price, so that few carry most."""
+    while plan.n_spots > count:
+        plan, _ = stages.solve(f"{plan.n_spots} spots, thinned", kind, plan, ROUND, sparse=True)
+        plan = plan.keep(heaviest(plan.weight, max(count, min(int(plan.n_spots / PRUNE_STEP), _alive(plan)))))
+    return plan
+
+
+def _alive(plan: Moving) -> int:
+    """Spots whose weight is more than nothing."""
+    return int((plan.weight > 1e-3 * plan.weight.max()).sum())
 
 
 def _prune_and_move(stages: Stages, plan: Moving, joint: JointConfig, kind: str):
@@ -137,8 +143,9 @@ def _prune_and_move(stages: Stages, plan: Moving, joint: JointConfig, kind: str)
     allowed = stages.steps[-1]["objective"] * (1.0 + joint.price_percent / 100.0)
     good = plan
     while plan.n_spots > 1:
-        count = max(1, int(min(plan.n_spots, int((plan.weight > 0).sum())) / PRUNE_STEP))
-        plan, _ = stages.solve(f"{count} spots", kind, plan.keep(heaviest(plan.weight, count)), 4 * ROUND)
+        plan, _ = stages.solve(f"{plan.n_spots} spots, thinned", kind, plan, ROUND, sparse=True)
+        count = max(1, min(int(plan.n_spots / PRICE_STEP), _alive(plan)))
+        plan, _ = stages.solve(f"{count} spots", kind, plan.keep(heaviest(plan.weight, count)), 2 * ROUND)
         if stages.steps[-1]["objective"] > allowed:
             break
         good = plan
@@ -188,7 +195,7 @@ def _deliverable(stages: Stages, plan: Moving, solution: Solution | None, limits
         return plan, solution
     for share in (0.25, 0.5):
         plan = plan.keep(_above(plan, share * limits.min_weight[plan.index]))
-        plan, _ = stages.solve(f"spots below {share:g} of the minimum left out", kind, plan, ROUND)
+        plan, _ = stages.solve(f"spots below {share:g} of the minimum left out", kind, plan, ROUND // 2)
     least = limits.min_weight[plan.index]
     plan = plan.keep(_above(plan, 0.5 * least))
     plan = replace(plan, weight=torch.maximum(plan.weight, limits.min_weight[plan.index]))

@@ -14,11 +14,12 @@ from torchimpt.checks import InputError
 from torchimpt.config import OptimizerConfig
 from torchimpt.dose.operator import DoseOperator
 from torchimpt.monitor import Callback
-from torchimpt.optim import Solution, Status, minimize
+from torchimpt.optim import Penalized, Solution, Status, minimize
 from torchimpt.optim.solution import Iteration
 from torchimpt.planning.engine import Engine, MatrixFreeEngine
 from torchimpt.planning.joint import JointProblem, Moving, PositionProblem, joint_scale, position_bounds
 from torchimpt.planning.weights import jacobi_scale, weight_problem
+from torchimpt.pruning import sparsity_cost
 from torchimpt.robust import RobustObjective
 from torchimpt.spots import Spots
 
@@ -84,34 +85,55 @@ class Stages:
     steps: list[dict] = field(default_factory=list)
 
     def solve(
-        self, step: str, kind: str, plan: Moving, iterations: int, *, tolerance: float | None = None, lower: Tensor | None = None
+        self,
+        step: str,
+        kind: str,
+        plan: Moving,
+        iterations: int,
+        *,
+        tolerance: float | None = None,
+        lower: Tensor | None = None,
+        sparse: bool = False,
     ) -> tuple[Moving, Solution | None]:
-        """One stage: `kind` "weights", "positions" or "joint". The solution is None where an earlier run had finished the stage."""
+        """One stage: `kind` "weights", "positions" or "joint". The solution is None where an earlier run had finished the stage.
+
+        With `sparse`, the solver sees a price on each spot's weight (`sparsity_cost`); all values that are told are without it.
+        """
         number = len(self.done)
         if self.saved is not None and number < len(self.saved["done"]):
             record = self.saved["done"][number]
             self._note(record)
             return Moving(**record["plan"]), None
-        inner, self.saved = (None if self.saved is None else self.saved["inner"]), None
+        inner, prices = (None, {}) if self.saved is None else (self.saved["inner"], dict(self.saved["prices"]))
+        self.saved = None
         last = self.history[-1] if self.history else {"iteration": -1, "evaluations": 0, "seconds": 0.0}
         before = {"done": [dict(record) for record in self.done], "history": list(self.history), "steps": list(self.steps)}
 
         def shifted(row: dict) -> dict:
             add = {"iteration": last["iteration"] + 1, "evaluations": last["evaluations"], "seconds": last["seconds"]}
+            add["value"] = -prices.get(row["iteration"], 0.0)
             return {name: value + add.get(name, 0) for name, value in row.items()}
 
         def watch(iteration: Iteration) -> bool | None:
-            numbers = shifted(iteration.numbers())
-            state = iteration.state
-            return self.callback and self.callback(replace(iteration, **numbers, state=lambda: {**before, "inner": state()}))
+            if sparse:
+                prices[iteration.iteration] = problem.penalty(iteration.x)
+            numbers, state = shifted(iteration.numbers()), iteration.state
+            here = {**before, "prices": dict(prices)}
+            return self.callback and self.callback(replace(iteration, **numbers, state=lambda: {**here, "inner": state()}))
 
         problem, x, options, back = self._problem(kind, plan, lower)
+        if sparse:
+            cost = torch.zeros_like(x)
+            cost[: plan.n_spots] = sparsity_cost(plan.weight, self.steps[-1]["objective"])
+            problem, options["method"] = Penalized(problem, cost), "quasi_newton"
         self.view.problem, self.view.plan = problem, back
         left = None if self.config.max_evaluations is None else max(1, self.config.max_evaluations - last["evaluations"])
         solution = minimize(
             problem, x, max_iterations=iterations, tolerance=self.config.tolerance if tolerance is None else tolerance,
             max_evaluations=left, callback=watch, state=inner, **options,
         )  # fmt: skip
+        if sparse:
+            solution = replace(solution, value=solution.value - problem.penalty(solution.x))
         plan = back(solution.x)
         rows = [shifted(row) for row in solution.history]
         self._note(
