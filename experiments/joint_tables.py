@@ -20,6 +20,12 @@ from torchimpt.report.curves import curves_figure, save_figure
 
 CASES = Path(__file__).parent / "cases"
 
+LABELS = {
+    "uniform": "uniform grid", "staggered": "staggered grid", "pruned": "uniform 5 mm, pruned", "l1": "uniform 5 mm, L1",
+    "fixed": "staggered 7 mm, pruned", "joint": "moving", "moved": "moving, pruned",
+}  # fmt: skip
+"""What a series is called in figures, in the order of their legends."""
+
 
 @dataclass(frozen=True)
 class Config:
@@ -27,6 +33,11 @@ class Config:
 
     results: str = str(Path(__file__).parent / "results" / "joint_vs_uniform.json")
     out: str = "runs/joint_vs_uniform"
+
+
+def points(plans: list[dict], series: str) -> list[tuple[float, float]]:
+    """`(delivered spots, objective)` of a series, for logarithmic axes."""
+    return [(p["delivered"], p["objective"]) for p in plans if p["series"] == series and p["objective"] > 0]
 
 
 def spots_for(plans: list[dict], objective: float) -> float | None:
@@ -78,9 +89,15 @@ def verdict(plans: list[dict], prescription: float, metrics: list[tuple[str, str
                 "free": free,
             }
     rivals = {}
+    fewest_moving = min(by["moved"], key=lambda p: p["delivered"])
     for name in ("pruned", "l1", "fixed"):
-        rows = [(p["delivered"], spots_for(by["moved"], p["objective"])) for p in by.get(name, [])]
-        rivals[name] = [{"delivered": n, "moving": round(m), "ratio": m / n} for n, m in rows if m is not None]
+        rivals[name] = []
+        for p in by.get(name, []):
+            beyond = p["objective"] > fewest_moving["objective"]  # worse than the moving plan of fewest spots: a bound
+            n = fewest_moving["delivered"] if beyond else spots_for(by["moved"], p["objective"])
+            if n is not None:
+                row = {"delivered": p["delivered"], "objective": p["objective"], "moving": round(n), "ratio": n / p["delivered"]}
+                rivals[name].append({**row, "at most": beyond})
     return {
         "joint / uniform, same spots": same_count,
         "joint / uniform, same spots, fine grid": fine,
@@ -91,6 +108,29 @@ def verdict(plans: list[dict], prescription: float, metrics: list[tuple[str, str
         "largest, % of prescription": 100.0 * max(m["worse"] for m in worse.values() if not m["free"]) / prescription,
         "delivered spots at equal objective": rivals,
     }
+
+
+def overview(verdicts: dict[str, dict]) -> str:
+    """One line a case, as Markdown: the README's table."""
+    rows = [
+        "| case | uniform 5 mm: spots, objective | moving: fewest spots as good, objective | best of a third or less: objective | "
+        "worst of its metrics, % of prescription | delivered spots, of pruned | of L1 |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for key, v in verdicts.items():
+        base, few, best = v["reference"], v["fewest as good"], v["best of a third"]
+        against = []
+        for name in ("pruned", "l1"):
+            every = sorted(v["delivered spots at equal objective"][name], key=lambda row: row["ratio"])
+            found = [row for row in every if not row["at most"]] or every[:1]
+            ends = dict.fromkeys(f"{'under ' if row['at most'] else ''}{row['ratio']:.2f}" for row in found[:1] + found[-1:])
+            against.append(" to ".join(ends) or "–")
+        good = f"{few['spots']:,}, {few['objective']:.0f}" if few else "none"
+        rows.append(
+            f"| {key} | {base['spots']:,}, {base['objective']:.0f} | {good} | "
+            f"{best['objective']:.0f} | {v['largest, % of prescription']:+.2f} | {against[0]} | {against[1]} |"
+        )
+    return "\n".join(rows)
 
 
 def table(plans: list[dict]) -> str:
@@ -122,16 +162,10 @@ def main(config: Config) -> dict:
         print(f"\n## {key}\n\n{table(plans)}\n")
         verdicts[key] = verdict(plans, case["prescription"], asked(key))
         print(json.dumps(verdicts[key], indent=1))
-        labels = {
-            "uniform": "uniform grid", "staggered": "staggered grid", "pruned": "uniform 5 mm, pruned", "l1": "uniform 5 mm, L1",
-            "fixed": "staggered 7 mm, pruned", "joint": "moving", "moved": "moving, pruned",
-        }  # fmt: skip
-        series = {
-            label: [(p["delivered"], p["objective"]) for p in plans if p["series"] == name and p["objective"] > 0]
-            for name, label in labels.items()
-        }
+        series = {label: points(plans, name) for name, label in LABELS.items()}
         figure = curves_figure({k: v for k, v in series.items() if v}, "Delivered spots", "Objective, Gy²", title=key)
         save_figure(figure, out / f"curves_{key.replace(', ', '_').replace(' ', '_')}.png")
+    print("\n" + overview(verdicts))
     return verdicts
 
 

@@ -18,7 +18,8 @@ Final plans are computed again on a grid of half the voxel size, where target an
 3 mm and 3 %) or in the nominal one. Dose grid 4 mm in the optimization, margin 8 mm: at 5 mm the uniform grids lack spots at the edge,
 which spots that move make up for (OpenKBP 109, nine scenarios, uniform 5 mm: objective 3835 with a margin of 5 mm, 1596 with 8 mm).
 `results.json` holds every plan; `joint_tables.py` makes tables, verdicts and curves from it. About 45 minutes for everything on 2 idle
-cores; `--asking 1` has the mean-dose objectives ask for 0 Gy.
+cores; `--asking 1` has the mean-dose objectives ask for 0 Gy. With `--parts grids` (pruned, moved, fixed), only those series are made, and
+others of the same case stay in `results.json` as they were.
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ class Config:
     fixed_iterations: int = 600
     tolerance: float = 1e-4
     asking: int = 0
+    parts: str = "grids,pruned,moved,fixed"
 
 
 class Bench:
@@ -244,25 +246,32 @@ def main(config: Config) -> dict:
     path = out / "results.json"
     if path.is_file():
         results["cases"] = json.loads(path.read_text())["cases"]
-    numbers = [float(s) for s in config.spacings.split(",") if s]
+    numbers, parts = [float(s) for s in config.spacings.split(",") if s], config.parts.split(",")
     for name in config.cases.split(","):
         for n_scenarios in map(int, config.scenarios.split(",")):
             key = f"{name}, {n_scenarios} scenarios" + (", asking" if config.asking else "")
             log.info("%s", key)
             bench = Bench(config, name, n_scenarios)
-            for spacing in numbers:
-                uniform_and_joint(bench, spacing)
-            for entry in filter(None, config.jitter.split(",")):
-                jittered(bench, *(f(v) for f, v in zip((float, int), entry.split(":"), strict=True)))
+            earlier = results["cases"].get(key, {"plans": []})["plans"]
+            if "grids" in parts:
+                for spacing in numbers:
+                    uniform_and_joint(bench, spacing)
+                for entry in filter(None, config.jitter.split(",")):
+                    jittered(bench, *(f(v) for f, v in zip((float, int), entry.split(":"), strict=True)))
             shares, penalties = ([float(s) for s in text.split(",") if s] for text in (config.shares, config.penalties))
-            uniform = {row["label"]: row for row, _ in bench.plans if row["series"] == "uniform"}
+            rows = [*(row for row, _ in bench.plans), *earlier]
+            uniform = {row["label"]: row for row in reversed(rows) if row["series"] == "uniform"}
             reference = uniform.get(f"{config.base:g} mm", next(iter(uniform.values())))
             counts = [max(1, int(share * reference["delivered"])) for share in shares]
-            pruned_plans(bench, bench.place(config.base), {"pruned": 0.0}, counts, penalties)
-            own = ti.stagger(bench.place(config.moving_base), config.moving_base)
-            pruned_plans(bench, own, {"moved": 10.0, "fixed": 0.0}, counts, [])
+            if "pruned" in parts:
+                pruned_plans(bench, bench.place(config.base), {"pruned": 0.0}, counts, penalties)
+            boxes = {series: box for series, box in (("moved", 10.0), ("fixed", 0.0)) if series in parts}
+            if boxes:
+                pruned_plans(bench, ti.stagger(bench.place(config.moving_base), config.moving_base), boxes, counts, [])
             assess(bench)
-            results["cases"][key] = {"prescription": bench.case.prescription(), "plans": [row for row, _ in bench.plans]}
+            plans = [row for row, _ in bench.plans]
+            kept = [row for row in earlier if row["series"] not in {row["series"] for row in plans}]
+            results["cases"][key] = {"prescription": bench.case.prescription(), "plans": [*kept, *plans]}
             write_json(path, results)
     return results
 
