@@ -225,7 +225,8 @@ class JointConfig(Section):
     """How far a spot may go from where it was placed, along x and along y; never out of the
     rectangle around its beam's placed spots. 0: nowhere."""
     spots: Annotated[int, Field(strict=True, gt=0)] | None = None
-    """How many of the placed spots to keep, the heaviest after a few weight iterations; omitted: all, or as many as price_percent asks."""
+    """How many of the placed spots to keep: the heaviest, by steps, each after iterations in which every spot has its price; omitted: all,
+    or as many as price_percent asks."""
     price_percent: Annotated[Real, Field(ge=0)] = 1.0
     """prune_and_move without a number of spots: how much the objective may rise for fewer spots."""
     warm_iterations: Count = 20
