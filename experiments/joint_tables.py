@@ -35,6 +35,10 @@ class Config:
     out: str = "runs/joint_vs_uniform"
 
 
+MET = 1.0
+"""Gy², weights included: an objective below this asks for nothing more."""
+
+
 def points(plans: list[dict], series: str) -> list[tuple[float, float]]:
     """`(delivered spots, objective)` of a series, for logarithmic axes."""
     return [(p["delivered"], p["objective"]) for p in plans if p["series"] == series and p["objective"] > 0]
@@ -56,8 +60,9 @@ def asked(key: str) -> list[tuple[str, str, float | None]]:
     """`(ROI, metric, dose)` of what a case's objectives ask; at or below the dose a metric is free, for nothing asks for less."""
     case = load_case(CASES / f"{key.split(', ')[0]}.toml")
     found: dict = {}
+    targets = {term.roi for term in case.objective if term.kind == "min_dose"}
     for term in case.objective:
-        if term.kind == "max_dose":
+        if term.kind == "max_dose" and term.roi not in targets:
             found[term.roi, "d2_gy"] = term.dose_gy
         elif term.kind == "mean_dose":
             found[term.roi, "mean_gy"] = 0.0 if "asking" in key else term.dose_gy
@@ -124,6 +129,9 @@ def overview(verdicts: dict[str, dict]) -> str:
         "|---|--:|--:|--:|--:|--:|",
     ]
     for key, v in verdicts.items():
+        if v["reference"]["objective"] < MET:
+            rows.append(f"| {key} | {v['reference']['spots']:,}, all that is asked is met | – | – | – | – |")
+            continue
         cells = [f"{v['reference']['spots']:,}, {v['reference']['objective']:.0f}"]
         for plan in (v["a third"], v["fewest as good"]):
             cells.append(f"{plan['spots']:,}, {plan['objective']:.0f}, {plan['largest, % of prescription']:+.1f} %" if plan else "none")

@@ -2,22 +2,22 @@
 
     python experiments/joint_vs_uniform.py [--cases tg119,openkbp_109,openkbp_17,openkbp_95] [--scenarios 1,9] [--out runs/joint_vs_uniform]
 
-For each case and number of scenarios, with one objective, one tolerance and one dose code (plans whose spots stay may take three times the
-iterations, because they converge slowly and each is cheap: they are the rival):
+For each case and number of scenarios, with one objective, one tolerance and one dose code (moving grids have 200 iterations, all other
+plans up to 600):
 
     uniform    square grids of every spacing, weights only
     staggered  the same, each energy layer's grid offset against the others' (`ti.stagger`), weights only
     joint      weights and positions, from the staggered grids
     jittered   weights and positions, from square grids shifted at random, three seeds
-    pruned     the square 5 mm grid pruned step by step to n spots, weights optimized again, every spot at the minimum MU or above
+    pruned     the square 5 mm grid pruned to n spots as `joint.spots` does it, weights optimized again, each at the minimum MU or above
     l1         the same grid pruned by a reweighted L1 penalty, weights optimized again, at the minimum MU or above
-    moved      a staggered 7 mm grid pruned step by step to n spots that move, at the minimum MU or above
+    moved      a staggered 7 mm grid pruned the same way to n spots that move, at the minimum MU or above
     fixed      the same, positions fixed
 
 Final plans are computed again on a grid of half the voxel size, where target and organ metrics are taken in all nine scenarios (of
 3 mm and 3 %) or in the nominal one. Dose grid 4 mm in the optimization, margin 8 mm: at 5 mm the uniform grids lack spots at the edge,
 which spots that move make up for (OpenKBP 109, nine scenarios, uniform 5 mm: objective 3835 with a margin of 5 mm, 1596 with 8 mm).
-`results.json` holds every plan; `joint_tables.py` makes tables, verdicts and curves from it. About 45 minutes for everything on 2 idle
+`results.json` holds every plan; `joint_tables.py` makes tables, verdicts and curves from it. About 90 minutes for everything on 2 idle
 cores; `--asking 1` has the mean-dose objectives ask for 0 Gy. With `--parts grids` (pruned, moved, fixed), only those series are made, and
 others of the same case stay in `results.json` as they were.
 """
