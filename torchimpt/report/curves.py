@@ -49,7 +49,7 @@ def curves_figure(
             raise InputError(f"series '{name}': logarithmic axes take positive finite numbers, got {wrong[0]}")
     with rc():
         figure = new_figure(*size)
-        axes = figure.add_axes((62 / size[0], 50 / size[1], 1 - 76 / size[0], 1 - 80 / size[1]))
+        axes = figure.add_axes((74 / size[0], 50 / size[1], 1 - 88 / size[0], 1 - 80 / size[1]))
         for number, (name, points) in enumerate(series.items()):
             x, y = zip(*sorted(points), strict=True) if points else ((), ())
             marker = _MARKERS[number % len(_MARKERS)] if len(points) <= 30 else ""
