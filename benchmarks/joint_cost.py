@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from measure import about, ready_case, repeat
+from measure import ready_case, repeat
 
 from torchimpt.cli.flags import flags
 from torchimpt.planning.joint import JointProblem, Moving
-from torchimpt.planning.runfolder import write_json
+from torchimpt.planning.runfolder import about, write_json
 
 AIM = 1.3
 

@@ -1,8 +1,7 @@
-"""What both benchmarks need: repeats with their spread, this machine's read bandwidth, prepared cases, what to print about the machine."""
+"""What the benchmarks share: repeats with their spread, this machine's read bandwidth, prepared cases."""
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -15,7 +14,6 @@ from torchimpt.config import load_case
 from torchimpt.monitor import Progress
 from torchimpt.planning.plan import Prepared, prepare
 from torchimpt.planning.prepare import settings
-from torchimpt.planning.runfolder import commit, processor, versions
 
 CASES = Path(__file__).resolve().parents[1] / "experiments" / "cases"
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -61,12 +59,3 @@ def ready_case(name: str, overrides: list[str]) -> Prepared:
     path = CASES / f"{name}.toml" if (CASES / f"{name}.toml").is_file() else Path(name)
     case = load_case(path, overrides)
     return prepare(case, settings("cpu", case.dose.dtype, None, case.seed), Progress(enabled=False), {})
-
-
-def about() -> dict:
-    """Machine and versions."""
-    load = os.getloadavg()[0]
-    return {
-        "processor": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "load at the start": round(load, 2),
-        "commit": commit(), **versions(),
-    }  # fmt: skip

@@ -16,12 +16,12 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from measure import DATA, about, ready_case
+from measure import DATA, ready_case
 
 from torchimpt.cli.flags import flags
 from torchimpt.optim import minimize
 from torchimpt.planning.plan import Prepared
-from torchimpt.planning.runfolder import write_json
+from torchimpt.planning.runfolder import about, write_json
 from torchimpt.planning.weights import best_uniform_weight, jacobi_scale, weight_problem
 
 METHODS = ("projected_cg", "dyhs_cg", "lbfgs")

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from measure import DATA, Repeats, about, read_bandwidth, ready_case, repeat
+from measure import DATA, Repeats, read_bandwidth, ready_case, repeat
 
 from torchimpt.cli.flags import flags
 from torchimpt.dose import assemble
@@ -24,7 +24,7 @@ from torchimpt.dose.operator import DoseOperator, dose_operators
 from torchimpt.memory import peak_memory
 from torchimpt.optim import minimize
 from torchimpt.planning.plan import Prepared
-from torchimpt.planning.runfolder import write_json
+from torchimpt.planning.runfolder import about, write_json
 from torchimpt.planning.weights import best_uniform_weight, jacobi_scale, weight_problem
 
 

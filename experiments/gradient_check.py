@@ -33,7 +33,7 @@ import torch
 
 import torchimpt as ti
 from torchimpt.memory import available_memory
-from torchimpt.planning.runfolder import processor, versions, write_json, write_text
+from torchimpt.planning.runfolder import about, write_json, write_text
 
 FASTER, SMALLER = 3.0, 5.0
 """The aim: analytic at least three times faster, at most a fifth of the memory."""
@@ -189,8 +189,8 @@ HEADER = ["voxels x spots", "error: dose / weight / position", "analytic, ms", "
 def main(config: Config) -> list[dict]:
     """Measure every size, print the table as it grows, write the files; returns the rows."""
     sizes = [tuple(int(n) for n in size.split("x")) for size in config.sizes.split(",")]
-    about = {"processor": processor(), "cores": os.cpu_count(), "threads": config.threads or torch.get_num_threads(), **versions()}
-    print(", ".join(f"{name} {value}" for name, value in about.items()))
+    facts = {**about(), "threads": config.threads or torch.get_num_threads()}
+    print(", ".join(f"{name} {value}" for name, value in facts.items()))
     lines = ["| " + " | ".join(HEADER) + " |", "|" + " --- |" * len(HEADER)]
     print(*lines, sep="\n")
     rows = []
@@ -199,7 +199,7 @@ def main(config: Config) -> list[dict]:
         lines.append("| " + " | ".join(cells(rows[-1])) + " |")
         print(lines[-1], flush=True)
     out = Path(config.out)
-    write_json(out / "results.json", {"config": asdict(config), "machine": about, "rows": rows})
+    write_json(out / "results.json", {"config": asdict(config), "machine": facts, "rows": rows})
     write_text(out / "table.md", "\n".join(lines) + "\n")
     return rows
 

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from joint_tables import LABELS, points
-from PIL import Image
-from readme_figure import WIDTH, picture
+from readme_figure import WIDTH, write_page
 
 from torchimpt.cli.flags import flags
 from torchimpt.report.compare import read_runs
@@ -44,25 +43,14 @@ def main(config: Config) -> None:
     panels = []
     for key in config.cases.split(";"):
         series = {LABELS[name]: points(cases[key]["plans"], name) for name in SERIES}
-        figure = curves_figure(series, "Delivered spots", "Objective, Gy²", title=key, size=(WIDTH // 2, 360))
-        panels.append(picture(figure))
+        panels.append(curves_figure(series, "Delivered spots", "Objective, Gy²", title=key, size=(WIDTH // 2, 360)))
     rois = config.rois.split(",")
     runs = read_runs(config.runs.split(","))
     names = [f"{name}, {run.metrics['spots']['count']:,} spots" for name, run in zip(config.names.split(","), runs, strict=True)]
     colors = colors_by_role({roi: "target" if roi in runs[0].targets else "oar" for roi in rois})
     curves = {name: run.curves for name, run in zip(names, runs, strict=True)}
-    panels.append(picture(overlay_figure(curves, rois, colors, size=(WIDTH, 420), named=True)))
-
-    width, height = panels[0].size
-    rows = (len(panels)) // 2
-    page = Image.new("RGB", (max(2 * width, panels[-1].width), rows * height + panels[-1].height), "white")
-    for number, part in enumerate(panels[:-1]):
-        page.paste(part, (number % 2 * width, number // 2 * height))
-    page.paste(panels[-1], (0, rows * height))
-    out = Path(config.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    page.save(out, optimize=True)
-    print(f"{out}: {page.width} x {page.height} pixels, {out.stat().st_size / 1000:.0f} kB")
+    dvh = overlay_figure(curves, rois, colors, size=(WIDTH, 420), named=True)
+    write_page([panels[:2], panels[2:], [dvh]], Path(config.out))
 
 
 if __name__ == "__main__":

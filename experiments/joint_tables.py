@@ -26,6 +26,9 @@ LABELS = {
 }  # fmt: skip
 """What a series is called in figures, in the order of their legends."""
 
+MET = 1.0
+"""Gy², weights included: an objective below this asks for nothing more."""
+
 
 @dataclass(frozen=True)
 class Config:
@@ -33,10 +36,6 @@ class Config:
 
     results: str = str(Path(__file__).parent / "results" / "joint_vs_uniform.json")
     out: str = "runs/joint_vs_uniform"
-
-
-MET = 1.0
-"""Gy², weights included: an objective below this asks for nothing more."""
 
 
 def points(plans: list[dict], series: str) -> list[tuple[float, float]]:

@@ -15,7 +15,6 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 from joint_vs_uniform import Bench
 from joint_vs_uniform import Config as BenchConfig
 
@@ -23,7 +22,7 @@ import torchimpt as ti
 from torchimpt.cli.flags import flags
 from torchimpt.config import JointConfig
 from torchimpt.planning.engine import MatrixEngine
-from torchimpt.planning.runfolder import commit, processor, versions, write_json
+from torchimpt.planning.runfolder import about, write_json
 from torchimpt.planning.schemes import optimize
 
 
@@ -91,9 +90,8 @@ def summary(rows: list[dict]) -> dict:
 
 def main(config: Config) -> dict:
     """Time, print, write `results.json`."""
-    about = {"processor": processor(), "threads": torch.get_num_threads(), "commit": commit(), **versions()}
-    results = {"about": about, "config": asdict(config), "cases": {}}
-    print(about)
+    results = {"about": about(), "config": asdict(config), "cases": {}}
+    print(results["about"])
     for name in config.cases.split(","):
         bench = Bench(BenchConfig(grid=config.grid, margin=config.margin), name, config.scenarios)
         bench.operators(ti.stagger(bench.place(3 * config.moving), config.moving))  # what has to be compiled or loaded

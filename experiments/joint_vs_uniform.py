@@ -42,7 +42,7 @@ from torchimpt.optim import Penalized, minimize
 from torchimpt.planning.engine import MatrixEngine, MatrixFreeEngine
 from torchimpt.planning.joint import Moving
 from torchimpt.planning.prepare import load_machine, load_patient, resolve_beams
-from torchimpt.planning.runfolder import commit, processor, versions, write_json
+from torchimpt.planning.runfolder import about, write_json
 from torchimpt.planning.schemes import optimize
 from torchimpt.planning.stages import Limits
 from torchimpt.planning.weights import jacobi_scale, weight_problem
@@ -241,8 +241,7 @@ def main(config: Config) -> dict:
     log.setLevel(logging.INFO)
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
-    about = {"processor": processor(), "threads": torch.get_num_threads(), "commit": commit(), **versions()}
-    results = {"about": about, "config": asdict(config), "cases": {}}
+    results = {"about": about(), "config": asdict(config), "cases": {}}
     path = out / "results.json"
     if path.is_file():
         results["cases"] = json.loads(path.read_text())["cases"]

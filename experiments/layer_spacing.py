@@ -12,14 +12,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 from joint_vs_uniform import Bench
 from joint_vs_uniform import Config as BenchConfig
 
 import torchimpt as ti
 from torchimpt.cli.flags import flags
 from torchimpt.config import JointConfig
-from torchimpt.planning.runfolder import commit, processor, versions, write_json
+from torchimpt.planning.runfolder import about, write_json
 from torchimpt.planning.schemes import optimize
 
 
@@ -39,8 +38,8 @@ class Config:
 def main(config: Config) -> dict:
     """Plan, print, write `results.json`."""
     bench = Bench(BenchConfig(grid=config.grid), config.case, config.scenarios)
-    about = {"processor": processor(), "threads": torch.get_num_threads(), "commit": commit(), **versions()}
-    print(about)
+    facts = about()
+    print(facts)
     rows, head = [], ("layers", "spots", "placed", "delivered", "energies", "objective", "seconds", "switching", "spots+scan", "beam on")
     print(("{:>12s}" * len(head)).format(*head))
     for layers in config.layers.split(","):
@@ -56,7 +55,7 @@ def main(config: Config) -> dict:
                 f"{layers:>12s}{name:>12s}{spots.n_spots:12d}{time['spots']:12d}{time['energy_layers']:12d}{found.solution.value:12.1f}"
                 f"{time['seconds']:12.0f}{time['energy_switch_s']:12.0f}{time['spot_s'] + time['scan_s']:12.1f}{time['beam_on_s']:12.0f}"
             )
-    results = {"about": about, "config": asdict(config), "rows": rows}
+    results = {"about": facts, "config": asdict(config), "rows": rows}
     Path(config.out).mkdir(parents=True, exist_ok=True)
     write_json(Path(config.out) / "results.json", results)
     return results

@@ -43,6 +43,21 @@ def picture(figure: Figure) -> Image.Image:
     return Image.open(buffer).convert("RGB")
 
 
+def write_page(rows: list[list[Figure]], out: Path) -> None:
+    """Figures side by side in rows, as one picture."""
+    parts = [[picture(figure) for figure in row] for row in rows]
+    width, heights = max(sum(part.width for part in row) for row in parts), [max(part.height for part in row) for row in parts]
+    page = Image.new("RGB", (width, sum(heights)), "white")
+    for number, row in enumerate(parts):
+        left = 0
+        for part in row:
+            page.paste(part, (left, sum(heights[:number])))
+            left += part.width
+    out.parent.mkdir(parents=True, exist_ok=True)
+    page.save(out, optimize=True)
+    print(f"{out}: {page.width} x {page.height} pixels, {out.stat().st_size / 1000:.0f} kB")
+
+
 def main(config: Config) -> None:
     """Read the run, compute its doses anew, draw."""
     case = ti.load_case(config.run)
@@ -59,16 +74,7 @@ def main(config: Config) -> None:
         curves.axes[0].plot([], [], color=colors[roi], label=roi)
     curves.axes[0].legend(loc="upper right", frameon=False, fontsize=8, bbox_to_anchor=(0.82, 0.99))
 
-    parts = [picture(figure) for figure in (slices, curves)]
-    page = Image.new("RGB", (max(part.width for part in parts), sum(part.height for part in parts)), "white")
-    top = 0
-    for part in parts:
-        page.paste(part, (0, top))
-        top += part.height
-    out = Path(config.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    page.save(out, optimize=True)
-    print(f"{out}: {page.width} x {page.height} pixels, {out.stat().st_size / 1000:.0f} kB")
+    write_page([[slices], [curves]], Path(config.out))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from torchimpt.config import JointConfig, OptimizerConfig
 from torchimpt.optim import minimize
 from torchimpt.planning.engine import MatrixFreeEngine
 from torchimpt.planning.joint import JointProblem, Moving, joint_scale
-from torchimpt.planning.runfolder import commit, processor, versions, write_json
+from torchimpt.planning.runfolder import about, write_json
 from torchimpt.planning.schemes import optimize
 from torchimpt.planning.weights import best_uniform_weight
 from torchimpt.report.curves import curves_figure, save_figure
@@ -98,9 +98,8 @@ def after(rows: list[dict], evaluations: int) -> float | None:
 def main(config: Config) -> dict:
     """Run, print and write."""
     out = Path(config.out)
-    about = {"processor": processor(), "threads": torch.get_num_threads(), "commit": commit(), **versions()}
-    results = {"about": about, "config": asdict(config), "cases": {}}
-    print(about)
+    results = {"about": about(), "config": asdict(config), "cases": {}}
+    print(results["about"])
     for name in config.cases.split(","):
         for n_scenarios in map(int, config.scenarios.split(",")):
             bench = Bench(BenchConfig(grid=config.grid), name, n_scenarios)

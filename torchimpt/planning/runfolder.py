@@ -31,6 +31,14 @@ def versions() -> dict[str, str]:
     return {"torchimpt": __version__, "python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
 
 
+def about() -> dict[str, Any]:
+    """What a measurement was made with: machine, its load, threads, commit and versions."""
+    return {
+        "processor": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
+        "load at the start": round(os.getloadavg()[0], 2), "commit": commit(), **versions(),
+    }  # fmt: skip
+
+
 def processor() -> str:
     """The CPU's name as the system tells it."""
     try:
