@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from torchimpt.dose.backends.numba_cpu import _run
+from torchimpt.dose.backends.numba_cpu import _run, row_turns
 from torchimpt.dose.rows import CELL_WIDTH, ROW_HEIGHT, row_cells
 
 
@@ -38,3 +38,12 @@ def test_runs_hold_every_voxel_in_reach_and_little_more(dtype, seed):
 def test_no_voxels_have_no_cells_to_look_into():
     left, cells = row_cells(torch.empty(0), torch.zeros(4, dtype=torch.int64))
     assert left == 0.0 and cells.tolist() == [[0, 0]] * 3
+
+
+@pytest.mark.parametrize("n_rows", [0, 1, 15, 16, 47, 300])
+def test_turns_are_all_rows_and_each_share_has_some_from_everywhere(n_rows):
+    turns = row_turns(n_rows)
+    assert sorted(turns.tolist()) == list(range(n_rows))
+    for threads in (2, 4):
+        for share in np.array_split(turns, threads) if n_rows > 40 else ():
+            assert abs(share.mean() - (n_rows - 1) / 2) < 0.1 * n_rows  # contiguous rows would be a quarter of them off, or more

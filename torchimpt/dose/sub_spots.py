@@ -83,7 +83,7 @@ class RayTables:
 
     Attributes
     ----------
-    order, row_start, first, left, cells, p, q, ratio, ratio_min
+    order, first, left, cells, p, q, ratio, ratio_min
         As in `PairTables`.
     magnification
         `(n,)` `m_x`.
@@ -102,7 +102,6 @@ class RayTables:
     """
 
     order: torch.Tensor
-    row_start: torch.Tensor
     first: float
     left: float
     cells: torch.Tensor
@@ -121,7 +120,7 @@ class RayTables:
     @property
     def n_bytes(self) -> int:
         """Memory that the tables take."""
-        tensors = (self.order, self.row_start, self.cells, self.p, self.q, self.ratio, self.magnification, self.plane, self.optics)
+        tensors = (self.order, self.cells, self.p, self.q, self.ratio, self.magnification, self.plane, self.optics)
         return sum(t.numel() * t.element_size() for t in tensors)
 
 
@@ -172,7 +171,7 @@ def trace_rays(
     p = rows.p.to(dtype)
     left, cells = row_cells(p, rows.row_start)
     return RayTables(
-        order=rows.order, row_start=rows.row_start, first=rows.first, left=left, cells=cells, p=p, q=rows.q.to(dtype),
+        order=rows.order, first=rows.first, left=left, cells=cells, p=p, q=rows.q.to(dtype),
         ratio=rows.ratio.to(dtype), ratio_min=float(rows.ratio.min()), magnification=rows.magnification.to(dtype),
         plane=((top - rows.depth) / DEPTH_STEP).to(dtype),
         optics=optics.to(dtype), sigma=sigma, spread=spread.to(dtype), rays=rays, layers=tables,

@@ -25,12 +25,8 @@ FAST = {"nnan", "ninf", "nsz", "contract"}
 once, and saves code that it has optimized twice; with `reassoc` beside `contract` the two differ in the last bits, so a plan's dose
 would not come back from its file bit for bit. Sums that have to vectorize go through `plus`."""
 
-_BLOCKS = 32
-"""Row blocks that the threads of the sub-spot kernel share: enough to balance two to sixteen threads."""
-
 _TURNS = (0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15)
-"""Which rows, modulo 16, the threads of the dose take first: each thread gets a contiguous share of such a sequence, and so rows from
-everywhere. (Rows in their own order leave threads idle: a target fills few of the rows.)"""
+"""Numbers below 16 with their bits reversed: any contiguous share of them is spread evenly."""
 
 
 @intrinsic
@@ -207,6 +203,11 @@ def _backward(
         gradient[2, s] += 2.0 * w[s] * g_y
 
 
+def row_turns(n_rows: int) -> np.ndarray:
+    """All rows, in an order of which threads take contiguous shares; in their own order threads idle where a target fills few rows."""
+    return np.concatenate([np.arange(first, n_rows, len(_TURNS)) for first in _TURNS])
+
+
 def _arguments(tables: PairTables, component: int, cutoff: float) -> tuple:
     """The arguments that the two kernels share."""
     reach = torch.nan_to_num(cutoff * tables.sigma[component], posinf=0.0)
@@ -225,7 +226,7 @@ def add_dose(
     x, y = (position[:, i].contiguous().numpy() for i in (0, 1))
     start = torch.searchsorted(layer, torch.arange(tables.amplitude.shape[1] + 1)).numpy()
     mine = np.zeros(tables.p.numel(), dtype=kind)
-    turn = np.concatenate([np.arange(first, len(tables.cells), len(_TURNS)) for first in _TURNS])
+    turn = row_turns(len(tables.cells))
     for k in range(tables.amplitude.shape[0]):
         _forward(mine, *_arguments(tables, k, cutoff), start, x, y, weight.contiguous().numpy(), kind(0.5 * cutoff**2), kind(0), turn)
     dose[tables.order] += torch.from_numpy(mine)

@@ -11,7 +11,7 @@ import numba
 import numpy as np
 import torch
 
-from torchimpt.dose.backends.numba_cpu import _BLOCKS, FAST, _exp_minus, _row_range, _run, plus
+from torchimpt.dose.backends.numba_cpu import FAST, _exp_minus, _row_range, _run, plus, row_turns
 from torchimpt.dose.backends.threads import use_torch_threads
 from torchimpt.dose.rows import CELL_WIDTH, ROW_HEIGHT
 from torchimpt.dose.sub_spots import RayTables
@@ -96,25 +96,26 @@ def _sum_run(residual, x, y, p, q, ratio, m, plane, optics, path, scale, last, i
 @numba.njit(parallel=True, fastmath=FAST, cache=True)
 def _forward(
     dose, fluence, x, y, path, p, q, ratio, m, plane, optics, cells, left, width, first, height, ratio_min, reach, scale, last, idd,
-    share, variance, t_max, zero, n_blocks,
+    share, variance, t_max, zero, turn,
 ):  # pragma: no cover  # fmt: skip
     n_rows = cells.shape[0]
-    for block in numba.prange(n_blocks):
-        begin, end = block * n_rows // n_blocks, (block + 1) * n_rows // n_blocks
+    for k in numba.prange(turn.shape[0]):
+        row = turn[k]
         for layer in range(fluence.shape[0]):
             o, d, h, v = optics[layer], idd[layer], share[layer], variance[layer]
             for b in range(y.shape[0]):
                 from_row, to_row = _row_range(first, height, n_rows, ratio_min, y[b], reach[layer])
+                if not from_row <= row < to_row:
+                    continue
                 for a in range(x.shape[0]):
                     if fluence[layer, b, a] == zero:
                         continue
-                    for row in range(max(begin, from_row), min(end, to_row)):
-                        lo, hi = _run(cells, left, width, first, height, ratio_min, row, x[a], y[b], reach[layer])
-                        if hi > lo:
-                            _add_run(
-                                dose[lo:hi], fluence[layer, b, a], x[a], y[b], p[lo:hi], q[lo:hi], ratio[lo:hi], m[lo:hi], plane[lo:hi],
-                                o[lo:hi], path[b, a], scale[layer], last, d, h, v, t_max, zero,
-                            )  # fmt: skip
+                    lo, hi = _run(cells, left, width, first, height, ratio_min, row, x[a], y[b], reach[layer])
+                    if hi > lo:
+                        _add_run(
+                            dose[lo:hi], fluence[layer, b, a], x[a], y[b], p[lo:hi], q[lo:hi], ratio[lo:hi], m[lo:hi], plane[lo:hi],
+                            o[lo:hi], path[b, a], scale[layer], last, d, h, v, t_max, zero,
+                        )  # fmt: skip
 
 
 @numba.njit(parallel=True, fastmath=FAST, cache=True)
@@ -180,7 +181,7 @@ def add_dose(
     fluence = _fluence(tables, layer, x, y, weight.contiguous().numpy(), cutoff)
     mine = np.zeros(tables.p.numel(), dtype=fluence.dtype)
     for k in range(tables.layers.n_components):
-        _forward(mine, fluence, *_arguments(tables, fluence, k, cutoff), _BLOCKS)
+        _forward(mine, fluence, *_arguments(tables, fluence, k, cutoff), row_turns(len(tables.cells)))
     dose[tables.order] += torch.from_numpy(mine)
 
 
