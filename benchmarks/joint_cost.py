@@ -13,10 +13,11 @@ from pathlib import Path
 
 import torch
 from measure import ready_case, repeat
-
-from torchimpt.cli.flags import flags
 from torchimpt.planning.joint import JointProblem, Moving
-from torchimpt.planning.runfolder import about, write_json
+
+from torchimpt.runs.about import about
+from torchimpt.runs.folder import write_json
+from torchimpt.studies.flags import flags
 
 AIM = 1.3
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
-from torchimpt.config import load_case
-from torchimpt.monitor import Progress
+from torchimpt.case import load_case
+from torchimpt.planning.load import settings
 from torchimpt.planning.plan import Prepared, prepare
-from torchimpt.planning.prepare import settings
+from torchimpt.watch import Progress
 
 CASES = Path(__file__).resolve().parents[1] / "experiments" / "cases"
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -18,11 +18,12 @@ from pathlib import Path
 
 from measure import DATA, ready_case
 
-from torchimpt.cli.flags import flags
 from torchimpt.optim import minimize
 from torchimpt.planning.plan import Prepared
-from torchimpt.planning.runfolder import about, write_json
-from torchimpt.planning.weights import best_uniform_weight, jacobi_scale, weight_problem
+from torchimpt.runs.about import about
+from torchimpt.runs.folder import write_json
+from torchimpt.schemes.weights import best_uniform_weight, jacobi_scale, weight_problem
+from torchimpt.studies.flags import flags
 
 METHODS = ("projected_cg", "dyhs_cg", "lbfgs")
 WITHIN = 1.01

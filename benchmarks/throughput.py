@@ -17,15 +17,16 @@ from pathlib import Path
 import torch
 from measure import DATA, Repeats, read_bandwidth, ready_case, repeat
 
-from torchimpt.cli.flags import flags
 from torchimpt.dose import assemble
 from torchimpt.dose.influence import influence_matrices
 from torchimpt.dose.operator import DoseOperator, dose_operators
 from torchimpt.memory import peak_memory
 from torchimpt.optim import minimize
 from torchimpt.planning.plan import Prepared
-from torchimpt.planning.runfolder import about, write_json
-from torchimpt.planning.weights import best_uniform_weight, jacobi_scale, weight_problem
+from torchimpt.runs.about import about
+from torchimpt.runs.folder import write_json
+from torchimpt.schemes.weights import best_uniform_weight, jacobi_scale, weight_problem
+from torchimpt.studies.flags import flags
 
 
 @dataclass(frozen=True)

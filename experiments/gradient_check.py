@@ -33,7 +33,8 @@ import torch
 
 import torchimpt as ti
 from torchimpt.memory import available_memory
-from torchimpt.planning.runfolder import about, write_json, write_text
+from torchimpt.runs.about import about
+from torchimpt.runs.folder import write_json, write_text
 
 FASTER, SMALLER = 3.0, 5.0
 """The aim: analytic at least three times faster, at most a fifth of the memory."""

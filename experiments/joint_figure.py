@@ -16,11 +16,11 @@ from pathlib import Path
 from joint_tables import LABELS, points
 from readme_figure import WIDTH, write_page
 
-from torchimpt.cli.flags import flags
 from torchimpt.report.compare import read_runs
 from torchimpt.report.curves import curves_figure
 from torchimpt.report.figures import overlay_figure
 from torchimpt.report.style import colors_by_role
+from torchimpt.studies.flags import flags
 
 SERIES = ("uniform", "pruned", "l1", "joint", "moved")
 

@@ -14,9 +14,9 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from torchimpt.cli.flags import flags
-from torchimpt.config import load_case
+from torchimpt.case import load_case
 from torchimpt.report.curves import curves_figure, save_figure
+from torchimpt.studies.flags import flags
 
 CASES = Path(__file__).parent / "cases"
 

@@ -17,13 +17,14 @@ from pathlib import Path
 
 from joint_vs_uniform import Bench
 from joint_vs_uniform import Config as BenchConfig
+from torchimpt.planning.engine import MatrixEngine
 
 import torchimpt as ti
-from torchimpt.cli.flags import flags
-from torchimpt.config import JointConfig
-from torchimpt.planning.engine import MatrixEngine
-from torchimpt.planning.runfolder import about, write_json
-from torchimpt.planning.schemes import optimize
+from torchimpt.case.sections import JointConfig
+from torchimpt.runs.about import about
+from torchimpt.runs.folder import write_json
+from torchimpt.schemes.schemes import optimize
+from torchimpt.studies.flags import flags
 
 
 @dataclass(frozen=True)

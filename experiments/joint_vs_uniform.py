@@ -32,21 +32,21 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torchimpt.planning.engine import MatrixEngine, MatrixFreeEngine
 
 import torchimpt as ti
-from torchimpt.cli.flags import flags
-from torchimpt.config import DeliveryConfig, JointConfig, OptimizerConfig
-from torchimpt.delivery import delivered
+from torchimpt.case.sections import DeliveryConfig, JointConfig, OptimizerConfig
 from torchimpt.evaluate.tables import roi_metrics
 from torchimpt.optim import Penalized, minimize
-from torchimpt.planning.engine import MatrixEngine, MatrixFreeEngine
-from torchimpt.planning.joint import Moving
-from torchimpt.planning.prepare import load_machine, load_patient, resolve_beams
-from torchimpt.planning.runfolder import about, write_json
-from torchimpt.planning.schemes import optimize
-from torchimpt.planning.stages import Limits
-from torchimpt.planning.weights import jacobi_scale, weight_problem
-from torchimpt.pruning import sparsity_cost
+from torchimpt.planning.load import load_machine, load_patient, resolve_beams
+from torchimpt.runs.about import about
+from torchimpt.runs.folder import write_json
+from torchimpt.schemes.schemes import optimize
+from torchimpt.schemes.settings import Limits
+from torchimpt.schemes.weights import jacobi_scale, weight_problem
+from torchimpt.spots.delivery import delivered
+from torchimpt.spots.pruning import sparsity_cost
+from torchimpt.studies.flags import flags
 
 log = logging.getLogger("joint_vs_uniform")
 
@@ -180,7 +180,7 @@ def pruned_plans(bench: Bench, spots: ti.Spots, series: dict[str, float], counts
 
 
 def reweighted_l1(operators, objective, plan: Moving, penalty: float, rounds: int = 4, iterations: int = 40) -> Moving:
-    """Spots that stay under a price of their weights, taken anew in each round (`torchimpt.pruning.sparsity_cost`)."""
+    """Spots that stay under a price of their weights, taken anew in each round (`torchimpt.spots.pruning.sparsity_cost`)."""
     for _ in range(rounds):
         part = [o.subset(plan.index) for o in operators]
         problem = weight_problem(MatrixFreeEngine(part, plan.position), objective)

@@ -3,7 +3,7 @@
     python experiments/layer_spacing.py [--case openkbp_109] [--scenarios 9] [--out runs/layer_spacing]
 
 Plans one case with layers as dense as the Bragg peak asks and at 4, 6 and 8 mm of water, on a uniform 5 mm grid and with moving spots
-from a staggered 12 mm grid, and prints objective, delivered spots and the parts of the delivery time (`torchimpt.delivery`, Shen et al.
+from a staggered 12 mm grid, and prints objective, delivered spots and the parts of the delivery time (`torchimpt.spots.delivery`, Shen et al.
 2017). Dose grid 4 mm. About 5 minutes for nine scenarios on 2 idle cores.
 """
 
@@ -16,10 +16,11 @@ from joint_vs_uniform import Bench
 from joint_vs_uniform import Config as BenchConfig
 
 import torchimpt as ti
-from torchimpt.cli.flags import flags
-from torchimpt.config import JointConfig
-from torchimpt.planning.runfolder import about, write_json
-from torchimpt.planning.schemes import optimize
+from torchimpt.case.sections import JointConfig
+from torchimpt.runs.about import about
+from torchimpt.runs.folder import write_json
+from torchimpt.schemes.schemes import optimize
+from torchimpt.studies.flags import flags
 
 
 @dataclass(frozen=True)

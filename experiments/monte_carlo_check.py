@@ -24,13 +24,14 @@ import numpy as np
 import pymedphys
 import torch
 
-from torchimpt.cli.flags import flags
 from torchimpt.dose.layer import PencilBeamDose
+from torchimpt.dose.models import MODELS
 from torchimpt.geometry import Beam, Grid, bev_rotation
 from torchimpt.machine import Machine, read_csv_machine
 from torchimpt.patient import Patient
 from torchimpt.physics.bragg import r80
 from torchimpt.spots import Spots
+from torchimpt.studies.flags import flags
 from torchimpt.version import __version__
 
 
@@ -104,11 +105,11 @@ def compare(dose: torch.Tensor, reference: torch.Tensor, grid: Grid, beam: Beam)
     )
 
 
-def check(folder: Path, name: str, machine: Machine, sub_spots: bool) -> Agreement:
+def check(folder: Path, name: str, machine: Machine, model: str) -> Agreement:
     """Dose of one case with the library as users call it, compared."""
     patient, spots, reference = read_case(folder, name)
     with torch.no_grad():
-        dose = PencilBeamDose(patient, machine, spots.beams, rbe=1.0, sub_spots=sub_spots)(spots)
+        dose = PencilBeamDose(patient, machine, spots.beams, rbe=1.0, model=model)(spots)
     return compare(dose.reshape(patient.grid.shape), reference, patient.grid, spots.beams[0])
 
 
@@ -118,8 +119,8 @@ def main(config: Config) -> None:
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads\n")
     machine = read_csv_machine(folder)
     results = {}
-    for model, sub_spots in (("own ray", False), ("sub-spots", True)):
-        results[model] = {name: check(folder, name, machine, sub_spots) for name in cases(folder)}
+    for model in MODELS:
+        results[model] = {name: check(folder, name, machine, model) for name in cases(folder)}
         print(f"{model:16s} {'gamma':>8s} {'x':>8s} {'y':>8s} {'z':>8s} {'R80':>8s} {'integral':>9s}")
         print(f"{'':16s} {'%':>8s} {'mm':>8s} {'mm':>8s} {'mm':>8s} {'mm':>8s} {'%':>9s}")
         for name, a in results[model].items():

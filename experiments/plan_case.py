@@ -16,17 +16,18 @@ from pathlib import Path
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
+from torchimpt.planning.engine import MatrixEngine
 
 import torchimpt as ti
-from torchimpt.cli.flags import flags
 from torchimpt.evaluate import d, roi_doses
-from torchimpt.monitor import by_roi
-from torchimpt.planning.engine import MatrixEngine
-from torchimpt.planning.prepare import load_machine, load_patient, resolve_beams
-from torchimpt.planning.runfolder import commit, write_json
-from torchimpt.planning.weights import best_uniform_weight, jacobi_scale
+from torchimpt.planning.load import load_machine, load_patient, resolve_beams
 from torchimpt.report import dvh_figure
 from torchimpt.report.style import roi_colors, slug
+from torchimpt.runs.about import commit
+from torchimpt.runs.folder import write_json
+from torchimpt.schemes.weights import best_uniform_weight, jacobi_scale
+from torchimpt.studies.flags import flags
+from torchimpt.watch import by_roi
 
 
 @dataclass(frozen=True)

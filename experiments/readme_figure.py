@@ -16,13 +16,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import torchimpt as ti
-from torchimpt.cli.flags import flags
 from torchimpt.io import read_plan
-from torchimpt.monitor import Progress
 from torchimpt.planning.assess import assess
-from torchimpt.planning.prepare import load_machine, load_patient, resolve_beams, settings
+from torchimpt.planning.load import load_machine, load_patient, resolve_beams, settings
 from torchimpt.report import dvh_figure, slices_figure
 from torchimpt.report.style import roi_colors, shown_rois
+from torchimpt.studies.flags import flags
+from torchimpt.watch import Progress
 
 DPI = 110
 WIDTH = 1100

@@ -18,17 +18,18 @@ from pathlib import Path
 import torch
 from joint_vs_uniform import Bench
 from joint_vs_uniform import Config as BenchConfig
-
-import torchimpt as ti
-from torchimpt.cli.flags import flags
-from torchimpt.config import JointConfig, OptimizerConfig
-from torchimpt.optim import minimize
 from torchimpt.planning.engine import MatrixFreeEngine
 from torchimpt.planning.joint import JointProblem, Moving, joint_scale
-from torchimpt.planning.runfolder import about, write_json
-from torchimpt.planning.schemes import optimize
-from torchimpt.planning.weights import best_uniform_weight
+
+import torchimpt as ti
+from torchimpt.case.sections import JointConfig, OptimizerConfig
+from torchimpt.optim import minimize
 from torchimpt.report.curves import curves_figure, save_figure
+from torchimpt.runs.about import about
+from torchimpt.runs.folder import write_json
+from torchimpt.schemes.schemes import optimize
+from torchimpt.schemes.weights import best_uniform_weight
+from torchimpt.studies.flags import flags
 
 MARKS = (25, 50, 100, 200, 300, 400)
 

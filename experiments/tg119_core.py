@@ -13,8 +13,8 @@ import torch
 from joint_vs_uniform import Bench, Config, assess
 
 import torchimpt as ti
-from torchimpt.config import JointConfig
-from torchimpt.planning.schemes import optimize
+from torchimpt.case.sections import JointConfig
+from torchimpt.schemes.schemes import optimize
 
 
 def main() -> None:

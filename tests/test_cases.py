@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from torchimpt.config import load_case
+from torchimpt.case import load_case
 from torchimpt.io import read_dose
-from torchimpt.planning.workflow import run_plan
+from torchimpt.runs.commands import run_plan
 
 CASES = sorted((Path(__file__).resolve().parents[1] / "experiments" / "cases").glob("*.toml"))
 OUTPUTS = (

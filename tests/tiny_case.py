@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import torch
 
+from torchimpt.case import Case, load_case
 from torchimpt.cli.app import main
-from torchimpt.config import Case, load_case
 
 TINY = """
 title = "Tiny"

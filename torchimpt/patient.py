@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 
 from torchimpt.checks import InputError, nearest
 from torchimpt.geometry import Grid
-
-if TYPE_CHECKING:
-    from torchimpt.physics.stopping import HuTable
+from torchimpt.hu_table import HuTable
 
 ROLES = ("target", "oar", "external")
 

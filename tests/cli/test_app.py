@@ -8,10 +8,10 @@ import warnings
 
 import pytest
 
+from torchimpt.case import load_case
 from torchimpt.cli.app import main
 from torchimpt.cli.logs import set_up
 from torchimpt.cli.show import show_run
-from torchimpt.config import load_case
 from torchimpt.phantoms import phantom
 
 

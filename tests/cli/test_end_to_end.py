@@ -17,11 +17,11 @@ import pytest
 import torch
 from tiny_case import command, tiny, write_tiny
 
-from torchimpt.config import load_case
+from torchimpt.case import load_case
 from torchimpt.io.image import read_dose
 from torchimpt.io.plan import read_plan, write_plan
 from torchimpt.machine import generic
-from torchimpt.planning.checkpoint import fingerprint
+from torchimpt.runs.checkpoint import fingerprint
 
 FILES = {
     "case.toml",

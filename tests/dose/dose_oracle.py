@@ -1,6 +1,6 @@
 """The pencil-beam formula spelled from the physics page: dense, float64, plain torch; nothing of `torchimpt.dose` in it.
 
-    phi(v, s) = RBE IDD(z_v) sum_k a_k(z_v) exp(-(p^2 + q^2) / (2 sigma_k^2)) / (2 pi sigma_k^2),
+    phi(v, s) = IDD(z_v) sum_k a_k(z_v) exp(-(p^2 + q^2) / (2 sigma_k^2)) / (2 pi sigma_k^2),
     p = u_v - m_x x_s,  q = v_v - m_y y_s,  sigma_k^2 = sigma_optics^2(Zg) + variance_k(z_v)
 
 Also the small cases that the tests of the dose share.
@@ -12,7 +12,7 @@ import math
 import numpy as np
 import torch
 
-from torchimpt.dose.operator import dose_operators
+from torchimpt.dose.scenarios import scenario_doses
 from torchimpt.geometry import Beam, Grid
 from torchimpt.machine import generic
 from torchimpt.patient import Patient
@@ -32,7 +32,7 @@ def gantry_frame(points, beam, shift):
     return x_f * math.cos(t) - z_f * math.sin(t), y_f, x_f * math.sin(t) + z_f * math.cos(t)
 
 
-def oracle_dose(patient, machine, spots, voxels, scenario=NOMINAL, cutoff=4.0, rbe=1.1):
+def oracle_dose(patient, machine, spots, voxels, scenario=NOMINAL, cutoff=4.0):
     """`dose(position, weight)` on `voxels`, differentiable."""
     rsp = relative_stopping_power(patient, machine)
     points = patient.grid.centers(voxels)
@@ -52,7 +52,7 @@ def oracle_dose(patient, machine, spots, voxels, scenario=NOMINAL, cutoff=4.0, r
             optics = at(zg_grid, tables.optics_variance[row], zg)
             for k in range(tables.n_components):
                 variance = optics + at(depth, tables.variance[k, row], z)
-                amplitude = rbe * idd * at(depth, tables.fraction[k, row], z)
+                amplitude = idd * at(depth, tables.fraction[k, row], z)
                 terms.append((spots.layer == layer, u, v, m, amplitude, variance))
 
     def dose(position, weight):
@@ -105,7 +105,7 @@ SCENARIOS = {
 
 def operator(patient, machine, spots, voxels, scenario=NOMINAL, **options):
     """One scenario's operator."""
-    return dose_operators(patient, machine, spots, voxels, (scenario,), dtype=spots.weight.dtype, **options)[0]
+    return scenario_doses(patient, machine, spots, voxels, (scenario,), dtype=spots.weight.dtype, **options)[0]
 
 
 def distance(a, b):

@@ -7,9 +7,10 @@ import torch
 from dose_oracle import MACHINES, SCENARIOS, blocks, distance, norm_distance, operator, oracle_dose, two_beams
 
 from torchimpt.checks import InputError
-from torchimpt.dose import assemble, influence
-from torchimpt.dose.autograd import PencilBeam
-from torchimpt.dose.influence import influence_matrices
+from torchimpt.dose import influence
+from torchimpt.dose.autograd import SpotDose
+from torchimpt.dose.influence import entry_counts, influence_matrices
+from torchimpt.dose.pencil_beam import entries
 
 PATIENT = blocks()
 EVERY = torch.arange(PATIENT.grid.n_voxels)
@@ -33,10 +34,10 @@ def test_equals_the_oracle_and_the_operator(machine, scenario, generator):
     a, op = matrix(machine, spots, scenario=scenario)
     dose = oracle_dose(PATIENT, MACHINES[machine], spots, EVERY, scenario)
     assert a.shape == (len(EVERY), spots.n_spots)
-    assert distance(a.matvec(spots.weight), dose(spots.position, spots.weight).detach()) < 1e-10
-    assert distance(a.matvec(spots.weight), op.dose(spots.position, spots.weight)) < 1e-12
+    assert distance(a.forward(spots.weight), dose(spots.position, spots.weight).detach()) < 1e-10
+    assert distance(a.forward(spots.weight), op.dose(spots.position, spots.weight)) < 1e-12
     residual = torch.randn(len(EVERY), generator=generator, dtype=torch.float64)
-    assert distance(a.rmatvec(residual), op.gradient(residual, spots.position, spots.weight)[0]) < 1e-12
+    assert distance(a.adjoint(residual), op.gradient(residual, spots.position, spots.weight)[0]) < 1e-12
 
 
 @pytest.mark.parametrize("machine", MACHINES)
@@ -45,7 +46,8 @@ def test_counts_before_assembly(machine):
     spots = two_beams()
     a, op = matrix(machine, spots)
     position = spots.position.detach()
-    kept, held = assemble.count(op, position), assemble.candidates(op, position)
+    kept = entry_counts(op, position)
+    held = torch.cat([entries.candidates(t, layer, position[i:j], op.cutoff) for t, layer, i, j in op.beams()])
     assert kept.shape == held.shape == (spots.n_spots,) and int(kept.sum()) == a.n_nonzeros
     assert bool((kept <= held).all()) and a.n_nonzeros < int(held.sum()) < math.prod(a.shape)
 
@@ -55,9 +57,9 @@ def test_single_precision(machine):
     spots, single = two_beams(), two_beams(dtype=torch.float32)
     dose = oracle_dose(PATIENT, MACHINES[machine], spots, EVERY)(spots.position, spots.weight).detach()
     a, op = matrix(machine, single)
-    assert a.forward.dtype == torch.float32
-    assert norm_distance(a.matvec(single.weight), dose) < 1e-5
-    assert norm_distance(a.matvec(single.weight), op.dose(single.position, single.weight)) < 1e-5
+    assert a.matrix.dtype == torch.float32
+    assert norm_distance(a.forward(single.weight), dose) < 1e-5
+    assert norm_distance(a.forward(single.weight), op.dose(single.position, single.weight)) < 1e-5
 
 
 def test_loop_built_matrix():
@@ -69,7 +71,7 @@ def test_loop_built_matrix():
     for s in range(spots.n_spots):
         one = oracle_dose(PATIENT, machine, spots.subset(torch.arange(5) == s), voxels)
         dense[:, s] = one(spots.position[s : s + 1], torch.ones(1, dtype=torch.float64)).detach()
-    start, columns, values = (t.tolist() for t in (a.forward.crow_indices(), a.forward.col_indices(), a.forward.values()))
+    start, columns, values = (t.tolist() for t in (a.matrix.crow_indices(), a.matrix.col_indices(), a.matrix.values()))
     stored = 0
     for v in range(a.shape[0]):
         row = dict(zip(columns[start[v] : start[v + 1]], values[start[v] : start[v + 1]], strict=True))
@@ -77,7 +79,7 @@ def test_loop_built_matrix():
             assert math.isclose(row.get(s, 0.0), float(dense[v, s]), rel_tol=1e-12, abs_tol=1e-18)
         stored += len(row)
     assert stored == a.n_nonzeros == int((dense > 0).sum()) > 50
-    assert distance(a.transposed.to_dense().T, dense) < 1e-12
+    assert distance(a.transpose.to_dense().T, dense) < 1e-12
 
 
 @pytest.mark.parametrize("n_threads", [1, 2])
@@ -90,7 +92,7 @@ def test_storage(n_threads):
         a = matrix("halo", spots)[0]
     finally:
         torch.set_num_threads(before)
-    for stored in (a.forward, a.transposed):
+    for stored in (a.matrix, a.transpose):
         parts = (stored.crow_indices(), stored.col_indices(), stored.values())
         assert parts[0].dtype == parts[1].dtype == torch.int32
         torch.sparse_csr_tensor(*parts, stored.shape, check_invariants=True)
@@ -98,11 +100,11 @@ def test_storage(n_threads):
         row = torch.repeat_interleave(torch.arange(len(start) - 1), start.diff())
         assert ((row * stored.shape[1] + columns).diff() > 0).all()
         assert (parts[2] > 0).all()
-    assert torch.equal(a.forward.to_dense(), a.transposed.to_dense().T)
+    assert torch.equal(a.matrix.to_dense(), a.transpose.to_dense().T)
     assert a.n_bytes == 2 * 8 * a.n_nonzeros + 4 * (sum(a.shape) + 2)
     reference = matrix("halo", spots)[0]
-    assert torch.equal(a.forward.values(), reference.forward.values())
-    assert torch.equal(a.transposed.col_indices(), reference.transposed.col_indices())
+    assert torch.equal(a.matrix.values(), reference.matrix.values())
+    assert torch.equal(a.transpose.col_indices(), reference.transpose.col_indices())
 
 
 def test_adjoint(generator):
@@ -111,13 +113,13 @@ def test_adjoint(generator):
     a, op = matrix("two sources", spots)
     w = torch.randn(spots.n_spots, generator=generator, dtype=torch.float64).requires_grad_()
     r = torch.randn(len(EVERY), generator=generator, dtype=torch.float64).requires_grad_()
-    inner = (a.matvec(w) @ r).detach()
-    assert relative_gap(w.detach() @ a.rmatvec(r), inner) < 1e-12
+    inner = (a.forward(w) @ r).detach()
+    assert relative_gap(w.detach() @ a.adjoint(r), inner) < 1e-12
     assert relative_gap(op.dose(spots.position, w) @ r, inner) < 1e-12
     assert relative_gap(w @ op.gradient(r, spots.position, w)[0], inner) < 1e-12
     assert relative_gap(w @ torch.autograd.grad(a(w), w, r.detach())[0], inner) < 1e-12
-    assert relative_gap(r @ torch.autograd.grad(a.adjoint(r), r, w.detach())[0], inner) < 1e-12
-    product = PencilBeam.apply(spots.position, w, op)
+    assert relative_gap(r @ torch.autograd.grad(a.T(r), r, w.detach())[0], inner) < 1e-12
+    product = SpotDose.apply(spots.position, w, op)
     assert relative_gap(w @ torch.autograd.grad(product, w, r.detach())[0], inner) < 1e-12
 
 
@@ -125,7 +127,7 @@ def test_dose_is_linear_in_weight(generator):
     spots = two_beams()
     a, op = matrix("halo", spots)
     w, v = (torch.randn(spots.n_spots, generator=generator, dtype=torch.float64) for _ in range(2))
-    for product in (a.matvec, lambda x: op.dose(spots.position, x)):
+    for product in (a.forward, lambda x: op.dose(spots.position, x)):
         assert distance(product(2 * w - 3 * v), 2 * product(w) - 3 * product(v)) < 1e-13
 
 
@@ -137,27 +139,23 @@ def test_second_derivatives():
     assert torch.autograd.gradcheck(a, (w,), eps=1e-2, atol=1e-9)
     assert torch.autograd.gradgradcheck(lambda w: (1e2 * a(w)) ** 2, (w,), eps=1e-2, atol=1e-6)
     r = torch.linspace(-1, 1, a.shape[0], dtype=torch.float64).requires_grad_()
-    assert torch.autograd.gradcheck(a.adjoint, (r,), eps=1e-2, atol=1e-9)
+    assert torch.autograd.gradcheck(a.T, (r,), eps=1e-2, atol=1e-9)
     direction = torch.ones_like(w)
     (g,) = torch.autograd.grad((a(w) ** 2).sum(), w, create_graph=True)
     (h,) = torch.autograd.grad(g @ direction, w)
-    assert distance(h, 2 * a.rmatvec(a.matvec(direction))) < 1e-13
+    assert distance(h, 2 * a.adjoint(a.forward(direction))) < 1e-13
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_add_columns(dtype, generator):
+def test_columns(dtype, generator):
     spots = two_beams(60, dtype=dtype)
     a = matrix("halo", spots)[0]
     some = torch.randperm(60, generator=generator)[:11]
     change = torch.randn(11, generator=generator, dtype=dtype)
-    dose = a.matvec(spots.weight)
-    before = dose.clone()
-    got = a.add_columns(dose, some, change)
     full = torch.zeros(60, dtype=dtype).index_put((some,), change)
-    assert torch.equal(dose, before)
-    assert distance(got, before + a.matvec(full)) < (1e-12 if dtype == torch.float64 else 1e-6)
+    assert distance(a.columns(some, change), a.forward(full)) < (1e-12 if dtype == torch.float64 else 1e-6)
     none = torch.zeros(0, dtype=torch.int64)
-    assert torch.equal(a.add_columns(dose, none, none.to(dtype)), before)
+    assert not a.columns(none, none.to(dtype)).any()
 
 
 def test_several_scenarios_and_a_spot_that_misses():
@@ -168,8 +166,8 @@ def test_several_scenarios_and_a_spot_that_misses():
     matrices = influence_matrices(operators, spots.position)
     assert len(matrices) == len(operators)
     for a, op in zip(matrices, operators, strict=True):
-        assert distance(a.matvec(spots.weight), op.dose(spots.position, spots.weight)) < 1e-12
-        assert int(a.transposed.crow_indices()[3:5].diff()) == 0
+        assert distance(a.forward(spots.weight), op.dose(spots.position, spots.weight)) < 1e-12
+        assert int(a.transpose.crow_indices()[3:5].diff()) == 0
 
 
 def test_no_pair_at_all():
@@ -177,8 +175,8 @@ def test_no_pair_at_all():
     op = operator(PATIENT, MACHINES["one"], spots, EVERY)
     a = influence_matrices([op], spots.position + 1e4)[0]
     assert a.n_nonzeros == 0
-    assert not a.matvec(spots.weight).any()
-    assert not a.rmatvec(torch.ones(len(EVERY), dtype=torch.float64)).any()
+    assert not a.forward(spots.weight).any()
+    assert not a.adjoint(torch.ones(len(EVERY), dtype=torch.float64)).any()
 
 
 def test_too_large_for_memory(monkeypatch):
@@ -190,14 +188,14 @@ def test_too_large_for_memory(monkeypatch):
     def never(*_):
         raise AssertionError("allocated before the check")
 
-    monkeypatch.setattr(assemble, "fill", never)
+    monkeypatch.setattr(entries, "rows", never)
     monkeypatch.setattr(influence, "available_memory", lambda _: size - 1)
     with pytest.raises(InputError, match=r"would take 0\.0 GB \(1 scenarios, .* entries\).*free; use \[dose\] engine = \"matrix_free\""):
         influence_matrices([op], spots.position)
     monkeypatch.undo()
     monkeypatch.setattr(influence, "available_memory", lambda _: 2 * size)
     influence_matrices([op], spots.position)
-    monkeypatch.setattr(assemble, "fill", never)
+    monkeypatch.setattr(entries, "rows", never)
     with pytest.raises(InputError, match="3 scenarios"):
         influence_matrices([op] * 3, spots.position)
 
@@ -205,7 +203,7 @@ def test_too_large_for_memory(monkeypatch):
 def test_more_entries_than_int32_counts(monkeypatch):
     spots = two_beams(3)
     op = operator(PATIENT, MACHINES["one"], spots, EVERY)
-    monkeypatch.setattr(assemble, "count", lambda *_: torch.full((3,), 2**30))
+    monkeypatch.setattr(entries, "count", lambda _, layer, *__: torch.full(layer.shape, 2**30))
     monkeypatch.setattr(influence, "available_memory", lambda _: 10**15)
     with pytest.raises(InputError, match=r"3\.22e\+09 entries, more than int32 rows hold"):
         influence_matrices([op], spots.position)
@@ -218,9 +216,8 @@ def test_cuda(generator):
     there = a.to("cuda")
     r = torch.randn(len(EVERY), generator=generator, dtype=torch.float64)
     w = spots.weight.detach().cuda().requires_grad_()
-    assert distance(there.matvec(w).cpu(), a.matvec(spots.weight)) < 1e-12
-    assert distance(torch.autograd.grad(there(w), w, r.cuda())[0].cpu(), a.rmatvec(r)) < 1e-12
+    assert distance(there.forward(w).cpu(), a.forward(spots.weight)) < 1e-12
+    assert distance(torch.autograd.grad(there(w), w, r.cuda())[0].cpu(), a.adjoint(r)) < 1e-12
     some = torch.tensor([1, 5, 6])
     change = torch.ones(3, dtype=torch.float64)
-    dose = torch.zeros(len(EVERY), dtype=torch.float64)
-    assert distance(there.add_columns(dose.cuda(), some.cuda(), change.cuda()).cpu(), a.add_columns(dose, some, change)) < 1e-12
+    assert distance(there.columns(some.cuda(), change.cuda()).cpu(), a.columns(some, change)) < 1e-12

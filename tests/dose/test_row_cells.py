@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from torchimpt.dose.backends.numba_cpu import _run, row_turns
+from torchimpt.dose.inlines import row_turns, run
 from torchimpt.dose.rows import CELL_WIDTH, ROW_HEIGHT, row_cells
 
 
@@ -25,7 +25,7 @@ def test_runs_hold_every_voxel_in_reach_and_little_more(dtype, seed):
     for _ in range(200):
         x, y, reach = random.uniform(-90, 90), random.uniform(-10, 35), random.uniform(0.1, 40)
         for row, n in enumerate(count):
-            low, high = _run(cells.numpy(), left, CELL_WIDTH, 0.0, ROW_HEIGHT, 1.0, row, x, y, reach)
+            low, high = run(cells.numpy(), left, CELL_WIDTH, 0.0, ROW_HEIGHT, 1.0, row, x, y, reach)
             gap = max(0.0, row * ROW_HEIGHT - y, y - (row + 1) * ROW_HEIGHT)
             half = math.sqrt(max(0.0, reach**2 - gap**2))
             own = p[row_start[row] : row_start[row] + n].double().numpy()

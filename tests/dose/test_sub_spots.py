@@ -8,7 +8,7 @@ import torch
 from dose_oracle import MACHINES, SCENARIOS, blocks, distance, gantry_frame, operator, two_beams
 
 from torchimpt.checks import InputError
-from torchimpt.dose.autograd import PencilBeam
+from torchimpt.dose.autograd import SpotDose
 from torchimpt.dose.influence import influence_matrices
 from torchimpt.dose.layer import PencilBeamDose
 from torchimpt.geometry import Beam, from_bev
@@ -22,7 +22,7 @@ PATIENT = blocks()
 EVERY = torch.arange(PATIENT.grid.n_voxels)
 
 
-def oracle(patient, machine, spots, scenario, cutoff, lattices, rbe=1.1):
+def oracle(patient, machine, spots, scenario, cutoff, lattices):
     """`dose(position, weight)`: the module's formula ray by ray; only the places of the rays and of their samples are given."""
     rsp, points = relative_stopping_power(patient, machine), patient.grid.centers()
     parts = []
@@ -53,7 +53,7 @@ def oracle(patient, machine, spots, scenario, cutoff, lattices, rbe=1.1):
                     s2 = torch.from_numpy(air) - m[0] ** 2 * spread + at(tables.variance[k, row], z)
                     amplitude = at(tables.idd[row], z, right=0.0) * at(tables.fraction[k, row], z) / (2 * math.pi * s2)
                     total = total + torch.where(r2 < cutoff**2 * s2, amplitude * torch.exp(-r2 / (2 * s2)), 0.0)
-                kernels.append(rbe * total)
+                kernels.append(total)
             parts.append((mine, grid_x[near], grid_y[near], rays.pitch, spread, torch.stack(kernels)))
 
     def dose(position, weight):
@@ -75,10 +75,10 @@ def misfit(dose):
 @pytest.mark.parametrize(("machine", "scenario"), [("one", "nominal"), ("halo", "both"), ("two sources", "shift"), ("halo", "range")])
 def test_oracle_and_its_gradient(machine, scenario):
     machine, scenario, spots = MACHINES[machine], SCENARIOS[scenario], two_beams(2)
-    op = operator(PATIENT, machine, spots, EVERY, scenario, sub_spots=True)
+    op = operator(PATIENT, machine, spots, EVERY, scenario, model="sub_spots")
     right = oracle(PATIENT, machine, spots, scenario, 4.0, dict(enumerate(t.rays for t in op.tables)))
     found = []
-    for function in (lambda p, w: PencilBeam.apply(p, w, op), right):
+    for function in (lambda p, w: SpotDose.apply(p, w, op), right):
         position, weight = (t.detach().clone().requires_grad_() for t in (spots.position, spots.weight))
         dose = function(position, weight)
         found.append((dose.detach(), *torch.autograd.grad(misfit(dose), (position, weight))))
@@ -94,7 +94,7 @@ def test_same_dose_in_water(machine):
         [Beam(0.0, 0.0, (0.0, 0.0, 0.0))], [0] * 12, spots.energy, *(0.4 * spots.position.detach()).T, spots.weight, dtype=torch.float64
     )
     expected = operator(patient, MACHINES[machine], spots, voxels, cutoff=7.0).dose(spots.position, spots.weight)
-    got = operator(patient, MACHINES[machine], spots, voxels, cutoff=7.0, sub_spots=True).dose(spots.position, spots.weight)
+    got = operator(patient, MACHINES[machine], spots, voxels, cutoff=7.0, model="sub_spots").dose(spots.position, spots.weight)
     assert distance(got, expected) < (2e-3 if machine == "two sources" else 3e-4)
 
 
@@ -103,7 +103,7 @@ def test_other_dose_behind_a_lateral_step():
     patient = step(3.0, size=(75.0, 120.0, 75.0), hu=-700.0, depth=(6.0, 36.0))
     spots = Spots.from_columns([Beam(0.0, 0.0, (0.0, 0.0, 0.0))], [0], [100.0], [-8.0], [0.0], [1.0], dtype=torch.float64)
     with torch.no_grad():
-        own, sub = (PencilBeamDose(patient, MACHINES["one"], spots.beams, sub_spots=s)(spots) for s in (False, True))
+        own, sub = (PencilBeamDose(patient, MACHINES["one"], spots.beams, model=m)(spots) for m in ("pencil_beam", "sub_spots"))
     depth = patient.grid.centers()[:, 1]
     mean = [float((d * depth).sum() / d.sum()) for d in (own, sub)]
     assert mean[1] < mean[0] - 0.1
@@ -112,7 +112,7 @@ def test_other_dose_behind_a_lateral_step():
 
 def test_single_precision_threads_and_adjoint(generator):
     spots, single = two_beams(10), two_beams(10, dtype=torch.float32)
-    op, short = (operator(PATIENT, MACHINES["halo"], s, EVERY, sub_spots=True) for s in (spots, single))
+    op, short = (operator(PATIENT, MACHINES["halo"], s, EVERY, model="sub_spots") for s in (spots, single))
     residual = torch.randn(len(EVERY), generator=generator, dtype=torch.float64)
     spots.weight.requires_grad_(False)
     dose, back = op.dose(spots.position, spots.weight), op.gradient(residual, spots.position, spots.weight)[0]
@@ -133,7 +133,7 @@ def test_spot_that_is_off_and_spot_far_away():
     with torch.no_grad():
         spots.weight[1] = 0.0
         spots.position[3] += 1e3
-    dose = PencilBeamDose(PATIENT, MACHINES["one"], spots.beams, sub_spots=True)
+    dose = PencilBeamDose(PATIENT, MACHINES["one"], spots.beams, model="sub_spots")
     misfit(dose(spots)).backward()
     assert not spots.position.grad[[1, 3]].any()
     assert spots.weight.grad[1] != 0
@@ -143,19 +143,19 @@ def test_spot_that_is_off_and_spot_far_away():
 def test_moved_spots_get_rays_of_their_own():
     """Rays are traced when they first carry protons: a moved plan's dose is that of a fresh operator."""
     spots = two_beams(6)
-    dose = PencilBeamDose(PATIENT, MACHINES["one"], spots.beams, sub_spots=True)
+    dose = PencilBeamDose(PATIENT, MACHINES["one"], spots.beams, model="sub_spots")
     with torch.no_grad():
         dose(spots)
         spots.position += 9.0
-        fresh = PencilBeamDose(PATIENT, MACHINES["one"], spots.beams, sub_spots=True)
+        fresh = PencilBeamDose(PATIENT, MACHINES["one"], spots.beams, model="sub_spots")
         assert torch.equal(dose(spots), fresh(spots))
 
 
 def test_refusals():
     spots = two_beams(4)
     with pytest.raises(InputError, match="sub_spots have a back-end of their own"):
-        operator(PATIENT, MACHINES["one"], spots, EVERY, backend="torch", sub_spots=True)
+        operator(PATIENT, MACHINES["one"], spots, EVERY, backend="torch", model="sub_spots")
     with pytest.raises(InputError, match="analytic gradient only"):
-        PencilBeamDose(PATIENT, MACHINES["one"], spots.beams, gradient="autograd", sub_spots=True)
+        PencilBeamDose(PATIENT, MACHINES["one"], spots.beams, gradient="autograd", model="sub_spots")(spots)
     with pytest.raises(InputError, match="no influence matrix"):
-        influence_matrices([operator(PATIENT, MACHINES["one"], spots, EVERY, NOMINAL, sub_spots=True)], spots.position)
+        influence_matrices([operator(PATIENT, MACHINES["one"], spots, EVERY, NOMINAL, model="sub_spots")], spots.position)

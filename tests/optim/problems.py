@@ -5,10 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchimpt.bound import BoundObjective, BoundTerm
-from torchimpt.objectives import MaxDose, MaxDVH, MeanDose, MinDose, MinDVH
+from torchimpt.objectives import BoundObjective, BoundTerm, MaxDose, MaxDVH, MeanDose, MinDose, MinDVH, RobustObjective
 from torchimpt.optim import Composite
-from torchimpt.robust import RobustObjective
 
 
 class Quadratic:
@@ -54,7 +52,7 @@ class Plan:
     matrices
         `(n_scenarios, n_voxels, n_spots)`, one for each shift of the spots.
     problem
-        F over the scenarios.
+        F over the scenarios; the plan itself is the linear map.
     start, scale
         Uniform weights that give the target its dose on average, and the inverse square root of the Hessian's diagonal.
     """
@@ -73,7 +71,7 @@ class Plan:
 
         voxels, target = voxels[target | organ], target[target | organ]
         self.matrices = torch.stack([matrix(shift) for shift in shifts])
-        self.columns = self.matrices.flatten(0, 1).T.contiguous()
+        self._transpose = self.matrices.flatten(0, 1).T.contiguous()
         inside, beside = target.nonzero().flatten(), (~target).nonzero().flatten()
         terms = [
             BoundTerm(MinDose("T", 60.0, 100.0), inside, 1 / len(inside)),
@@ -94,16 +92,16 @@ class Plan:
             gain[bound.index] += 2 * bound.term.weight * bound.factor
         self.scale = (self.matrices.square() * gain[:, None]).sum((0, 1)).rsqrt()
         self.points: list[Tensor] = []
-        self.problem = Composite(self._forward, self._adjoint, self.objective, forward_some=self._some)
+        self.problem = Composite(self, self.objective)
 
-    def _forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return self.matrices @ x
 
-    def _some(self, index: Tensor, values: Tensor) -> Tensor:
+    def columns(self, index: Tensor, values: Tensor) -> Tensor:
         return self.matrices[:, :, index] @ values
 
-    def _adjoint(self, residual: Tensor) -> Tensor:
-        return self.columns @ residual.flatten()
+    def adjoint(self, residual: Tensor) -> Tensor:
+        return self._transpose @ residual.flatten()
 
     def value(self, x: Tensor) -> float:
         """F, from scratch."""

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -17,8 +19,8 @@ from scipy import optimize
 
 from torchimpt.optim import Status, minimize
 from torchimpt.optim.direction import Bounds
-from torchimpt.optim.quasi_newton import PAIRS, QuasiNewtonStep, newton_like
-from torchimpt.optim.steps import State
+from torchimpt.optim.quasi_newton import PAIRS, Pairs, QuasiNewtonStep, newton_like
+from torchimpt.optim.steps import State, WolfeStep
 
 METHOD = "quasi_newton"
 EXACT = {"method": METHOD, "tolerance": 1e-13, "max_iterations": 2000}
@@ -91,9 +93,9 @@ def test_held_components_have_no_part_in_the_direction(generator) -> None:
     x[4], gradient[4] = 1.0, -2.0  # held above
     free = torch.tensor([0, 2, 3, 5])
     step = QuasiNewtonStep(Bounds(0.0, 1.0))
-    found = step.direction(State(x, 0.0, gradient, gradient, gradient, moves=moves, changes=changes))
+    found = step.direction(State(x, 0.0, gradient, memory=Pairs(moves, changes)))
     expected = newton_like(gradient[free], moves[:, free], changes[:, free], None)
-    assert not found.vector[[1, 4]].any() and math.isnan(found.beta)
+    assert not found.vector[[1, 4]].any() and found.beta is None
     torch.testing.assert_close(found.vector[free], expected, rtol=1e-12, atol=0)
     assert found.slope == pytest.approx(float(gradient[free] @ expected)) and found.slope < 0
 
@@ -105,9 +107,7 @@ def test_a_direction_never_points_out_of_the_bounds(generator) -> None:
     x, gradient = torch.tensor([0.0, 1.0], dtype=torch.float64), torch.tensor([-0.1, -5.0], dtype=torch.float64)
     raw = newton_like(gradient, moves, moves @ hessian, None)
     assert raw[0] < 0
-    found = QuasiNewtonStep(Bounds(0.0, math.inf)).direction(
-        State(x, 0.0, gradient, gradient, gradient, moves=moves, changes=moves @ hessian)
-    )
+    found = QuasiNewtonStep(Bounds(0.0, math.inf)).direction(State(x, 0.0, gradient, memory=Pairs(moves, moves @ hessian)))
     assert found.vector[0] == 0 and found.vector[1] > 0
 
 
@@ -175,12 +175,40 @@ def test_plan_in_float32_reaches_the_float64_objective() -> None:
 def test_twenty_pairs_are_remembered_newest_last() -> None:
     states = []
     minimize(Bent(8), Bent(8).start, method=METHOD, tolerance=0.0, max_iterations=30, callback=lambda r: states.append(r.state()["solver"]))
-    sizes = [0 if s["moves"] is None else len(s["moves"]) for s in states[: PAIRS + 6]]
+    pairs = [s["memory"] for s in states]
+    sizes = [0 if p is None else len(p["moves"]) for p in pairs[: PAIRS + 6]]
     assert sizes == [*range(PAIRS + 1), *[PAIRS] * 5]
-    for old, new in pairwise(states[:26]):
-        assert torch.equal(new["moves"][-1], new["x"] - old["x"]) and torch.equal(new["changes"][-1], new["gradient"] - old["gradient"])
-        if old["moves"] is not None:
-            assert torch.equal(new["moves"][:-1], old["moves"][-(len(new["moves"]) - 1) :])
+    for (old, before), (new, after) in pairwise(zip(states[:26], pairs[:26], strict=True)):
+        assert torch.equal(after["moves"][-1], new["x"] - old["x"]) and torch.equal(after["changes"][-1], new["gradient"] - old["gradient"])
+        if before is not None:
+            assert torch.equal(after["moves"][:-1], before["moves"][-(len(after["moves"]) - 1) :])
+
+
+def same(a: State, b: State) -> bool:
+    """Whether two states hold the same numbers."""
+    left, right = ({**vars(state), **(vars(state.memory) if state.memory else {}), "memory": type(state.memory)} for state in (a, b))
+    equal = [torch.equal(x, right[name]) if isinstance(x, torch.Tensor) else x == right[name] for name, x in left.items()]
+    return left.keys() == right.keys() and all(equal)
+
+
+@pytest.mark.parametrize("method", ["projected_cg", "dyhs_cg", "quasi_newton"])
+def test_a_step_leaves_its_state_as_it_was(method, generator) -> None:
+    """Also where it has to start again along steepest descent: the gradient has turned round, so that the remembered direction is none."""
+    problem = random_quadratic(8, 1e2, generator)
+    steps = {"projected_cg": WolfeStep(Bounds(0.0, math.inf)), "dyhs_cg": WolfeStep(Bounds(0.0, math.inf), restrict=False)}
+    step = steps.get(method, QuasiNewtonStep(Bounds(0.0, math.inf)))
+    state = State.start(problem, torch.ones(8, dtype=torch.float64))
+    for _ in range(4):
+        before = copy.deepcopy(state)
+        attempt = step(problem, state)
+        assert attempt.moved and attempt.state.evaluations > state.evaluations and same(state, before)
+        state = attempt.state
+    wrong = Quadratic(-problem.hessian, problem.center)
+    stuck = replace(state, gradient=-state.gradient, value=-1e9)
+    before = copy.deepcopy(stuck)
+    attempt = step(wrong, stuck)
+    assert not attempt.moved and attempt.finite and attempt.state.memory is None and torch.equal(attempt.state.x, stuck.x)
+    assert attempt.state.evaluations > stuck.evaluations + 25 and same(stuck, before)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

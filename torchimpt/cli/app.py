@@ -47,7 +47,7 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="The log on stder
 
 def _case(path: Path, overrides: list[str] | None, dtype: str | None, seed: int | None):
     """The case file, or that of a run folder, with the command line's overrides, the flags last."""
-    from torchimpt.config import load_case
+    from torchimpt.case import load_case
 
     flags = [f"{key}={value}" for key, value in (("dose.dtype", dtype), ("seed", seed)) if value is not None]
     return load_case(path, [*(overrides or ()), *flags])
@@ -56,7 +56,7 @@ def _case(path: Path, overrides: list[str] | None, dtype: str | None, seed: int 
 def _progress(quiet: bool, verbose: bool):
     """Logging as asked for, and the progress bars that go with it."""
     from torchimpt.cli.logs import set_up
-    from torchimpt.monitor import Progress
+    from torchimpt.watch import Progress
 
     set_up(quiet=quiet, verbose=verbose)
     return Progress(enabled=False if quiet or verbose else None)
@@ -80,9 +80,9 @@ def plan(
     case = _case(case_file, overrides, dtype, seed)
 
     from torchimpt.cli.show import show_run
-    from torchimpt.planning.workflow import run_plan
+    from torchimpt.runs.commands import run_plan
 
-    result = run_plan(case, out, device=device, dtype=case.dose.dtype, threads=threads, resume=resume, progress=progress)
+    result = run_plan(case, out, device=device, threads=threads, resume=resume, progress=progress)
     show_run(result.metrics, out)
     if not result.metrics["converged"]:
         raise typer.Exit(3)
@@ -106,9 +106,9 @@ def dose(
     case = _case(case_file, overrides, dtype, seed)
 
     from torchimpt.cli.show import show_run
-    from torchimpt.planning.workflow import run_dose
+    from torchimpt.runs.commands import run_dose
 
-    result = run_dose(case, plan, out, device=device, dtype=case.dose.dtype, threads=threads, progress=progress)
+    result = run_dose(case, plan, out, device=device, threads=threads, progress=progress)
     show_run(result.metrics, out)
 
 
@@ -139,11 +139,11 @@ def evaluate(
 
     from torchimpt.cli.show import show_run
     from torchimpt.evaluate.scenario_names import parse_scenarios
-    from torchimpt.planning.workflow import run_evaluate
+    from torchimpt.runs.commands import run_evaluate
 
     wanted = parse_scenarios(scenarios) if scenarios else case.scenarios()
     folder = out if out is not None else run / "evaluation"
-    result = run_evaluate(case, run, folder, scenarios=wanted, device=device, dtype=case.dose.dtype, threads=threads, progress=progress)
+    result = run_evaluate(case, run, folder, scenarios=wanted, device=device, threads=threads, progress=progress)
     show_run(result.metrics, folder)
 
 

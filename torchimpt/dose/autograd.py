@@ -1,22 +1,45 @@
-"""Autograd Functions around the dose operators: they save, call and return. No physics here."""
+"""Autograd Functions around dose operators and linear maps: they save, call and return. No physics here."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
 from torch.autograd.function import once_differentiable
 
-if TYPE_CHECKING:
-    from torchimpt.dose.influence import InfluenceMatrix
-    from torchimpt.dose.operator import DoseOperator
+
+class Operator(Protocol):
+    """Dose of spots, and its hand-derived gradient."""
+
+    def dose(self, position: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Dose `(n_voxels,)`."""
+        ...
+
+    def gradient(
+        self, residual: torch.Tensor, position: torch.Tensor, weight: torch.Tensor, move: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Gradients for weight and position."""
+        ...
 
 
-class PencilBeam(torch.autograd.Function):
+class Matrix(Protocol):
+    """A linear map and its transpose."""
+
+    @property
+    def T(self) -> Matrix:
+        """The transpose."""
+        ...
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The product."""
+        ...
+
+
+class SpotDose(torch.autograd.Function):
     """Matrix-free dose; backward is the hand-derived gradient for weight, x and y in one pass."""
 
     @staticmethod
-    def forward(ctx, position: torch.Tensor, weight: torch.Tensor, operator: DoseOperator) -> torch.Tensor:
+    def forward(ctx: Any, position: torch.Tensor, weight: torch.Tensor, operator: Operator) -> torch.Tensor:
         """Dose `(n_voxels,)`."""
         ctx.save_for_backward(position, weight)
         ctx.operator = operator
@@ -24,23 +47,23 @@ class PencilBeam(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, residual: torch.Tensor) -> tuple:
+    def backward(ctx: Any, residual: torch.Tensor) -> tuple:
         """Gradients for position and weight."""
         position, weight = ctx.saved_tensors
         g_weight, g_position = ctx.operator.gradient(residual, position, weight, move=ctx.needs_input_grad[0])
         return g_position, g_weight, None
 
 
-class SparseProduct(torch.autograd.Function):
-    """`A w` with a stored influence matrix; backward is the product with `A^T`."""
+class Product(torch.autograd.Function):
+    """`A x`; backward is the product with `A^T`, itself differentiable: the map is linear."""
 
     @staticmethod
-    def forward(ctx, weight: torch.Tensor, matrix: InfluenceMatrix) -> torch.Tensor:
-        """Dose `(n_voxels,)`."""
+    def forward(ctx: Any, x: torch.Tensor, matrix: Matrix) -> torch.Tensor:
+        """The product."""
         ctx.matrix = matrix
-        return matrix.matvec(weight)
+        return matrix.forward(x)
 
     @staticmethod
-    def backward(ctx, residual: torch.Tensor) -> tuple:
-        """`A^T r`, itself differentiable: the operator is linear."""
-        return ctx.matrix.adjoint(residual), None
+    def backward(ctx: Any, residual: torch.Tensor) -> tuple:
+        """`A^T r`."""
+        return Product.apply(residual, ctx.matrix.T), None

@@ -8,12 +8,13 @@ import torch
 from torch import nn
 
 from torchimpt.checks import InputError, nearest
-from torchimpt.dose.autograd import PencilBeam
-from torchimpt.dose.dense import dense_dose
-from torchimpt.dose.operator import DEFAULT_CUTOFF, DoseOperator, dose_operators
+from torchimpt.dose.autograd import SpotDose
+from torchimpt.dose.operator import DEFAULT_CUTOFF, DoseOperator
+from torchimpt.dose.scenarios import scenario_doses
 from torchimpt.geometry import Beam
 from torchimpt.machine import Machine
 from torchimpt.patient import Patient
+from torchimpt.quantities import ConstantRBE
 from torchimpt.scenarios import NOMINAL, Scenario
 from torchimpt.spots import Spots
 
@@ -42,14 +43,14 @@ class PencilBeamDose(nn.Module):
         Lateral cut-off in sigmas.
     rbe
         Constant factor on physical dose.
+    model
+        `"pencil_beam"`: each voxel's own ray. `"sub_spots"`: each spot's protons follow many rays of their own; several times slower,
+        CPU, analytic gradient.
     backend
         `"auto"`, `"numba"` (CPU) or `"torch"` (any device).
     gradient
         `"analytic"`: the hand-derived gradient, one pass, no stored pair. `"autograd"`: the same formula in plain torch,
         every pair stored; for comparison and for higher derivatives.
-    sub_spots
-        Each spot's protons follow many rays of their own: closer to Monte Carlo behind lateral density steps, several times slower
-        (`torchimpt.dose.sub_spots`). CPU, analytic gradient.
     """
 
     def __init__(
@@ -62,17 +63,16 @@ class PencilBeamDose(nn.Module):
         voxels: torch.Tensor | None = None,
         cutoff: float = DEFAULT_CUTOFF,
         rbe: float = 1.1,
+        model: str = "pencil_beam",
         backend: str = "auto",
         gradient: str = "analytic",
-        sub_spots: bool = False,
     ) -> None:
         super().__init__()
         if gradient not in GRADIENTS:
             raise InputError(f"gradient must be one of {', '.join(GRADIENTS)}, got '{gradient}'{nearest(gradient, GRADIENTS)}")
         self.patient, self.machine, self.beams, self.scenario = patient, machine, tuple(beams), scenario
-        if sub_spots and gradient != "analytic":
-            raise InputError(f"sub_spots has the analytic gradient only, got gradient '{gradient}'")
-        self.cutoff, self.rbe, self.backend, self.gradient, self.sub_spots = cutoff, rbe, backend, gradient, sub_spots
+        self.cutoff, self.model, self.backend, self.gradient = cutoff, model, backend, gradient
+        self.quantity = ConstantRBE(rbe)
         self.whole_grid = voxels is None
         self.voxels = patient.body.flatten().nonzero().flatten() if voxels is None else voxels
         self._key: tuple | None = None
@@ -88,9 +88,9 @@ class PencilBeamDose(nn.Module):
             spots.weight.dtype, spots.weight.device,
         )  # fmt: skip
         if key != self._key:
-            self._operator = dose_operators(
-                self.patient, self.machine, spots, self.voxels, (self.scenario,), cutoff=self.cutoff, rbe=self.rbe,
-                dtype=spots.weight.dtype, device=spots.weight.device, backend=self.backend, sub_spots=self.sub_spots,
+            self._operator = scenario_doses(
+                self.patient, self.machine, spots, self.voxels, (self.scenario,), cutoff=self.cutoff, dtype=spots.weight.dtype,
+                device=spots.weight.device, model=self.model, backend=self.backend,
             )[0]  # fmt: skip
             self._key = key
         return self._operator
@@ -99,9 +99,10 @@ class PencilBeamDose(nn.Module):
         """Dose `(n_voxels,)`, Gy, on the whole grid in `(z, y, x)` order, or at `voxels`."""
         operator = self.operator(spots)
         if self.gradient == "analytic":
-            dose = PencilBeam.apply(spots.position, spots.weight, operator)
+            dose = SpotDose.apply(spots.position, spots.weight, operator)
         else:
-            dose = dense_dose(operator, spots.position, spots.weight)
+            dose = operator.dense_dose(spots.position, spots.weight)
+        dose = self.quantity.value(dose)
         if not self.whole_grid:
             return dose
         whole = torch.zeros(self.patient.grid.n_voxels, dtype=dose.dtype, device=dose.device)

@@ -18,9 +18,9 @@ from scipy.io import loadmat
 from torchimpt.checks import InputError
 from torchimpt.files import input_file
 from torchimpt.geometry import Grid
+from torchimpt.hu_table import HuTable
 from torchimpt.io.roles import role_of
 from torchimpt.patient import ROI, Patient
-from torchimpt.physics.stopping import HuTable
 
 _TO_ZYX = (2, 0, 1)
 

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from torchimpt.checks import InputError, finite
+from torchimpt.columns import read_columns
 from torchimpt.files import input_file, whole_or_nothing
 from torchimpt.geometry import Beam
-from torchimpt.physics.columns import read_columns
 from torchimpt.spots import Spots
 
 if TYPE_CHECKING:

@@ -1,9 +1,15 @@
 """Machines: the generic one from formulas, commissioned ones from files."""
 
+import os
+from collections.abc import Callable
+
 from torchimpt.machine.csv_folder import read_csv_machine
 from torchimpt.machine.generic import generic
 from torchimpt.machine.machine import Machine
 from torchimpt.machine.matrad import read_matrad_machine
 from torchimpt.machine.tables import LayerTables
 
-__all__ = ["LayerTables", "Machine", "generic", "read_csv_machine", "read_matrad_machine"]
+READERS: dict[str, Callable[[str | os.PathLike], Machine]] = {"csv": read_csv_machine, "matrad": read_matrad_machine}
+"""Formats of machine files: from a path to the machine."""
+
+__all__ = ["READERS", "LayerTables", "Machine", "generic", "read_csv_machine", "read_matrad_machine"]

@@ -19,12 +19,12 @@ import torch
 from scipy.interpolate import make_interp_spline
 
 from torchimpt.checks import InputError, PhysicsWarning
+from torchimpt.columns import read_columns
+from torchimpt.hu_table import read_hu_table
 from torchimpt.machine.curves import DepthCurve, ScaledCurves
 from torchimpt.machine.machine import Machine
 from torchimpt.machine.optics import Optics
 from torchimpt.physics.bragg import peak_position, r80
-from torchimpt.physics.columns import read_columns
-from torchimpt.physics.stopping import read_hu_table
 
 OPTICS_REACH, OPTICS_STEP = 500.0, 25.0
 """Optics are tabulated to this distance from the isocentre, in these steps, mm. A divergence of 5 mrad bends by 2e-3 mm^2 within a step."""

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 
 from torchimpt.checks import InputError
+from torchimpt.hu_table import HuTable
 from torchimpt.machine.curves import ScaledCurves
 from torchimpt.machine.optics import Optics
 from torchimpt.machine.tables import LayerTables
 from torchimpt.physics.bragg import RANGE_POWER, range_from_energy
-from torchimpt.physics.stopping import HuTable
 
 CHAMBER_GAP_CM = 1.0
 """Air gap of the monitor chamber that stands behind the nominal monitor unit, cm."""

@@ -50,12 +50,12 @@ class Direction:
     slope
         `g' d`.
     beta
-        The factor on the previous direction; 0 for steepest descent.
+        The factor on the previous direction; 0 for steepest descent, None for methods that have none.
     """
 
     vector: Tensor
     slope: float
-    beta: float
+    beta: float | None
 
 
 def steepest(gradient: Tensor, metric: Tensor | None) -> Tensor:

@@ -6,7 +6,7 @@ convergence as the other solvers; its own tests are switched off.
 
 from __future__ import annotations
 
-import math
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -45,7 +45,7 @@ def run_lbfgs(run: Run, x0: Tensor, scale: Tensor | None, saved: dict | None) ->
         state = State.start(run.problem, x0.detach().clone())
         status = run.record(state)
     else:
-        state = run.resume(saved)
+        state = run.resume(saved, None)
         status = run.reason(state)
     if status is not None:
         return run.solution(state, status)
@@ -54,8 +54,8 @@ def run_lbfgs(run: Run, x0: Tensor, scale: Tensor | None, saved: dict | None) ->
 
     def after_iteration(intermediate_result: optimize.OptimizeResult) -> None:
         old, new = outcome[0], evaluate.last
-        new.iteration, new.evaluations, new.beta = old.iteration + 1, before + evaluate.evaluations, math.nan
-        new.step = float((new.x - old.x).norm())
+        step = float((new.x - old.x).norm())
+        new = replace(new, step=step, beta=None, iteration=old.iteration + 1, evaluations=before + evaluate.evaluations)
         outcome[0], outcome[1] = new, run.record(new)
         if outcome[1] is not None:
             raise StopIteration
@@ -79,5 +79,5 @@ def run_lbfgs(run: Run, x0: Tensor, scale: Tensor | None, saved: dict | None) ->
     state, status = outcome
     if status is None:
         status = Status.MAX_EVALUATIONS if "EVALUATIONS" in result.message else run.failed(state)
-        state.evaluations = before + evaluate.evaluations
+        state = replace(state, evaluations=before + evaluate.evaluations)
     return run.solution(state, status)

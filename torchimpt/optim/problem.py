@@ -75,6 +75,22 @@ class LineProblem(Problem, Protocol):
         ...
 
 
+class LinearMap(Protocol):
+    """A linear map `A`; the doses of all scenarios at fixed positions are one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`A x` for `x` `(n,)`, in any shape."""
+        ...
+
+    def adjoint(self, residual: Tensor) -> Tensor:
+        """`A^T r` `(n,)`, for `r` in the shape of `A x`."""
+        ...
+
+    def columns(self, index: Tensor, values: Tensor) -> Tensor:
+        """`A[:, index] values`, for the few components (about 1 % of a plan's spots) that the bounds cut off in each iteration."""
+        ...
+
+
 class Outer(Protocol):
     """The function `phi` of `F(x) = phi(A x)`; `RobustObjective` is one."""
 
@@ -92,29 +108,16 @@ class Composite:
 
     Parameters
     ----------
-    forward
-        `x (n,) -> A x`, in any shape; linear.
-    adjoint
-        `r -> A^T r (n,)`, for `r` in the shape of `A x`.
+    linear
+        `A`.
     outer
         `phi`.
-    forward_some
-        `(index (k,), values (k,)) -> A[:, index] values`, for the few components (about 1 % of a plan's spots) that the bounds cut off in
-        each iteration; worth having where it costs in proportion to `k`. `forward` with zeros elsewhere when left out.
     refresh
         After so many lines the image is computed afresh, which bounds the rounding that updates gather.
     """
 
-    def __init__(
-        self,
-        forward: Callable[[Tensor], Tensor],
-        adjoint: Callable[[Tensor], Tensor],
-        outer: Outer,
-        *,
-        forward_some: Callable[[Tensor, Tensor], Tensor] | None = None,
-        refresh: int = 50,
-    ) -> None:
-        self.forward, self.adjoint, self.outer, self.forward_some, self.refresh = forward, adjoint, outer, forward_some, refresh
+    def __init__(self, linear: LinearMap, outer: Outer, refresh: int = 50) -> None:
+        self.linear, self.outer, self.refresh = linear, outer, refresh
         self.products = 0
         """Full products with `A` and `A^T` so far."""
         self._x: Tensor | None = None
@@ -124,21 +127,19 @@ class Composite:
     def image(self, x: Tensor) -> Tensor:
         """`A x`, from the store where it is there."""
         if self._x is None or self._age >= self.refresh or not torch.equal(self._x, x):
-            self.keep(x, self.product(x))
+            self.keep(x, self.forward(x))
             self._age = 0
         return self._image
 
-    def product(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """`A x`, computed."""
         self.products += 1
-        return self.forward(x)
+        return self.linear.forward(x)
 
-    def change(self, delta: Tensor) -> Tensor:
+    def columns(self, delta: Tensor) -> Tensor:
         """`A delta` for a vector that is mostly zero."""
-        if self.forward_some is None:
-            return self.product(delta)
         index = delta.nonzero().flatten()
-        return self.forward_some(index, delta[index])
+        return self.linear.columns(index, delta[index])
 
     def keep(self, x: Tensor, image: Tensor) -> None:
         """Store `image = A x`."""
@@ -149,7 +150,7 @@ class Composite:
         """Value and gradient at the `x` that has this image."""
         value, residual = self.outer.value_and_grad(image)
         self.products += 1
-        return float(value), self.adjoint(residual)
+        return float(value), self.linear.adjoint(residual)
 
     def value_and_grad(self, x: Tensor) -> tuple[float, Tensor]:
         """Value and gradient `(n,)` at `x`."""
@@ -157,7 +158,7 @@ class Composite:
 
     def line(self, x: Tensor, direction: Tensor) -> CompositeLine:
         """Restriction to `x + l direction`."""
-        return CompositeLine(self, x, direction, self.image(x), self.product(direction))
+        return CompositeLine(self, x, direction, self.image(x), self.forward(direction))
 
     def state_dict(self) -> dict:
         """The stored image: with it, a resumed solver repeats its iterates bit for bit."""
@@ -187,7 +188,7 @@ class CompositeLine:
         clipped = x_new - torch.add(self._x, self._direction, alpha=length)
         rate = self._rate * length
         if clipped.any():
-            rate = rate + self._problem.change(clipped)
+            rate = rate + self._problem.columns(clipped)
         return CompositeLine(self._problem, self._x, x_new - self._x, self._image, rate)
 
     def value_and_grad(self, length: float, x_new: Tensor) -> tuple[float, Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torchimpt.checks import InputError, positive
 from torchimpt.optim import beta as beta_rules
 from torchimpt.optim.direction import Bounds
 from torchimpt.optim.line_search import DELTA, THETA
-from torchimpt.optim.steps import State, WolfeStep
+from torchimpt.optim.steps import ConjugateMemory, State, WolfeStep
 
 _SHARED = ("beta", "delta", "theta", "restrict", "reuse")
 
@@ -108,12 +109,12 @@ class ProjectedCG(torch.optim.Optimizer):
                 p.grad.copy_(gradient[start:end].view_as(p))
             start = end
 
-    def _saved(self) -> State | None:
+    def _saved(self) -> State[ConjugateMemory] | None:
         """The state that the last step left, when the parameters are still where it left them."""
         saved = self.state[self._parameters[0]]
         if not saved or not torch.equal(saved["x"], self._flat()):
             return None
-        return State(**saved)
+        return State.load(saved, ConjugateMemory)
 
     @property
     def report(self) -> dict[str, float]:
@@ -149,16 +150,15 @@ class ProjectedCG(torch.optim.Optimizer):
         if state is None:
             state = State.start(problem, self._flat())
         elif not group["reuse"]:
-            state.value, state.gradient = problem.value_and_grad(state.x)
-            state.evaluations += 1
+            value, gradient = problem.value_and_grad(state.x)
+            state = replace(state, value=value, gradient=gradient, evaluations=state.evaluations + 1)
         before = state.value
-        if not (math.isfinite(before) and bool(torch.isfinite(state.gradient).all())):
+        if not state.finite:
             raise ValueError(f"the objective is {before} and its gradient not finite everywhere at the start of the step; mend the closure")
-        new = step(problem, state)
-        self.stalled = new is None
-        state = state if new is None else new
+        attempt = step(problem, state)
+        state, self.stalled = attempt.state, not attempt.moved
         self._write(state.x, state.gradient)
-        self.state[self._parameters[0]] = dict(vars(state))
+        self.state[self._parameters[0]] = state.state_dict()
         return torch.tensor(before, dtype=torch.float64)
 
 

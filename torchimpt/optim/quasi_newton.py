@@ -6,13 +6,14 @@ bound holds stay out of the Newton direction, and the path is projected).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from torchimpt.optim.direction import Direction, dot, steepest
-from torchimpt.optim.steps import COSINE, State, WolfeStep
+from torchimpt.optim.problem import Problem
+from torchimpt.optim.steps import COSINE, Attempt, Memory, State, Step, along_wolfe
 
 PAIRS = 20
 """Correction pairs that are remembered."""
@@ -45,36 +46,47 @@ def newton_like(gradient: Tensor, moves: Tensor, changes: Tensor, metric: Tensor
 
 
 @dataclass(frozen=True)
-class QuasiNewtonStep(WolfeStep):
+class Pairs(Memory):
+    """Oldest first, `(pairs, n)` each: steps `x_{k+1} - x_k` and what the gradient changed by."""
+
+    moves: Tensor
+    changes: Tensor
+
+    def after(self, move: Tensor, change: Tensor) -> Pairs:
+        """With one more pair; the oldest goes when there are too many."""
+        return Pairs(*(torch.cat((old, new[None]))[-PAIRS:] for old, new in ((self.moves, move), (self.changes, change))))
+
+
+class QuasiNewtonStep(Step[Pairs]):
     """Projected L-BFGS: direction from the pairs restricted to the free components, first trial length 1."""
 
-    def direction(self, state: State) -> Direction:
+    memory = Pairs
+
+    def direction(self, state: State[Pairs]) -> Direction:
         """The search direction at a state."""
         free = self.bounds.free(state.x, state.gradient)
         gradient = state.gradient * free
-        if state.moves is not None:
-            vector = newton_like(gradient, state.moves * free, state.changes * free, self.metric) * free
+        if state.memory is not None:
+            vector = newton_like(gradient, state.memory.moves * free, state.memory.changes * free, self.metric) * free
             vector.masked_fill_(self.bounds.pointing_out(state.x, vector), 0.0)
             slope = dot(gradient, vector)
             if -slope > 1e-3 * COSINE * self.size(gradient * (vector != 0), vector):
-                return Direction(vector, slope, float("nan"))
+                return Direction(vector, slope, None)
         vector = steepest(gradient, self.metric)
         return Direction(vector, dot(gradient, vector), 0.0)
 
-    def first_length(self, state: State, direction: Direction) -> float:
-        """1 with pairs, else a tenth of the iterate's size in the metric."""
-        if state.moves is not None and direction.beta != 0.0:
+    def first_length(self, state: State[Pairs], direction: Direction) -> float:
+        """1 for a direction from pairs, else a tenth of the iterate's size in the metric."""
+        if direction.beta is None:
             return 1.0
         scale = 1.0 if self.metric is None else self.metric.sqrt()
         return 0.1 * (float((state.x / scale).abs().max()) or 1.0) / float((direction.vector / scale).abs().max())
 
-    def along(self, problem, state: State, direction: Direction) -> State | None:
-        """The next state, with the pair of this step."""
-        new = super().along(problem, state, direction)
-        if new is not None:
-            new.moves, new.changes = _remember(state.moves, new.x - state.x), _remember(state.changes, new.gradient - state.gradient)
-        return new
-
-
-def _remember(old: Tensor | None, new: Tensor) -> Tensor:
-    return new[None] if old is None else torch.cat((old, new[None]))[-PAIRS:]
+    def along(self, problem: Problem, state: State[Pairs], direction: Direction) -> Attempt[Pairs]:
+        """What comes of a step along a direction, with its pair."""
+        attempt, trial = along_wolfe(self, problem, state, direction)
+        if trial is None:
+            return attempt
+        move, change = attempt.state.x - state.x, attempt.state.gradient - state.gradient
+        memory = Pairs(move[None], change[None]) if state.memory is None else state.memory.after(move, change)
+        return Attempt(replace(attempt.state, memory=memory), moved=True)

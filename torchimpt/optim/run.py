@@ -6,13 +6,14 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from torchimpt.optim.direction import Bounds, dot
 from torchimpt.optim.problem import Problem
 from torchimpt.optim.solution import Iteration, Solution, Status, is_converged
-from torchimpt.optim.steps import State
+from torchimpt.optim.steps import Memory, State
 
 Callback = Callable[[Iteration], bool | None]
 
@@ -28,7 +29,7 @@ class Run:
     max_iterations: int
     max_evaluations: float
     callback: Callback | None
-    history: list[dict[str, float]] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
 
     def norm(self, state: State) -> float:
@@ -50,7 +51,7 @@ class Run:
             state=lambda: self.state_dict(state),
         )
         self.history.append(record.numbers())
-        if not (math.isfinite(state.value) and bool(torch.isfinite(state.gradient).all())):
+        if not state.finite:
             return Status.NOT_FINITE
         if self.callback is not None and self.callback(record):
             return Status.STOPPED
@@ -80,13 +81,13 @@ class Run:
                 return Status.CONVERGED
         return Status.LINE_SEARCH_FAILED
 
-    def resume(self, saved: dict) -> State:
-        """Take up history, clock and problem of an earlier run; returns its state."""
+    def resume(self, saved: dict, kind: type[Memory] | None) -> State:
+        """Take up history, clock and problem of an earlier run; returns its state, with a memory of this kind."""
         self.history = [dict(row) for row in saved["history"]]
         self.started = time.perf_counter() - self.history[-1]["seconds"]
         if saved["problem"] is not None:
             self.problem.load_state_dict(saved["problem"])
-        return State.load(saved["solver"])
+        return State.load(saved["solver"], kind)
 
     def state_dict(self, state: State) -> dict:
         """All that `resume` needs."""

@@ -6,6 +6,7 @@ import enum
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -50,7 +51,7 @@ class Iteration:
     value
         F.
     step_length, beta
-        Of the step that led here; zero at the start, and `beta` is NaN for solvers that have none.
+        Of the step that led here; zero at the start, and `beta` is None for solvers that have none.
     projected_gradient_norm
         2-norm of the gradient in the components that no bound holds.
     x
@@ -65,13 +66,13 @@ class Iteration:
     evaluations: int
     value: float
     step_length: float
-    beta: float
+    beta: float | None
     projected_gradient_norm: float
     x: Tensor
     seconds: float
     state: Callable[[], dict]
 
-    def numbers(self) -> dict[str, float]:
+    def numbers(self) -> dict[str, Any]:
         """The plain numbers: a row of `Solution.history`."""
         names = ("iteration", "evaluations", "value", "step_length", "beta", "projected_gradient_norm", "seconds")
         return {name: getattr(self, name) for name in names}
@@ -104,7 +105,7 @@ class Solution:
     iterations: int
     evaluations: int
     status: Status
-    history: list[dict[str, float]] = field(repr=False)
+    history: list[dict[str, Any]] = field(repr=False)
     state: dict = field(repr=False)
 
     @property
@@ -118,7 +119,7 @@ class Solution:
         return self.status.message
 
 
-def is_converged(history: list[dict[str, float]], tolerance: float) -> bool:
+def is_converged(history: list[dict[str, Any]], tolerance: float) -> bool:
     """The one test of convergence, for every solver.
 
     Met when F fell by at most `tolerance` times itself per iteration, averaged over the last ten, or when the projected gradient's norm is

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,10 +16,41 @@ from torchimpt.optim.lbfgs import run_lbfgs
 from torchimpt.optim.problem import LineProblem, Problem
 from torchimpt.optim.quasi_newton import QuasiNewtonStep
 from torchimpt.optim.run import Callback, Run
-from torchimpt.optim.solution import Solution
+from torchimpt.optim.solution import Solution, Status
 from torchimpt.optim.steps import LineStep, State, Step, WolfeStep
 
-METHODS = ("projected_cg", "dyhs_cg", "quasi_newton", "lbfgs")
+
+@dataclass(frozen=True)
+class _Options:
+    """What `minimize` was given, as the methods need it."""
+
+    bounds: Bounds
+    beta: str
+    scale: Tensor | None
+
+
+Method = Callable[[Run, Tensor, _Options, "dict | None"], Solution]
+"""From a run, its start, options, and the state to resume from."""
+
+
+def _by_steps(make: Callable[[Problem, _Options], Step]) -> Method:
+    """A method that is a step taken again and again."""
+    return lambda run, x0, options, saved: _run_steps(run, make(run.problem, options), x0, saved)
+
+
+def _metric(options: _Options) -> Tensor | None:
+    return None if options.scale is None else options.scale.square()
+
+
+METHODS: dict[str, Method] = {
+    "projected_cg": _by_steps(
+        lambda problem, o: (LineStep if isinstance(problem, LineProblem) else WolfeStep)(o.bounds, o.beta, True, _metric(o))
+    ),
+    "dyhs_cg": _by_steps(lambda problem, o: WolfeStep(o.bounds, o.beta, False)),
+    "quasi_newton": _by_steps(lambda problem, o: QuasiNewtonStep(o.bounds, o.beta, True, _metric(o))),
+    "lbfgs": lambda run, x0, options, saved: run_lbfgs(run, x0, options.scale, saved),
+}
+"""Every method by its name."""
 
 
 def minimize(
@@ -68,7 +101,6 @@ def minimize(
         raise InputError(f"method must be one of {', '.join(METHODS)}, got '{method}'{nearest(method, METHODS)}")
     beta_rules.rule(beta)
     bounds = _bounds(x0, lower, upper)
-    metric = None if scale is None or method == "dyhs_cg" else _metric(x0, scale)
     if not (tolerance >= 0 and max_iterations >= 0 and (max_evaluations is None or max_evaluations >= 1)):
         raise InputError(
             f"tolerance and max_iterations must be zero or more and max_evaluations one or more, got {tolerance}, {max_iterations}, "
@@ -77,12 +109,7 @@ def minimize(
     if state is not None:
         _check_state(state, method, x0)
     run = Run(problem, bounds, method, tolerance, max_iterations, max_evaluations or math.inf, callback)
-    if method == "lbfgs":
-        return run_lbfgs(run, x0, None if metric is None else metric.sqrt(), state)
-    if method == "quasi_newton":
-        return _run_steps(run, QuasiNewtonStep(bounds, beta, True, metric), x0, state)
-    step_type = LineStep if method == "projected_cg" and isinstance(problem, LineProblem) else WolfeStep
-    return _run_steps(run, step_type(bounds, beta, method == "projected_cg", metric), x0, state)
+    return METHODS[method](run, x0, _Options(bounds, beta, None if scale is None else _scale(x0, scale)), state)
 
 
 def _run_steps(run: Run, step: Step, x0: Tensor, saved: dict | None) -> Solution:
@@ -91,15 +118,15 @@ def _run_steps(run: Run, step: Step, x0: Tensor, saved: dict | None) -> Solution
         state = State.start(run.problem, x0.detach().clone())
         status = run.record(state)
     else:
-        state = run.resume(saved)
+        state = run.resume(saved, step.memory)
         status = run.reason(state)
     while status is None:
-        new = step(run.problem, state)
-        if new is None:
-            status = run.failed(state)
-        else:
-            state = new
+        attempt = step(run.problem, state)
+        state = attempt.state
+        if attempt.moved:
             status = run.record(state)
+        else:
+            status = run.failed(state) if attempt.finite else Status.NOT_FINITE
     return run.solution(state, status)
 
 
@@ -121,10 +148,10 @@ def _bounds(x0: Tensor, lower: float | Tensor, upper: float | Tensor) -> Bounds:
     return Bounds(*sides)
 
 
-def _metric(x0: Tensor, scale: Tensor) -> Tensor:
+def _scale(x0: Tensor, scale: Tensor) -> Tensor:
     if scale.shape != x0.shape or not bool((torch.isfinite(scale) & (scale > 0)).all()):
         raise InputError(f"scale must hold {len(x0)} positive finite numbers, got the shape {tuple(scale.shape)}")
-    return scale.to(x0).square()
+    return scale.to(x0)
 
 
 def _check_state(state: dict, method: str, x0: Tensor) -> None:

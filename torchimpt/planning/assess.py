@@ -7,16 +7,16 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from torchimpt.config import Case
-from torchimpt.dose.operator import dose_operators
+from torchimpt.case import Case
+from torchimpt.dose.scenarios import scenario_doses
 from torchimpt.evaluate.goals import check_goals
 from torchimpt.evaluate.tables import roi_doses
 from torchimpt.machine import Machine
-from torchimpt.monitor import Progress
 from torchimpt.patient import Patient
-from torchimpt.planning.prepare import Settings
+from torchimpt.planning.load import Compute
 from torchimpt.scenarios import NOMINAL, Scenario
 from torchimpt.spots import Spots
+from torchimpt.watch import Progress
 
 
 @dataclass(frozen=True)
@@ -50,30 +50,29 @@ def assess(
     machine: Machine,
     spots: Spots,
     scenarios: Sequence[Scenario],
-    how: Settings,
+    compute: Compute,
     progress: Progress,
+    *,
     whole: bool = False,
-    sub_spots: bool = False,
+    model: str = "pencil_beam",
 ) -> Assessment:
     """Compute a plan's doses without matrices, and check the case's goals.
 
-    With `sub_spots` each spot's protons are followed along many rays (`torchimpt.dose.sub_spots`), on the CPU wherever the plan was made.
-
-    The external ROI is part of the scenarios' tables only where a goal or an objective needs it, or when `whole` doses are asked for:
-    it has ten times the voxels of all others.
+    With the model `"sub_spots"` on the CPU wherever the plan was made. The external ROI is part of the scenarios' tables only where a goal
+    or an objective needs it, or when `whole` doses are asked for: it has ten times the voxels of all others.
     """
     delivered = spots.subset(spots.weight.detach() > 0) if bool((spots.weight > 0).any()) else spots
-    device = torch.device("cpu") if sub_spots else how.device
+    device = torch.device("cpu") if model == "sub_spots" else compute.device
     delivered = delivered.to(device)
-    position, weight = delivered.position.detach(), delivered.weight.detach()
-    options = {"cutoff": case.dose.cutoff_sigma, "rbe": case.dose.rbe, "dtype": weight.dtype, "device": device, "sub_spots": sub_spots}
+    position, weight, quantity = delivered.position.detach(), delivered.weight.detach(), case.quantity()
+    options = {"cutoff": case.dose.cutoff_sigma, "dtype": weight.dtype, "device": device, "model": model}
     asked, external = whole, patient.external
     named = {o.roi for o in case.objective} | {g.roi for g in case.goal}
     whole = whole or external is None or external.name in named or any(g.metric == "ci" for g in case.goal)
     body = patient.body.flatten().nonzero().flatten()
     with progress.stage("Dose in every scenario", total=len(scenarios) + 1) as stage:
-        operator = dose_operators(patient, machine, delivered, body, (NOMINAL,), **options)[0]
-        nominal = operator.dose(position, weight).cpu()
+        operator = scenario_doses(patient, machine, delivered, body, (NOMINAL,), **options)[0]
+        nominal = quantity.value(operator.dose(position, weight)).cpu()
         discarded = operator.discarded_fraction(position, weight)
         del operator
         stage.advance()
@@ -84,8 +83,8 @@ def assess(
         inside = torch.zeros(patient.grid.n_voxels, dtype=nominal.dtype).index_put_((body,), nominal)
         doses = {NOMINAL.name: inside[voxels]}
         for scenario in ordered[1:]:
-            operator = dose_operators(patient, machine, delivered, voxels, (scenario,), **options)[0]
-            doses[scenario.name] = operator.dose(position, weight).cpu()
+            operator = scenario_doses(patient, machine, delivered, voxels, (scenario,), **options)[0]
+            doses[scenario.name] = quantity.value(operator.dose(position, weight)).cpu()
             stage.advance()
     tables = roi_doses(viewed, doses, voxels)
     needs_body = {name: dose for name, dose in doses.items()} if whole else None

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
-from torchimpt.delivery import DeliveryModel, delivered, delivery_time
 from torchimpt.evaluate.tables import scenario_table, worst_table
 from torchimpt.machine import Machine
 from torchimpt.memory import peak_memory
 from torchimpt.planning.assess import Assessment
-from torchimpt.planning.prepare import Settings
+from torchimpt.planning.build import PlanningProblem
+from torchimpt.planning.load import Compute
+from torchimpt.schemes.stages import Optimized
 from torchimpt.spots import Spots
-
-if TYPE_CHECKING:
-    from torchimpt.planning.plan import Prepared
-    from torchimpt.planning.stages import Optimized
+from torchimpt.spots.delivery import DeliveryModel, delivered, delivery_time
 
 
 def spot_counts(spots: Spots, machine: Machine, model: DeliveryModel, home: torch.Tensor | None = None) -> dict:
@@ -35,33 +31,34 @@ def dose_metrics(
     spots: Spots,
     machine: Machine,
     model: DeliveryModel,
-    found: Assessment,
+    assessment: Assessment,
     times: dict[str, float],
-    how: Settings,
+    compute: Compute,
     home: torch.Tensor | None = None,
 ) -> dict:
     """What holds of any plan, optimized here or not; `home` `(n_spots, 2)` is where its spots were placed, if they moved."""
-    scenarios = scenario_table(found.roi_doses)
+    scenarios = scenario_table(assessment.roi_doses)
     return {
         "spots": spot_counts(spots, machine, model, home),
         "scenarios": scenarios,
         "worst": worst_table(scenarios),
-        "goals": found.goals,
+        "goals": assessment.goals,
         "delivery": delivery_time(spots, machine, model),
-        "matrix": {"discarded_fraction": found.discarded_fraction},
+        "matrix": {"discarded_fraction": assessment.discarded_fraction},
         "time_s": {name: round(seconds, 4) for name, seconds in times.items()},
         "peak_memory_bytes": peak_memory(),
-        "device": str(how.device),
+        "device": str(compute.device),
         "threads": torch.get_num_threads(),
-        "dtype": str(how.dtype).removeprefix("torch."),
+        "dtype": str(compute.dtype).removeprefix("torch."),
     }
 
 
-def plan_metrics(ready: Prepared, optimized: Optimized, spots: Spots, found: Assessment, times: dict[str, float]) -> dict:
+def plan_metrics(problem: PlanningProblem, optimized: Optimized, spots: Spots, assessment: Assessment, times: dict[str, float]) -> dict:
     """The whole of a planning run's metrics."""
-    solution, plan = optimized.solution, optimized.plan
+    solution, case = optimized.solution, problem.case
+    home = optimized.spots.home.cpu()
     metrics = {
-        "title": ready.case.title,
+        "title": case.title,
         "converged": solution.converged,
         "stop_reason": solution.message,
         "iterations": solution.iterations,
@@ -69,13 +66,13 @@ def plan_metrics(ready: Prepared, optimized: Optimized, spots: Spots, found: Ass
         "objective": {
             "initial": solution.history[0]["value"],
             "final": solution.value,
-            "normalized": ready.case.optimizer.normalize,
+            "normalized": case.optimizer.normalize,
             "projected_gradient_norm": solution.projected_gradient_norm,
-            "terms": ready.terms(solution.x),
+            "terms": problem.terms(optimized.doses),
         },
         "steps": optimized.steps,
-        **dose_metrics(spots, ready.machine, ready.case.delivery.model(), found, times, ready.how, plan.home.cpu()),
+        **dose_metrics(spots, problem.machine, case.delivery.model(), assessment, times, problem.compute, home),
     }
-    metrics["spots"]["placed"] = ready.spots.n_spots
-    metrics["matrix"] |= {"nonzeros": ready.engine.n_nonzeros, "bytes": ready.engine.n_bytes}
+    metrics["spots"]["placed"] = problem.spots.n_spots
+    metrics["matrix"] |= {"nonzeros": problem.linear.n_nonzeros, "bytes": problem.linear.n_bytes}
     return metrics

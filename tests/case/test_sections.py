@@ -1,0 +1,200 @@
+"""The case file: what loads, what it becomes, and that every slip is told in one line with the key and the nearest match."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from torchimpt.case import Case, load_case
+from torchimpt.case.text import dump_toml
+from torchimpt.checks import InputError
+from torchimpt.geometry import Beam
+from torchimpt.objectives import KINDS, MinDVH
+from torchimpt.scenarios import NOMINAL, boundary_scenarios
+from torchimpt.spots.delivery import DeliveryModel
+
+TEXT = """
+title = "H&N"
+[patient]
+source = "image"
+path = "ct"
+[spots]
+target = "PTV70"
+[[beam]]
+gantry_deg = 90
+[[objective]]
+roi = "PTV70"
+kind = "min_dvh"
+volume_percent = 95
+dose_gy = 70
+weight = 1000.0
+[[goal]]
+roi = "PTV70"
+metric = "d(95)"
+min = 66.5
+"""
+
+
+@pytest.fixture
+def case_file(tmp_path):
+    (tmp_path / "ct").mkdir()
+    path = tmp_path / "case.toml"
+    path.write_text(TEXT)
+    return path
+
+
+def test_a_small_case_with_defaults(case_file):
+    case = load_case(case_file)
+    assert case.patient.path == case_file.parent / "ct" and case.machine.name == "generic"
+    assert case.dose.rbe == 1.1 and case.dose.grid_mm is None and case.optimizer.method == "projected_cg"
+    assert case.beams() == (Beam(90.0),) and case.scenarios() == (NOMINAL,)
+    assert case.terms() == (MinDVH("PTV70", 70.0, 1000.0, volume_percent=95.0),)
+    assert case.goals()[0].limit == "≥ 66.5 Gy" and case.prescription() == 70.0
+    case.check_plan()
+
+
+def test_resolved_case_loads_back_equal(case_file, tmp_path):
+    case = load_case(case_file, ["robustness.setup_mm=5", "dose.grid_mm=[2, 2, 3]", 'title=a "quoted" \\ title', "joint.box_mm=7"])
+    (tmp_path / "run").mkdir()
+    resolved = tmp_path / "run" / "case.toml"
+    resolved.write_text(case.to_toml())
+    again = load_case(resolved)
+    assert again.model_dump() == case.model_dump() and again.title == 'a "quoted" \\ title' and again.dose.grid_mm == (2.0, 2.0, 3.0)
+    assert again.scenarios() == boundary_scenarios(5.0, 3.0)
+
+
+def test_joint_start_is_a_path_from_the_case_files_folder(case_file, tmp_path):
+    (tmp_path / "plan.json").write_text("{}")
+    case = load_case(case_file, ["joint.start=plan.json"])
+    assert case.joint.start == tmp_path / "plan.json" and case.joint.scheme == "joint"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "case.toml").write_text(case.to_toml())
+    assert load_case(tmp_path / "run").joint == case.joint
+
+
+def test_delivery_is_the_machines_pace(case_file):
+    assert load_case(case_file).delivery.model() == DeliveryModel()
+    keys = {"energy_switch_s": 5.0, "spot_s": 0.003, "speed_x_mm_per_s": 10.0, "speed_y_mm_per_s": 20.0, "mu_per_s": 3.0, "fractions": 30}
+    model = load_case(case_file, [f"delivery.{key}={value}" for key, value in {**keys, "min_mu": 0.02}.items()]).delivery.model()
+    assert model == DeliveryModel(5.0, 0.003, 10.0, 20.0, 3.0, 30, 0.02) and model.speed_y == 20.0 and model.mu_per_s == 3.0
+
+
+def test_overrides_reach_everywhere(case_file):
+    case = load_case(
+        case_file, ["seed=7", "optimizer.method=lbfgs", "objective[0].weight=5", "beam.0.couch_deg=10", "machine.hu_table=case.toml"]
+    )
+    assert case.seed == 7 and case.optimizer.method == "lbfgs" and case.objective[0].weight == 5 and case.beam[0].couch_deg == 10
+    assert case.machine.hu_table == case_file and case.machine.name == "generic"
+
+
+def test_from_python():
+    case = Case(patient={"source": "phantom", "name": "hn"}, beam=[{"gantry_deg": 0}, {"gantry_deg": 90}])
+    assert len(case.beams()) == 2 and case.prescription() is None
+    with pytest.raises(InputError, match=r"the case: unknown key 'beams' \(did you mean 'beam'\?\)"):
+        Case(patient={"source": "phantom", "name": "hn"}, beams=[])
+
+
+def test_a_dose_case_needs_no_spots_and_a_plan_says_what_it_misses():
+    case = Case(patient={"source": "phantom", "name": "hn"}, beam=[{"gantry_deg": 0}])
+    with pytest.raises(InputError, match=r"missing: \[spots\], \[\[objective\]\]"):
+        case.check_plan()
+
+
+def test_rois_are_checked_with_the_key(case_file):
+    case = load_case(case_file)
+    case.check_rois(["PTV70", "Cord"])
+    message = r"case\.toml: spots\.target: the patient has no ROI 'PTV70' \(did you mean 'PTV7'\?\); it has Cord, PTV7"
+    with pytest.raises(InputError, match=message):
+        case.check_rois(["PTV7", "Cord"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_objective(kind):
+    extra = {"min_dvh": {"volume_percent": 95}, "max_dvh": {"volume_percent": 5}, "gEUD": {"a": 8}}.get(kind, {})
+    case = Case(patient={"source": "phantom", "name": "hn"}, objective=[{"roi": "A", "kind": kind, "dose_gy": 5, **extra}])
+    assert case.terms()[0].kind == kind
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizer.methd=1", r"unknown key 'optimizer.methd' \(did you mean 'method'\?\); allowed in \[optimizer\]: method, "),
+        ("grid_mm=3", r"unknown key 'grid_mm' \(it belongs in \[dose\]\); allowed at the top level: title, seed, patient"),
+        (
+            "optimizer.method=lbgfs",
+            r"optimizer.method must be one of projected_cg, dyhs_cg, quasi_newton, lbfgs, got 'lbgfs' \(did you mean 'lbfgs'\?\)",
+        ),
+        ("patient.source=dcm", r"patient.source must be one of openkbp, .*\(did you mean 'dicom'\?\)"),
+        ("patient.path=tc", r"patient.path: no such file or folder: .*tc \(did you mean 'ct'\?\)"),
+        ("patient={path='ct'}", r"'patient.source' is missing \(where the patient comes from; one of openkbp"),
+        ("patient={source='image'}", "source = 'image' needs a path"),
+        ("patient={source='phantom'}", "takes a name"),
+        ("patient=3", "patient must be a section"),
+        ("machine.path=ct", "takes both format and path"),
+        ("machine={name='generic', format='csv', path='ct'}", "either name"),
+        ("dose.grid_mm=-1", "dose.grid_mm: must be positive, mm, got -1"),
+        ("dose.grid_mm=[1,2]", r"one number or three \[x, y, z\]"),
+        ("dose.cutoff_sigma=nan", "dose.cutoff_sigma"),
+        ("spots.target=[]", "spots.target: must be a ROI's name"),
+        ("spots.spacing_mm=0", "spots.spacing_mm must be greater than 0, got 0"),
+        ("spots.layer_spacing=0", "'bragg80' or a positive number"),
+        ("beam={gantry_deg=1}", r"\[\[beam\]\]"),
+        ("beam.0={}", r"'beam\[0\].gantry_deg' is missing \(IEC 61217"),
+        ("beam.0.gantry_deg=true", r"beam\[0\].gantry_deg must be a valid number"),
+        ("beam.0.isocenter_mm=[1,2]", r"three numbers"),
+        ("beam.2.gantry_deg=3", "beam is a list of 1, counted from 0"),
+        ("objective.0.kind=mindose", r"must be one of min_dose, .*\(did you mean 'min_dose'\?\)"),
+        ("objective.0.kind=max_dose", "takes no volume_percent"),
+        ("objective.0={roi='A', kind='max_dvh', dose_gy=1}", "needs volume_percent"),
+        ("goal.0.metric=d95", r"metric 'd95' is none of .*\(did you mean 'd\(95\)'\?\)"),
+        ("goal.0={roi='A', metric='mean'}", "needs min or max"),
+        ("joint.bx_mm=3", r"unknown key 'joint.bx_mm' \(did you mean 'box_mm'\?\); allowed in \[joint\]: scheme, box_mm, spots"),
+        ("joint.box_mm=-1", "joint.box_mm must be greater than or equal to 0, got -1"),
+        ("joint.scheme=alternate", r"joint.scheme must be one of joint, alternating, .*\(did you mean 'alternating'\?\)"),
+        ("joint.spots=0", "joint.spots must be greater than 0, got 0"),
+        ("joint.spots=2.5", "joint.spots must be a valid integer, got 2.5"),
+        ("joint.start=cas.toml", r"joint.start: no such file or folder: .*cas.toml \(did you mean 'case.toml'\?\)"),
+        ("joint.merge_mm=-2", "joint.merge_mm must be greater than or equal to 0"),
+        ("spots.jitter_mm=-1", "spots.jitter_mm must be greater than or equal to 0, got -1"),
+        ("delivery.min_mu=-0.01", "delivery.min_mu must be greater than or equal to 0"),
+        ("delivery.min_layer_share=1", "delivery.min_layer_share must be less than 1, got 1"),
+        ("delivery.fractions=0", "delivery.fractions must be greater than 0"),
+        ("delivery.speed_x=1", r"unknown key 'delivery.speed_x' \(did you mean 'speed_x_mm_per_s'\?\)"),
+        ("title.x=3", "title is a value"),
+        ("seed=-1", "seed must be greater than or equal to 0, got -1"),
+        ("seed", "write section.key=value"),
+    ],
+)
+def test_every_slip_is_one_line(case_file, override, message):
+    with pytest.raises(InputError, match=message) as caught:
+        load_case(case_file, [override])
+    assert "\n" not in str(caught.value)
+    assert override in str(caught.value) or str(caught.value).startswith(f"{case_file}: ")
+
+
+def test_several_slips_are_counted(case_file):
+    with pytest.raises(InputError, match=r"unknown key 'dose.cutof' .* \(and 1 more\)$"):
+        load_case(case_file, ["dose.cutof=3", "seed=-1"])
+
+
+def test_files_that_are_no_case(tmp_path, case_file):
+    with pytest.raises(InputError, match=re.escape("(did you mean 'case.toml'?)")):
+        load_case(tmp_path / "cas.toml")
+    with pytest.raises(InputError, match=r"has no case\.toml: it is no run folder"):
+        load_case(tmp_path / "ct")
+    assert load_case(tmp_path).title == "H&N"
+    case_file.write_text("a = = 3")
+    with pytest.raises(InputError, match="not valid TOML"):
+        load_case(case_file)
+
+
+def test_later_versions_say_so(case_file):
+    with pytest.raises(InputError, match=r"beam\[0\].range_shifter_mm: range shifters come with a later version"):
+        load_case(case_file, ["beam.0.range_shifter_mm=40"]).beams()
+
+
+def test_toml_of_every_scalar():
+    assert dump_toml({"a": True, "b": 1, "c": 0.1, "d": "x\n\x7f", "e": [1.0, 2.0], "f": None, "g": [], "h": {"i": 1e-7}}) == (
+        'a = true\nb = 1\nc = 0.1\nd = "x\\n\\u007f"\ne = [1.0, 2.0]\n\n[h]\ni = 1e-07\n'
+    )

@@ -1,0 +1,53 @@
+"""What is seen of a run whose spots move: TensorBoard's sequence, the report's pictures."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_case import tiny
+
+from torchimpt.watch import Progress
+from torchimpt.planning.build import build
+from torchimpt.planning.load import set_up
+from torchimpt.runs.commands import run_plan
+from torchimpt.schemes.schemes import optimize
+
+COARSE = ("dose.grid_mm=12", "spots.spacing_mm=14", "optimizer.max_iterations=12", "optimizer.log_every=4", "joint.warm_iterations=6")
+
+
+def test_run_of_moving_spots_is_seen(tmp_path):
+    result = run_plan(tiny(tmp_path, *COARSE, "joint.box_mm=6", "joint.spots=40", "output.tensorboard=true"), tmp_path / "run")
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    counts = [event.value for event in events.Scalars("spots/count")]
+    assert counts[0] == result.metrics["spots"]["placed"] > counts[-1] == 40
+    means = [event.value for event in events.Scalars("spots/moved_mm_mean")]
+    assert means[0] == 0 and means[-1] == pytest.approx(result.metrics["spots"]["moved_mm"]["mean"], rel=1e-4)
+    steps = [event.step for event in events.Images("spots/motion")]
+    assert steps and steps[0] > 6 and all(step % 4 == 0 for step in steps)
+    page = (tmp_path / "run" / "report.html").read_text()
+    for text in ('id="motion"', "A line leads from where a spot was placed", "Weights and positions", "<h2>Delivery"):
+        assert text in page, text
+
+
+def test_run_of_fixed_spots_shows_none(tmp_path):
+    run_plan(tiny(tmp_path, *COARSE[:4], "output.tensorboard=true"), tmp_path / "run")
+    tags = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload().Tags()
+    assert "spots/motion" not in tags["images"] and "spots/count" not in tags["scalars"]
+    assert 'id="motion"' not in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("scheme", ["joint", "alternating", "prune_and_move"])
+def test_the_spots_seen_at_the_last_iterate_are_those_found(tmp_path, scheme):
+    case = tiny(tmp_path, *COARSE, "joint.box_mm=6", f"joint.scheme={scheme}", "joint.spots=40")
+    built = build(case, set_up(case, "cpu"), Progress(enabled=False), {})
+    seen = []
+    motion = case.joint.motion()
+    found = optimize(
+        built.doses, built.objective, built.spots, case.optimizer.solver(), motion, linear=built.linear,
+        callback=lambda iteration: seen.append(built.moving(iteration)) and None,
+    )  # fmt: skip
+    spots, home = seen[-1]
+    assert torch.equal(spots.position, found.spots.position) and torch.equal(spots.weight, found.spots.weight)
+    assert torch.equal(home, found.spots.home) and torch.equal(spots.layer, built.spots.layer[found.spots.index])
+    assert seen[0][0].n_spots == built.spots.n_spots and torch.equal(seen[0][0].position, built.spots.position)

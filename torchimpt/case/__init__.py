@@ -1,0 +1,5 @@
+"""The case file: its text, its values, its sections."""
+
+from torchimpt.case.sections import Case, load_case
+
+__all__ = ["Case", "load_case"]

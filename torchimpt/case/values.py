@@ -1,0 +1,72 @@
+"""Values of the case file's keys: what is taken, and the types made of it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+from torchimpt.checks import nearest
+
+
+def as_existing(value: Any) -> Path:
+    """An absolute path that exists; the nearest neighbour is named where it does not."""
+    if not isinstance(value, (str, Path)) or not str(value):
+        raise ValueError(f"must be a path, got {value!r}")
+    path = Path(os.path.abspath(Path(value).expanduser()))
+    if not path.exists():
+        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise ValueError(f"no such file or folder: {path}{nearest(path.name, beside)}")
+    return path
+
+
+def as_numbers(value: Any, name: str, counts: tuple[int, ...]) -> Any:
+    """A number, or a list of as many numbers as `counts` allows."""
+    items = list(value) if isinstance(value, (list, tuple)) else [value]
+    if len(items) not in counts or any(isinstance(item, bool) or not isinstance(item, (int, float)) for item in items):
+        raise ValueError(f"must be {name}, got {value!r}")
+    return tuple(float(item) for item in items) if isinstance(value, (list, tuple)) else float(value)
+
+
+def as_names(value: Any) -> Any:
+    """A ROI name or a list of them."""
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, (list, tuple)) or not items or not all(isinstance(item, str) and item for item in items):
+        raise ValueError(f"must be a ROI's name or a list of names, got {value!r}")
+    return value if isinstance(value, str) else list(value)
+
+
+def as_layer_spacing(value: Any) -> Any:
+    """`"bragg80"` or a positive number."""
+    if value == "bragg80" or (isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0):
+        return value if isinstance(value, str) else float(value)
+    raise ValueError(f"must be 'bragg80' or a positive number of mm of water, got {value!r}")
+
+
+def as_grid(value: Any) -> Any:
+    """One spacing or three, positive."""
+    spacing = as_numbers(value, "one number or three [x, y, z], mm", (1, 3))
+    if min(spacing if isinstance(spacing, tuple) else (spacing,)) <= 0:
+        raise ValueError(f"must be positive, mm, got {value!r}")
+    return spacing
+
+
+Real = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Count = Annotated[int, Field(strict=True, ge=0)]
+Flag = Annotated[bool, Field(strict=True)]
+ExistingPath = Annotated[Path, BeforeValidator(as_existing)]
+Point = Annotated[tuple[float, float, float], BeforeValidator(lambda value: as_numbers(value, "three numbers [x, y, z], mm", (3,)))]
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Marks a key that takes one of these names: `Annotated[str, OneOf(SOURCES)]`. What is registered elsewhere is so allowed here."""
+
+    names: tuple[str, ...]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.literal_schema(list(self.names))

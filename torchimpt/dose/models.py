@@ -1,0 +1,28 @@
+"""The dose models by name: a new one is its own folder and a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torchimpt.checks import InputError, nearest
+from torchimpt.dose.model import DoseModel
+from torchimpt.dose.pencil_beam.model import PencilBeam
+from torchimpt.dose.sub_spots.model import SubSpots
+
+MODELS: dict[str, Callable[[str], DoseModel]] = {"pencil_beam": PencilBeam, "sub_spots": SubSpots}
+"""From a back-end's name to the model."""
+
+
+def dose_model(name: str, backend: str = "auto") -> DoseModel:
+    """The model of this name.
+
+    Parameters
+    ----------
+    name
+        A key of `MODELS`.
+    backend
+        `"auto"`, or one of the model's own.
+    """
+    if name not in MODELS:
+        raise InputError(f"dose model must be one of {', '.join(MODELS)}, got '{name}'{nearest(name, MODELS)}")
+    return MODELS[name](backend)

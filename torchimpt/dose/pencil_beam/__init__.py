@@ -1,0 +1,1 @@
+"""Own-ray pencil beams: formula, tables, kernels, matrix entries."""

@@ -1,0 +1,70 @@
+"""Amplitude and fall-off of every layer at every voxel, by linear interpolation in the machine's uniform tables.
+
+One loop in numba, because a head-and-neck body on a 3 mm grid has 10^7 layer-voxel entries per scenario; the tests hold
+it against `torch` interpolation.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numba
+import torch
+
+from torchimpt.dose.inlines import use_torch_threads
+from torchimpt.machine import LayerTables
+
+
+@numba.njit(parallel=True, cache=True)
+def _fill(z, depth, m, step, idd, variance, fraction, o_start, o_step, optics, amplitude, falloff):  # pragma: no cover
+    n_components, n_layers, n_samples = variance.shape
+    last = optics.shape[1] - 1
+    for layer in numba.prange(n_layers):
+        for i in range(z.shape[0]):
+            d = z[i] / step[layer]
+            j = int(d)
+            if j >= n_samples - 1:
+                for k in range(n_components):
+                    amplitude[k, layer, i] = 0.0
+                    falloff[k, layer, i] = 1.0
+                continue
+            f = d - j
+            o = min(max((depth[i] - o_start) / o_step, 0.0), float(last))
+            oj = min(int(o), last - 1)
+            of = o - oj
+            dose = (1.0 - f) * idd[layer, j] + f * idd[layer, j + 1]
+            spot = (1.0 - of) * optics[layer, oj] + of * optics[layer, oj + 1]
+            for k in range(n_components):
+                s2 = spot + (1.0 - f) * variance[k, layer, j] + f * variance[k, layer, j + 1]
+                share = (1.0 - f) * fraction[k, layer, j] + f * fraction[k, layer, j + 1]
+                amplitude[k, layer, i] = dose * share / (2.0 * math.pi * s2)
+                falloff[k, layer, i] = m[i] * m[i] / (2.0 * s2)
+
+
+def amplitude_and_falloff(
+    z: torch.Tensor, depth: torch.Tensor, magnification: torch.Tensor, layers: LayerTables, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`A` and `c` of `torchimpt.dose.pencil_beam.kernel`, both `(n_components, n_layers, n)`.
+
+    Parameters
+    ----------
+    z
+        `(n,)` WEPL, mm, float64, with the scenario's range scale in it.
+    depth
+        `(n,)` `Zg`, mm, float64.
+    magnification
+        `(n,)` `m_x`, float64.
+    layers
+        The machine's tables, float64; zero dose beyond their end.
+    dtype
+        Of what is returned.
+    """
+    use_torch_threads()
+    shape = (*layers.variance.shape[:2], z.numel())
+    amplitude, falloff = torch.empty(shape, dtype=dtype), torch.empty(shape, dtype=dtype)
+    _fill(
+        z.numpy(), depth.numpy(), magnification.numpy(), layers.depth_step.numpy(), layers.idd.numpy(), layers.variance.numpy(),
+        layers.fraction.numpy(), float(layers.optics_start), float(layers.optics_step), layers.optics_variance.numpy(),
+        amplitude.numpy(), falloff.numpy(),
+    )  # fmt: skip
+    return amplitude, falloff

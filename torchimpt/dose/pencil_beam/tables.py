@@ -1,0 +1,109 @@
+"""Amplitude and fall-off of one beam in one scenario, for every layer at every row-sorted voxel: what the pair kernels read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from torchimpt.dose.pencil_beam import interpolate
+from torchimpt.dose.rows import BeamRows, row_cells
+from torchimpt.machine import LayerTables
+
+
+@dataclass(frozen=True)
+class PairTables:
+    """One beam in one scenario, ready for the pair kernel. Component `k`, layer `l` of this beam, row-sorted voxel `i`.
+
+    Attributes
+    ----------
+    order, row_start, first, p, q, ratio
+        As in `BeamRows`, `p`, `q` and `ratio` in the kernel's dtype.
+    left, cells
+        From `row_cells`.
+    amplitude, falloff
+        `A` and `c` of `torchimpt.dose.pencil_beam.kernel`, `(n_components, n_layers, n)`.
+    sigma
+        `(n_components, n_layers)`: largest sigma in the isocentre plane, `max sigma / m_x`, mm, among voxels with dose.
+    ratio_min
+        Smallest `ratio`, bounds the run inside a row.
+    """
+
+    order: torch.Tensor
+    row_start: torch.Tensor
+    first: float
+    left: float
+    cells: torch.Tensor
+    p: torch.Tensor
+    q: torch.Tensor
+    ratio: torch.Tensor
+    amplitude: torch.Tensor
+    falloff: torch.Tensor
+    sigma: torch.Tensor
+    ratio_min: float
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory that the tables take."""
+        tensors = (self.order, self.row_start, self.cells, self.p, self.q, self.ratio, self.amplitude, self.falloff)
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+    @property
+    def empty(self) -> bool:
+        """Whether no voxel gets dose from this beam."""
+        return self.p.numel() == 0
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the tables."""
+        return self.p.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return self.p.device
+
+
+def tabulate(
+    rows: BeamRows,
+    layers: LayerTables,
+    range_scale: float = 1.0,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> PairTables:
+    """Tables of one beam in one scenario.
+
+        A = IDD(s z) a_k(s z) / (2 pi sigma_k^2),  c = m_x^2 / (2 sigma_k^2),
+        sigma_k^2 = optics(Zg) + variance_k(s z),  s = range_scale
+
+    Parameters
+    ----------
+    rows
+        The beam's voxels, from `beam_rows`.
+    layers
+        This beam's energy layers.
+    range_scale
+        Factor on every WEPL.
+    """
+    end = float((layers.depth_step * (layers.idd.shape[1] - 1)).max())
+    rows = rows.keep(rows.wepl * range_scale < end)
+    amplitude, falloff = interpolate.amplitude_and_falloff(rows.wepl * range_scale, rows.depth, rows.magnification, layers, dtype)
+    # c >= 0 has its minimum where the spot is widest; voxels without dose don't count
+    smallest = torch.where(amplitude > 0, falloff, torch.inf).amin(dim=2) if rows.p.numel() else torch.full(amplitude.shape[:2], torch.inf)
+    sigma = (0.5 / smallest.double()).sqrt()
+    p = rows.p.to(dtype)
+    left, cells = row_cells(p, rows.row_start)
+    return PairTables(
+        order=rows.order.to(device),
+        row_start=rows.row_start.to(device),
+        first=rows.first,
+        left=left,
+        cells=cells.to(device),
+        p=p.to(device),
+        q=rows.q.to(device, dtype),
+        ratio=rows.ratio.to(device, dtype),
+        amplitude=amplitude.to(device),
+        falloff=falloff.to(device),
+        sigma=sigma,
+        ratio_min=float(rows.ratio.min()) if rows.p.numel() else 1.0,
+    )

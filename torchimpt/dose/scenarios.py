@@ -1,0 +1,244 @@
+"""The doses of all scenarios: one function of positions and weights, and at fixed positions one linear map.
+
+    D^k_v = sum_s w_s phi^k(v, s; x_s),    k = 1 .. n_scenarios
+
+`ScenarioDoses` is the function, with its gradient. `ScenarioDoses.at(position)` is the map `w -> D` with `forward`, `adjoint`, `columns`:
+as stored matrices, matrix-free, or for autograd to differentiate; all give the same numbers. Stored matrices are faster per product once
+they are built; the pair kernel needs little memory and follows spots that move. Doses are physical.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+import torch
+
+from torchimpt.checks import InputError, nearest
+from torchimpt.dose.influence import InfluenceMatrix, influence_matrices
+from torchimpt.dose.model import Surroundings
+from torchimpt.dose.models import dose_model
+from torchimpt.dose.operator import DEFAULT_CUTOFF, DoseOperator
+from torchimpt.dose.rows import beam_rows
+from torchimpt.machine import Machine
+from torchimpt.patient import Patient
+from torchimpt.physics.stopping import relative_stopping_power
+from torchimpt.scenarios import NOMINAL, Scenario
+from torchimpt.spots import Spots
+
+
+class LinearDose(Protocol):
+    """Linear map between weights `(n_spots,)` and the scenarios' doses `(n_scenarios, n_voxels)`."""
+
+    n_bytes: int
+    n_nonzeros: int
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        """`D^k = A^k w` for every scenario."""
+        ...
+
+    def adjoint(self, residual: torch.Tensor) -> torch.Tensor:
+        """`sum_k A^k' r^k`."""
+        ...
+
+    def columns(self, spots: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
+        """`A^k[:, spots] change` for every scenario, at a cost in proportion to their number."""
+        ...
+
+
+class ScenarioDoses(Sequence[DoseOperator]):
+    """Doses of every scenario, as a function of positions and weights; a sequence of one operator a scenario."""
+
+    def __init__(self, operators: Sequence[DoseOperator]) -> None:
+        self.operators = tuple(operators)
+
+    def __len__(self) -> int:
+        return len(self.operators)
+
+    def __iter__(self) -> Iterator[DoseOperator]:
+        return iter(self.operators)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # int or slice, as of a tuple
+        return self.operators[index]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The scenarios' names."""
+        return tuple(operator.scenario.name for operator in self.operators)
+
+    @property
+    def nominal(self) -> int:
+        """Index of the nominal scenario; of the first where it is not among them."""
+        return self.names.index(NOMINAL.name) if NOMINAL.name in self.names else 0
+
+    @property
+    def n_voxels(self) -> int:
+        """Size of each scenario's dose vector."""
+        return self.operators[0].n_voxels
+
+    @property
+    def n_spots(self) -> int:
+        """Size of the weight vector."""
+        return self.operators[0].n_spots
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory of all tables."""
+        return sum(operator.n_bytes for operator in self.operators)
+
+    def dose(self, position: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """`D` `(n_scenarios, n_voxels)`, Gy, of spots at `position` `(n_spots, 2)` with `weight` `(n_spots,)`."""
+        return torch.stack([operator.dose(position, weight) for operator in self.operators])
+
+    def gradient(
+        self, residual: torch.Tensor, position: torch.Tensor, weight: torch.Tensor, move: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Gradients `(n_spots,)` for the weights and `(n_spots, 2)` for the positions (None unless `move`), summed over scenarios.
+
+        `residual = dF/dD` `(n_scenarios, n_voxels)`.
+        """
+        by_weight, by_position = torch.zeros_like(weight.detach()), torch.zeros_like(position.detach()) if move else None
+        for operator, row in zip(self.operators, residual, strict=True):
+            more, way = operator.gradient(row, position, weight, move)
+            by_weight += more
+            if by_position is not None:
+                by_position += way
+        return by_weight, by_position
+
+    def subset(self, index: torch.Tensor) -> ScenarioDoses:
+        """Those of the spots `index` `(n_kept,)`, ascending."""
+        return self if index.numel() == self.n_spots else ScenarioDoses([operator.subset(index) for operator in self.operators])
+
+    def at(self, position: torch.Tensor, engine: str = "matrix_free") -> LinearDose:
+        """The linear map from weights to doses, for spots that stay at `position` `(n_spots, 2)`; `engine` is a key of `ENGINES`."""
+        if engine not in ENGINES:
+            raise InputError(f"engine must be one of {', '.join(ENGINES)}, got '{engine}'{nearest(engine, ENGINES)}")
+        return ENGINES[engine](self, position.detach())
+
+
+class StoredDose:
+    """Products with one influence matrix per scenario."""
+
+    def __init__(self, matrices: Sequence[InfluenceMatrix]) -> None:
+        self.matrices = tuple(matrices)
+        self.n_bytes = sum(matrix.n_bytes for matrix in self.matrices)
+        self.n_nonzeros = sum(matrix.n_nonzeros for matrix in self.matrices)
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        """`D^k = A^k w` for every scenario."""
+        return torch.stack([matrix.forward(weight) for matrix in self.matrices])
+
+    def adjoint(self, residual: torch.Tensor) -> torch.Tensor:
+        """`sum_k A^k' r^k`."""
+        total = self.matrices[0].adjoint(residual[0])
+        for matrix, row in zip(self.matrices[1:], residual[1:], strict=True):
+            total += matrix.adjoint(row)
+        return total
+
+    def columns(self, spots: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
+        """`A^k[:, spots] change` for every scenario."""
+        return torch.stack([matrix.columns(spots, change) for matrix in self.matrices])
+
+
+class MatrixFreeDose:
+    """The pair kernel at fixed positions, nothing stored but the operators' tables."""
+
+    n_nonzeros = 0
+
+    def __init__(self, doses: ScenarioDoses, position: torch.Tensor) -> None:
+        self.doses, self.position, self.n_bytes = doses, position, doses.n_bytes
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        """`D^k = A^k w` for every scenario."""
+        return self.doses.dose(self.position, weight)
+
+    def adjoint(self, residual: torch.Tensor) -> torch.Tensor:
+        """`sum_k A^k' r^k`."""
+        return self.doses.gradient(residual, self.position, torch.zeros_like(self.position[:, 0]), move=False)[0]
+
+    def columns(self, spots: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
+        """`A^k[:, spots] change` for every scenario: spots of weight zero cost nothing."""
+        return self.forward(torch.zeros_like(self.position[:, 0]).index_copy(0, spots, change))
+
+
+class AutogradDose(MatrixFreeDose):
+    """The adjoint by torch's autograd through the plain dense formula, on request: for comparison, not for speed."""
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        """`D^k = A^k w` for every scenario."""
+        return torch.stack([operator.dense_dose(self.position, weight) for operator in self.doses])
+
+    def adjoint(self, residual: torch.Tensor) -> torch.Tensor:
+        """`sum_k A^k' r^k`, as the gradient of `sum_k r^k' A^k w`."""
+        weight = torch.zeros_like(self.position[:, 0], requires_grad=True)
+        return torch.autograd.grad((self.forward(weight) * residual).sum(), weight)[0]
+
+
+ENGINES: dict[str, Callable[[ScenarioDoses, torch.Tensor], LinearDose]] = {
+    "matrix": lambda doses, position: StoredDose(influence_matrices(doses, position)),
+    "matrix_free": MatrixFreeDose,
+    "autograd": AutogradDose,
+}
+"""Ways to the linear map."""
+
+
+def scenario_doses(
+    patient: Patient,
+    machine: Machine,
+    spots: Spots,
+    voxels: torch.Tensor,
+    scenarios: Sequence[Scenario] = (NOMINAL,),
+    *,
+    cutoff: float = DEFAULT_CUTOFF,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    model: str = "pencil_beam",
+    backend: str = "auto",
+) -> ScenarioDoses:
+    """Physical doses in every scenario, for the beams and layers of `spots`. Scenarios with one setup shift share their ray tracing.
+
+    Parameters
+    ----------
+    patient
+        CT and ROIs on the dose grid.
+    machine
+        Beam model.
+    spots
+        Read for its beams and layers, not for positions or weights.
+    voxels
+        Flat grid indices `(n_voxels,)` that the dose vector stands for.
+    scenarios
+        Setup shifts and range scales.
+    cutoff
+        Lateral cut-off in sigmas.
+    dtype, device, backend
+        Of the tables and the products.
+    model
+        `"pencil_beam"`: each voxel's own ray. `"sub_spots"`: each spot's protons followed along many rays
+        (`torchimpt.dose.sub_spots`): several times slower, matrix-free and on the CPU only.
+    """
+    compute, device = dose_model(model, backend), torch.device(device)
+    if not 1.0 <= cutoff <= 12.0:
+        raise InputError(f"cutoff_sigma must lie between 1 and 12 sigmas, got {cutoff}")
+    if not scenarios:
+        raise InputError("doses need at least one scenario, got none; give (NOMINAL,)")
+    rsp = relative_stopping_power(patient, machine)
+    voxels = voxels.cpu()
+    layer_beam, layer_energy, spot_layer = spots.layer_beam.cpu(), spots.layer_energy.cpu(), spots.layer.cpu()
+    first_layer = torch.searchsorted(layer_beam, torch.arange(len(spots.beams) + 1))
+    first_spot = torch.searchsorted(spot_layer, first_layer).tolist()
+    used = [b for b in range(len(spots.beams)) if first_spot[b + 1] > first_spot[b]]
+    spans = tuple((first_spot[b], first_spot[b + 1]) for b in used)
+    layers = tuple((spot_layer[i:j] - first_layer[b]).to(device) for b, (i, j) in zip(used, spans, strict=True))
+    curves = {b: machine.layers(layer_energy[first_layer[b] : first_layer[b + 1]]) for b in used}
+    by_shift: dict[tuple, dict] = {}
+    operators = []
+    for scenario in scenarios:
+        shift, scale = scenario.shift, scenario.range_scale
+        if shift not in by_shift:
+            by_shift[shift] = {b: beam_rows(rsp, patient.grid, voxels, spots.beams[b], machine.sad, shift) for b in used}
+        rows = by_shift[shift]
+        around = {b: Surroundings(rsp, patient.grid, spots.beams[b], machine.sad, shift, scale) for b in used}
+        tables = tuple(compute.tabulate(rows[b], curves[b], around[b], dtype, device) for b in used)
+        operators.append(DoseOperator(tables, spans, layers, len(voxels), spots.n_spots, scenario, cutoff))
+    return ScenarioDoses(operators)

@@ -1,0 +1,82 @@
+"""Tables from CT numbers to relative stopping power (RSP), piecewise linear.
+
+The default table joins air, water and six tissues (ICRU Report 44; spongiosa ICRP Publication 23): lung, adipose tissue, muscle,
+cartilage, spongiosa, cortical bone. Their HU come from the stoichiometric relation of Schneider et al. (Phys. Med. Biol. 45:459, 2000,
+with k1 = 1.24e-3, k2 = 3.06e-5), their RSP from Bethe's formula at 100 MeV with Bragg-additive mean excitation energies (ICRU Report 37;
+water 75 eV). Above cortical bone the last slope goes on to HU 3071. `tests/test_hu_table.py` derives every entry again. A clinic's scanner
+has a table of its own: give that.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import torch
+
+from torchimpt.checks import InputError, PhysicsWarning
+from torchimpt.columns import read_columns
+
+
+@dataclass(frozen=True, eq=False)
+class HuTable:
+    """A piecewise-linear table; two equal HU in a row make a step, whose upper value holds from that HU on.
+
+    Attributes
+    ----------
+    hu
+        `(n,)`, float64, ascending.
+    rsp
+        `(n,)`, float64, not negative: stopping power over that of water.
+    name
+        Where the table is from, for messages and logs.
+    """
+
+    hu: torch.Tensor
+    rsp: torch.Tensor
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        for field in ("hu", "rsp"):
+            object.__setattr__(self, field, torch.as_tensor(getattr(self, field), dtype=torch.float64).flatten())
+        what = f"HU table '{self.name}'"
+        if len(self.hu) != len(self.rsp) or len(self.hu) < 2:
+            raise InputError(f"{what} needs two or more pairs of hu and rsp, got {len(self.hu)} and {len(self.rsp)}")
+        if not (torch.isfinite(self.hu).all() and torch.isfinite(self.rsp).all()):
+            raise InputError(f"{what} has values that are NaN or infinite")
+        if bool((self.hu.diff() < 0).any()):
+            row = int((self.hu.diff() < 0).nonzero()[0]) + 1
+            raise InputError(f"{what} must ascend in hu, but {float(self.hu[row]):g} follows {float(self.hu[row - 1]):g} (entry {row + 1})")
+        if float(self.rsp.min()) < 0:
+            raise InputError(f"{what} has a negative rsp, {float(self.rsp.min()):g}; stopping powers relative to water are 0 or more")
+
+    def __call__(self, hu: torch.Tensor) -> torch.Tensor:
+        """RSP at CT numbers of any shape and dtype, float64. Beyond the ends the end values hold, above the last one with a warning."""
+        values = hu.to(torch.float64)
+        above = int((values > self.hu[-1]).sum())
+        if above:
+            warnings.warn(
+                f"{above} voxels lie above the last entry of HU table '{self.name}' ({float(self.hu[-1]):g} HU; they go up to "
+                f"{float(values.max()):g}) and get its relative stopping power {float(self.rsp[-1]):g}: metal, or the table is too short",
+                PhysicsWarning,
+                stacklevel=2,
+            )
+        right = torch.searchsorted(self.hu, values.contiguous(), right=True).clamp(1, len(self.hu) - 1)
+        low, high = self.hu[right - 1], self.hu[right]
+        weight = ((values - low) / (high - low).clamp_min(1e-300)).clamp(0.0, 1.0)
+        return self.rsp[right - 1] + weight * (self.rsp[right] - self.rsp[right - 1])
+
+
+def read_hu_table(path: str | Path) -> HuTable:
+    """Read a CSV table with the columns `hu` and `rsp` (or `rsp_100MeV`); other columns are left alone."""
+    columns = read_columns(path, ["hu", ("rsp", "rsp_100MeV")])
+    return HuTable(columns["hu"], columns["rsp"], str(path))
+
+
+def default_hu_table() -> HuTable:
+    """The package's own table (see the module): -999 HU is air, 0 HU is water with an RSP of exactly 1."""
+    with resources.as_file(resources.files("torchimpt") / "default_hu_table.csv") as path:
+        table = read_hu_table(path)
+    return HuTable(table.hu, table.rsp, "default")

@@ -1,0 +1,30 @@
+"""Objectives: terms for ROIs, bound to voxels, over scenarios in a robust mode."""
+
+from torchimpt.objectives.bound import BoundObjective, BoundTerm
+from torchimpt.objectives.mode import OverValues, RobustMode
+from torchimpt.objectives.modes import MODES, Sum, robust_mode
+from torchimpt.objectives.objective import OVERLAPS, Objective
+from torchimpt.objectives.robust import RobustObjective
+from torchimpt.objectives.terms import GEUD, KINDS, MaxDose, MaxDVH, MeanDose, MinDose, MinDVH, Term, UniformDose
+
+__all__ = [
+    "GEUD",
+    "KINDS",
+    "MODES",
+    "OVERLAPS",
+    "BoundObjective",
+    "BoundTerm",
+    "MaxDVH",
+    "MaxDose",
+    "MeanDose",
+    "MinDVH",
+    "MinDose",
+    "Objective",
+    "OverValues",
+    "RobustMode",
+    "RobustObjective",
+    "Sum",
+    "Term",
+    "UniformDose",
+    "robust_mode",
+]

@@ -1,0 +1,174 @@
+"""An objective bound to the voxels of one dose vector: value, gradient, and the restriction to a ray of doses.
+
+Squared hinges (min, max and uniform dose) are most of every plan. They are kept as dense arrays, one slot for the first hinge of each
+voxel, one for the second and so on, so that value and gradient are a few vector operations with one gather of the doses that matter and
+one scatter of the gradient. Along a ray of doses `D + l AD` they form a convex, once differentiable, piecewise quadratic function of `l`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torchimpt.checks import InputError
+from torchimpt.objectives.terms import Term, as_loss
+
+
+@dataclass(frozen=True)
+class BoundTerm:
+    """A term, where its voxels stand in the dose vector `(n_roi,)`, and the factor on its value."""
+
+    term: Term
+    index: Tensor
+    factor: float
+
+
+class Ray:
+    """Objective of each scenario on the ray `D + l AD` for `l >= 0`: calling it with `l` gives values and slopes."""
+
+    def __init__(self, start: Tensor, rate: Tensor, others: Sequence[Callable[[float], tuple[Tensor, Tensor]]]) -> None:
+        self._start, self._rate, self._others = start, rate, others
+
+    def __call__(self, length: float) -> tuple[Tensor, Tensor]:
+        """`(f(l), df/dl)`, each `(n_scenarios,)`: the hinges `sum max(0, s + l r)^2` and the terms that are none."""
+        excess = torch.add(self._start, self._rate, alpha=length).clamp_(min=0)
+        # Products and sums, not dot: MKL wakes its threads for vectors that one thread has done by then.
+        value, slope = excess.square().sum(-1), excess.mul_(self._rate).sum(-1).mul_(2.0)
+        for other in self._others:
+            more, steeper = other(length)
+            value, slope = value + more, slope + steeper
+        return value, slope
+
+
+class _Packed:
+    """The arrays of a bound objective on one device, in one dtype.
+
+    `voxels (m,)`: positions in the dose vector that any term needs; `level, sign, gain (slots, m)`: hinge `j` of voxel `v` is
+    `gain_jv max(0, sign_jv (d_v - level_jv))^2`, and `gain` is zero in an empty slot; `hinged, hinge_level, hinge_root (n_hinges,)`: the
+    same hinges one after the other for rays, float64, with `root = sign sqrt(gain)`; `others`: the terms that are no hinges.
+    """
+
+    def __init__(self, terms: Sequence[BoundTerm], n_voxels: int, device: torch.device, dtype: torch.dtype) -> None:
+        voxels = torch.cat([bound.index.cpu() for bound in terms]).unique()
+        place = torch.full((n_voxels,), -1)
+        place[voxels] = torch.arange(len(voxels))
+        hinges = [(b, sign) for b in terms for sign in b.term.signs if b.factor * b.term.weight > 0]
+        count = torch.zeros(len(voxels), dtype=torch.int64)
+        for bound, _ in hinges:
+            count[place[bound.index.cpu()]] += 1
+        level, sign_, gain = torch.zeros(3, int(count.max()), len(voxels), dtype=torch.float64)
+        count.zero_()
+        for bound, sign in hinges:
+            here = place[bound.index.cpu()]
+            slot = count[here]
+            level[slot, here], sign_[slot, here], gain[slot, here] = bound.term.dose, sign, bound.factor * bound.term.weight
+            count[here] += 1
+        where = {"device": device, "dtype": dtype}
+        self.voxels = None if len(voxels) == n_voxels else voxels.to(device)
+        self.level, self.sign, self.gain = level.to(**where), sign_.to(**where), gain.to(**where)
+        slot, used = gain.nonzero(as_tuple=True)
+        self.hinged, self.hinge_level = used.to(device), level[slot, used].to(device)
+        self.hinge_root = (sign_[slot, used] * gain[slot, used].sqrt()).to(device)
+        self.others = [(b.term, place[b.index.cpu()].to(device), b.factor) for b in terms if not b.term.signs and b.term.weight > 0]
+
+    def gather(self, dose: Tensor) -> Tensor:
+        return dose if self.voxels is None else dose.index_select(-1, self.voxels)
+
+    def scatter(self, grad: Tensor, like: Tensor) -> Tensor:
+        return grad if self.voxels is None else torch.zeros_like(like).index_copy_(-1, self.voxels, grad)
+
+
+class BoundObjective:
+    """An objective whose terms know their places in the dose vector; made by `Objective.on`.
+
+    Every method takes the dose of one scenario `(n_voxels,)` or of several `(n_scenarios, n_voxels)`, Gy, float32 or float64, on any
+    device, and treats scenarios alone: values are `()` or `(n_scenarios,)`.
+    """
+
+    def __init__(self, terms: Sequence[BoundTerm], n_voxels: int) -> None:
+        self.bound_terms, self.n_voxels = tuple(terms), n_voxels
+        self._packs: dict[tuple[torch.device, torch.dtype], _Packed] = {}
+
+    def _pack(self, dose: Tensor) -> _Packed:
+        if dose.shape[-1] != self.n_voxels or dose.dim() not in (1, 2):
+            raise InputError(
+                f"dose must have the shape ({self.n_voxels},) or (n_scenarios, {self.n_voxels}), got {tuple(dose.shape)}; "
+                "bind the objective to the voxels that the dose is computed on"
+            )
+        if not dose.is_floating_point():
+            raise TypeError(f"dose must be a floating-point tensor, got {dose.dtype}")
+        key = (dose.device, dose.dtype)
+        if key not in self._packs:
+            self._packs[key] = _Packed(self.bound_terms, self.n_voxels, *key)
+        return self._packs[key]
+
+    def value(self, dose: Tensor) -> Tensor:
+        """Objective of each scenario, float64, Gy^2."""
+        return self.value_and_grad(dose)[0]
+
+    def value_and_grad(self, dose: Tensor) -> tuple[Tensor, Tensor]:
+        """Objective of each scenario (float64), and the gradient with respect to the dose, in its shape and dtype."""
+        pack = self._pack(dose)
+        local = pack.gather(dose)
+        value, grad = local.new_zeros(local.shape[:-1], dtype=torch.float64), torch.zeros_like(local)
+        for level, sign, gain in zip(pack.level, pack.sign, pack.gain, strict=True):
+            excess = torch.sub(local, level).mul_(sign).clamp_(min=0)
+            pull = excess * gain
+            value += pull.mul(excess).sum(-1, dtype=torch.float64)
+            grad.addcmul_(pull, sign, value=2.0)
+        for term, index, factor in pack.others:
+            more, slope = term.value_and_grad(local.index_select(-1, index))
+            value += factor * more
+            grad.index_copy_(-1, index, grad.index_select(-1, index).add_(slope, alpha=factor))
+        return value, pack.scatter(grad, dose)
+
+    def __call__(self, dose: Tensor) -> Tensor:
+        """Objective as a torch loss; its backward is the hand-derived gradient."""
+        return as_loss(self.value_and_grad, dose)
+
+    def terms(self, dose: Tensor) -> list[dict]:
+        """Each term's share of the objective at the dose `(n_voxels,)` of one scenario: `roi`, `kind`, `value`."""
+        return [
+            {"roi": b.term.roi, "kind": b.term.kind, "value": b.factor * float(b.term.value_and_grad(dose[b.index.to(dose.device)])[0])}
+            for b in self.bound_terms
+        ]
+
+    def curvature(self, like: Tensor) -> Tensor:
+        """Sum of the weights of all terms at each voxel `(n_voxels,)`, in the dtype and on the device of `like`."""
+        gain = like.new_zeros(self.n_voxels)
+        for bound in self.bound_terms:
+            gain.index_add_(0, bound.index.to(gain.device), gain.new_full((bound.index.numel(),), bound.factor * bound.term.weight))
+        return gain
+
+    def along(self, dose: Tensor, rate: Tensor) -> Ray:
+        """Restriction of each scenario's value to the ray `dose + l rate`.
+
+        Parameters
+        ----------
+        dose, rate
+            Dose at `l = 0`, and what it gains per unit of `l`, both in the same shape.
+
+        Returns
+        -------
+        Ray
+            Called with `l`, it gives values and slopes, `(n_scenarios,)` each (one for a single dose), in float64, without touching the
+            dose vectors again.
+        """
+        pack = self._pack(dose)
+        here, gain = (torch.atleast_2d(pack.gather(t)).double() for t in (dose, rate))
+        start = here.index_select(-1, pack.hinged).sub_(pack.hinge_level).mul_(pack.hinge_root)
+        change = gain.index_select(-1, pack.hinged).mul_(pack.hinge_root)
+        return Ray(start, change, [_other(term, here[:, index], gain[:, index], factor) for term, index, factor in pack.others])
+
+
+def _other(term: Term, dose: Tensor, rate: Tensor, factor: float) -> Callable[[float], tuple[Tensor, Tensor]]:
+    """A term that is no hinge, on the ray, times `factor`."""
+
+    def restricted(length: float) -> tuple[Tensor, Tensor]:
+        value, grad = term.value_and_grad(torch.add(dose, rate, alpha=length))
+        return factor * value, factor * (grad * rate).sum(-1)
+
+    return restricted

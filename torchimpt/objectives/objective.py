@@ -1,0 +1,107 @@
+"""The planning objective: goals for ROIs, and their binding to the voxels that a dose is computed on.
+
+    F(D) = sum_terms c * rho * sum_{v in roi} H(D_v - p) (D_v - p)^2        (Xu et al. 2020, Eq. 1)
+
+with `c = 1` as in the paper, or `c = 1 / n_voxels(roi)` when the objective is normalized (the default). See `terms` for the goals,
+`robust` for scenarios.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torchimpt.checks import InputError, nearest
+from torchimpt.objectives.bound import BoundObjective, BoundTerm
+from torchimpt.objectives.terms import Term
+from torchimpt.patient import Patient
+
+OVERLAPS = ("exclude", "keep")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A sum of terms, not yet bound to a patient.
+
+    Attributes
+    ----------
+    terms
+        The goals; at least one.
+    normalize
+        Divide each term by the number of voxels that it sees (True), or sum over voxels as the paper does (False).
+    overlap
+        `"exclude"`: a term of an ROI that is no target leaves out the voxels of the targets that have a term in this objective, so that
+        an organ's limit does not fight the prescription inside the target. A target without a term shields nothing.
+        `"keep"`: every term sees its whole ROI.
+    """
+
+    terms: Sequence[Term]
+    normalize: bool = True
+    overlap: str = "exclude"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "terms", tuple(self.terms))
+        if not self.terms:
+            raise InputError("there is no objective: give at least one, e.g. a min_dose for the target")
+        for term in self.terms:
+            if not isinstance(term, Term):
+                raise TypeError(f"an objective's terms must be Terms such as MinDose or MaxDose, got {type(term).__name__}")
+        if self.overlap not in OVERLAPS:
+            raise InputError(f"overlap must be one of {', '.join(OVERLAPS)}, got '{self.overlap}'{nearest(self.overlap, OVERLAPS)}")
+        if not any(term.weight > 0 for term in self.terms):
+            raise InputError("every objective has weight 0: nothing is left to plan for; give one a positive weight")
+
+    def _masks(self, patient: Patient) -> list[Tensor]:
+        """Flat voxel mask of each term, `(n_grid,)` bool."""
+        targets = [term.roi for term in self.terms if patient.roi(term.roi).role == "target"]
+        shield = patient.union(targets) if targets and self.overlap == "exclude" else None
+        masks = []
+        for term in self.terms:
+            mask = patient.union(term.roi)
+            if shield is not None and patient.roi(term.roi).role != "target":
+                mask = mask & ~shield
+                if not mask.any():
+                    raise InputError(
+                        f"objective {term.kind} of '{term.roi}' has no voxel outside the targets {', '.join(sorted(set(targets)))}; "
+                        "take it out, or set overlap = 'keep'"
+                    )
+            masks.append(mask.flatten())
+        return masks
+
+    def voxels(self, patient: Patient) -> Tensor:
+        """Flat grid indices `(n,)`, ascending, of the voxels that any term needs: all that a planning dose has to cover."""
+        return torch.stack(self._masks(patient)).any(0).nonzero().flatten()
+
+    def on(self, patient: Patient, voxels: Tensor | None = None) -> BoundObjective:
+        """Bind the terms to the entries of a dose vector.
+
+        Parameters
+        ----------
+        patient
+            Whose ROIs the terms name.
+        voxels
+            Flat grid index of each entry of the dose vector `(n_voxels,)`, without repetition; the whole grid in order when left out.
+        """
+        n_grid = patient.grid.n_voxels
+        masks = self._masks(patient)
+        if voxels is None:
+            place, n_voxels = None, n_grid
+        else:
+            place, n_voxels = torch.full((n_grid,), -1), len(voxels)
+            place[voxels.cpu()] = torch.arange(n_voxels)
+        bound = []
+        for term, mask in zip(self.terms, masks, strict=True):
+            index = mask.nonzero().flatten()
+            if place is not None:
+                index = place[index]
+                missing = int((index < 0).sum())
+                if missing:
+                    raise InputError(
+                        f"objective {term.kind} of '{term.roi}' needs {missing} voxels that the dose does not cover; "
+                        "compute the dose on Objective.voxels(patient)"
+                    )
+            bound.append(BoundTerm(term, index, 1.0 / len(index) if self.normalize else 1.0))
+        return BoundObjective(bound, n_voxels)

@@ -1,0 +1,110 @@
+"""Robust objective: the terms of one objective over the doses of all scenarios, each in its robust mode.
+
+    F = sum_groups m_g(f_g1 .. f_gK),    f_gk = the group's terms at Q(D^k)
+
+A group are the terms that share a mode: the plan's, or a term's own. Q is the quantity that the terms ask about (`torchimpt.quantities`).
+Doses are physical and stacked, `(n_scenarios, n_voxels)`, Gy, in the order of the scenarios.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from torchimpt.checks import InputError
+from torchimpt.objectives.bound import BoundObjective
+from torchimpt.objectives.mode import Ray, RobustMode
+from torchimpt.objectives.modes import Sum
+from torchimpt.objectives.terms import as_loss
+from torchimpt.quantities import PHYSICAL, Quantity
+
+
+class RobustObjective:
+    """An objective over scenarios.
+
+    Parameters
+    ----------
+    bound
+        The objective that every scenario gets.
+    mode
+        What becomes of the scenarios' values; the sum when left out. Terms with a mode of their own have theirs.
+    quantity
+        What the terms ask about; the physical dose when left out.
+    """
+
+    def __init__(self, bound: BoundObjective, mode: RobustMode | None = None, quantity: Quantity = PHYSICAL) -> None:
+        self.bound, self.mode, self.quantity = bound, mode or Sum(), quantity
+        own = [b.term.mode or self.mode for b in bound.bound_terms]
+        modes: list[RobustMode] = []
+        for one in own:
+            if one not in modes:
+                modes.append(one)
+        self._groups = [
+            (one, BoundObjective([b for b, its in zip(bound.bound_terms, own, strict=True) if its == one], bound.n_voxels)) for one in modes
+        ]
+
+    def _values(self, doses: Tensor) -> Tensor:
+        """The quantity at the doses."""
+        if doses.dim() != 2:
+            raise InputError(f"doses must be stacked as (n_scenarios, n_voxels), got the shape {tuple(doses.shape)}")
+        return self.quantity.value(doses)
+
+    def value(self, doses: Tensor) -> Tensor:
+        """F, float64 `()`, Gy^2."""
+        return self.value_and_grad(doses)[0]
+
+    def value_and_grad(self, doses: Tensor) -> tuple[Tensor, Tensor]:
+        """F (float64 `()`), and `dF/dD` in the doses' shape and dtype."""
+        values = self._values(doses)
+        mode, terms = self._groups[0]
+        value, grad = mode.value_and_grad(terms, values)
+        for mode, terms in self._groups[1:]:
+            more, way = mode.value_and_grad(terms, values)
+            value, grad = value + more, grad.add_(way)
+        return value, self.quantity.pull(doses, grad)
+
+    def __call__(self, doses: Tensor) -> Tensor:
+        """F as a torch loss; its backward is the hand-derived gradient."""
+        return as_loss(self.value_and_grad, doses)
+
+    def along(self, doses: Tensor, rates: Tensor) -> Ray:
+        """F on the ray of doses `doses + l rates`: calling it with `l` gives value and slope."""
+        if not self.quantity.linear:
+            return self._bent_ray(doses, rates)
+        start, rate = self._values(doses), self._values(rates)
+        rays = [mode.along(terms, start, rate) for mode, terms in self._groups]
+
+        def restricted(length: float) -> tuple[float, float]:
+            pairs = [ray(length) for ray in rays]
+            return sum(value for value, _ in pairs), sum(slope for _, slope in pairs)
+
+        return rays[0] if len(rays) == 1 else restricted
+
+    def _bent_ray(self, doses: Tensor, rates: Tensor) -> Ray:
+        """F on a ray of doses whose quantity does not follow a ray."""
+
+        def restricted(length: float) -> tuple[float, float]:
+            value, grad = self.value_and_grad(torch.add(doses, rates, alpha=length))
+            return float(value), float((grad.double() * rates).sum())
+
+        return restricted
+
+    def curvature(self, like: Tensor) -> Tensor:
+        """About half the second derivative of one scenario's terms by each voxel's dose, as if all were violated.
+
+        `(n_voxels,)` in the dtype and on the device of `like`: the sum of the terms' weights at the voxel, times `(dQ/dD)^2` at no dose.
+        """
+        curvature = self.bound.curvature(like)
+        return curvature * self.quantity.slope(torch.zeros_like(curvature)).square()
+
+    def terms(self, doses: Tensor) -> list[dict]:
+        """Share of every term in every scenario: `scenario` (its index), `roi`, `kind`, `value` (times what its scenario counts)."""
+        values = self._values(doses)
+        rows = [{"scenario": k, **term} for k in range(len(doses)) for term in self.bound.terms(values[k])]
+        n_terms = len(self.bound.bound_terms)
+        for number, bound in enumerate(self.bound.bound_terms):
+            mode, terms = next(group for group in self._groups if group[0] == (bound.term.mode or self.mode))
+            shares = mode.shares(terms.value(values)).tolist()
+            for k, share in enumerate(shares):
+                rows[k * n_terms + number]["value"] *= share
+        return rows

@@ -1,0 +1,237 @@
+"""Terms of the planning objective: one small class a goal, value and gradient side by side.
+
+Every term is `weight * sum_v H(d_v - p) (d_v - p)^2` over the voxels of one ROI (Xu et al. 2020, Eq. 1), where `p` is the dose level, Gy,
+and `H` selects the voxels that violate it. A term sees the doses of its own ROI only, `(..., n_voxels)`: leading dimensions are scenarios.
+Sums are not divided by the voxel count here; `Objective` does that. They accumulate in float64 whatever the dose's dtype, because a
+plan's last per cent is lost in the rounding of float32 sums.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from torchimpt.checks import InputError
+from torchimpt.objectives.mode import RobustMode
+
+
+class _HandDerived(torch.autograd.Function):
+    """Lend a `value_and_grad` function to autograd (first order)."""
+
+    @staticmethod
+    def forward(ctx, dose: Tensor, value_and_grad: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
+        value, grad = value_and_grad(dose)
+        ctx.save_for_backward(grad)
+        return value
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, outer: Tensor) -> tuple[Tensor, None]:
+        (grad,) = ctx.saved_tensors
+        return outer.to(grad.dtype).reshape(outer.shape + (1,) * (grad.dim() - outer.dim())) * grad, None
+
+
+def as_loss(value_and_grad: Callable[[Tensor], tuple[Tensor, Tensor]], dose: Tensor) -> Tensor:
+    """The value at `dose` as a torch loss whose backward is the hand-derived gradient."""
+    return _HandDerived.apply(dose, value_and_grad)
+
+
+@dataclass(frozen=True)
+class Term:
+    """One goal for one ROI.
+
+    Attributes
+    ----------
+    roi
+        Name of the ROI.
+    dose
+        Dose level `p`, Gy (total course, RBE-weighted).
+    weight
+        Importance `rho` of Xu et al. 2020, Eq. 1.
+    mode
+        What becomes of this term's values in the scenarios; None for the plan's mode.
+    """
+
+    roi: str
+    dose: float
+    weight: float = 1.0
+    mode: RobustMode | None = field(default=None, kw_only=True)
+
+    kind: ClassVar[str] = ""
+    signs: ClassVar[tuple[float, ...]] = ()
+    """Of a sum of squared hinges `max(0, sign (d_v - p))^2`: its signs. Empty for every other form."""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.dose) and self.dose >= 0):
+            raise InputError(f"objective {self.kind} of '{self.roi}': dose must be zero or more Gy, got {self.dose}")
+        if not (math.isfinite(self.weight) and self.weight >= 0):
+            raise InputError(f"objective {self.kind} of '{self.roi}': weight must be zero or more, got {self.weight}")
+
+    def value_and_grad(self, dose: Tensor) -> tuple[Tensor, Tensor]:
+        """Value and its gradient with respect to the ROI's doses.
+
+        Parameters
+        ----------
+        dose
+            Gy, `(..., n_voxels)`.
+
+        Returns
+        -------
+        tuple
+            Value `(...)`, float64, Gy^2; gradient `(..., n_voxels)` in the dose's dtype, Gy.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define value_and_grad")
+
+    def __call__(self, dose: Tensor) -> Tensor:
+        """The value `(...)` as a torch loss of the ROI's doses `(..., n_voxels)`."""
+        return as_loss(self.value_and_grad, dose)
+
+
+def _squared_sum(excess: Tensor) -> Tensor:
+    return excess.square().sum(-1, dtype=torch.float64)
+
+
+class _Hinge(Term):
+    """`weight * sum_v sum_sign max(0, sign (d_v - p))^2`; once differentiable where `d_v = p`."""
+
+    def value_and_grad(self, dose: Tensor) -> tuple[Tensor, Tensor]:
+        value, grad = dose.new_zeros((), dtype=torch.float64), torch.zeros_like(dose)
+        for sign in self.signs:
+            excess = (sign * (dose - self.dose)).clamp_min(0)
+            value = value + self.weight * _squared_sum(excess)
+            grad.add_(excess, alpha=2 * self.weight * sign)
+        return value, grad
+
+
+@dataclass(frozen=True)
+class MinDose(_Hinge):
+    """No voxel below `dose`: `weight * sum_v max(0, p - d_v)^2`."""
+
+    kind: ClassVar[str] = "min_dose"
+    signs: ClassVar[tuple[float, ...]] = (-1.0,)
+
+
+@dataclass(frozen=True)
+class MaxDose(_Hinge):
+    """No voxel above `dose`: `weight * sum_v max(0, d_v - p)^2`."""
+
+    kind: ClassVar[str] = "max_dose"
+    signs: ClassVar[tuple[float, ...]] = (1.0,)
+
+
+@dataclass(frozen=True)
+class UniformDose(_Hinge):
+    """Every voxel at `dose`: `weight * sum_v (d_v - p)^2`."""
+
+    kind: ClassVar[str] = "uniform"
+    signs: ClassVar[tuple[float, ...]] = (-1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class _DoseVolume(Term):
+    """`weight * sum` of the squared violations, without the `excused(n)` largest ones.
+
+    The violators are sorted and the mildest are kept: those that a small change of dose would satisfy (Xu et al. 2020, section 2.1;
+    Spirou and Chui, Med Phys 25:321, 1998). As a minimum over subsets of voxels it is continuous and not convex; where two voxels tie at
+    the border, the gradient is that of one of the subsets.
+    """
+
+    volume_percent: float = field(kw_only=True)
+
+    side: ClassVar[float] = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.volume_percent <= 100:
+            raise InputError(f"objective {self.kind} of '{self.roi}': volume_percent must be 0 to 100, got {self.volume_percent}")
+
+    def excused(self, n_voxels: int) -> int:
+        """How many of `n_voxels` may violate the level."""
+        raise NotImplementedError(f"{type(self).__name__} must define excused")
+
+    def value_and_grad(self, dose: Tensor) -> tuple[Tensor, Tensor]:
+        excess = (self.side * (dose - self.dose)).clamp_min(0)
+        excused = excess.topk(self.excused(dose.shape[-1]), dim=-1, sorted=False).indices
+        excess.scatter_(-1, excused, 0.0)
+        return self.weight * _squared_sum(excess), 2 * self.weight * self.side * excess
+
+
+def _whole_voxels(share: float) -> int:
+    # 0.07 * 100 is 7.000000000000001 and 0.29 * 100 is 28.999999999999996: neither may gain or lose a voxel.
+    return math.floor(share + 1e-9)
+
+
+@dataclass(frozen=True)
+class MaxDVH(_DoseVolume):
+    """`D_q < p`: at most `volume_percent` of the ROI above `dose`."""
+
+    kind: ClassVar[str] = "max_dvh"
+    side: ClassVar[float] = 1.0
+
+    def excused(self, n_voxels: int) -> int:
+        return _whole_voxels(self.volume_percent / 100 * n_voxels)
+
+
+@dataclass(frozen=True)
+class MinDVH(_DoseVolume):
+    """`D_q > p`: at least `volume_percent` of the ROI above `dose`."""
+
+    kind: ClassVar[str] = "min_dvh"
+    side: ClassVar[float] = -1.0
+
+    def excused(self, n_voxels: int) -> int:
+        return _whole_voxels((100 - self.volume_percent) / 100 * n_voxels)
+
+
+@dataclass(frozen=True)
+class MeanDose(Term):
+    """Mean dose at most `dose`: `weight * n max(0, mean(d) - p)^2`, so that dividing by the voxel count `n` leaves the square."""
+
+    kind: ClassVar[str] = "mean_dose"
+
+    def value_and_grad(self, dose: Tensor) -> tuple[Tensor, Tensor]:
+        excess = (dose.mean(-1, keepdim=True, dtype=torch.float64) - self.dose).clamp_min(0)
+        value = self.weight * dose.shape[-1] * excess.squeeze(-1).square()
+        return value, (2 * self.weight * excess).to(dose.dtype).expand_as(dose).clone()
+
+
+@dataclass(frozen=True)
+class GEUD(Term):
+    """Generalized equivalent uniform dose at most `dose`: `weight * n max(0, gEUD - p)^2`, `gEUD = (mean d_v^a)^(1/a)`, `a >= 1`.
+
+    Source: Niemierko, Med Phys 26:1100, 1999. `a = 1` is the mean, a large `a` the maximum. For the cold spots of a target (negative
+    `a`, singular at zero dose) use `MinDose` or `MinDVH`. Doses below zero count as zero.
+    """
+
+    a: float = field(kw_only=True)
+
+    kind: ClassVar[str] = "gEUD"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.a <= 100:
+            raise InputError(
+                f"objective {self.kind} of '{self.roi}': a must be 1 (mean) to 100 (maximum), got {self.a}; "
+                "for under-dose use min_dose or min_dvh"
+            )
+
+    def value_and_grad(self, dose: Tensor) -> tuple[Tensor, Tensor]:
+        n, above = dose.shape[-1], dose.double().clamp_min(0)
+        # Powers of doses relative to the hottest voxel: d^a alone overflows from a = 20 on in float32.
+        top = above.amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+        ratio = above / top
+        mean = ratio.pow(self.a).mean(-1, keepdim=True)
+        geud = top * mean.pow(1 / self.a)
+        excess = (geud - self.dose).clamp_min(0)
+        slope = ratio.pow(self.a - 1) * mean.clamp_min(1 / n).pow(1 / self.a - 1) / n
+        value = self.weight * n * excess.squeeze(-1).square()
+        return value, (2 * self.weight * n * excess * slope).to(dose.dtype)
+
+
+KINDS: dict[str, type[Term]] = {term.kind: term for term in (MinDose, MaxDose, MinDVH, MaxDVH, MeanDose, UniformDose, GEUD)}
+"""Every term by its name in a case file."""

@@ -1,0 +1,129 @@
+"""The planning problem of a case: patient, machine and spots loaded and placed, doses tabulated, the objective bound."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+
+import torch
+
+from torchimpt.case import Case
+from torchimpt.dose.scenarios import LinearDose, ScenarioDoses, scenario_doses
+from torchimpt.io.plan import read_plan
+from torchimpt.machine import Machine
+from torchimpt.objectives import Objective, RobustObjective
+from torchimpt.patient import Patient
+from torchimpt.planning.load import Compute, load_machine, load_patient, resolve_beams
+from torchimpt.scenarios import Scenario
+from torchimpt.schemes.stages import PlanIteration
+from torchimpt.spots import Spots
+from torchimpt.spots.placement import place_spots, stagger
+from torchimpt.watch import Progress
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PlanningProblem:
+    """All that the schemes and their watchers need.
+
+    Attributes
+    ----------
+    case, compute
+        What is planned, and where.
+    patient, machine, scenarios
+        On the dose grid; the beam model; what is planned for.
+    spots
+        As placed.
+    voxels
+        Flat grid indices that the objective looks at.
+    doses, linear
+        Physical doses in the scenarios, and their linear map for the placed spots.
+    objective
+        What is asked of them.
+    """
+
+    case: Case
+    compute: Compute
+    patient: Patient
+    machine: Machine
+    scenarios: tuple[Scenario, ...]
+    spots: Spots
+    voxels: torch.Tensor
+    doses: ScenarioDoses
+    linear: LinearDose
+    objective: RobustObjective
+
+    def terms(self, doses: torch.Tensor) -> list[dict]:
+        """The objective's terms at doses `(n_scenarios, n_voxels)`, each with the scenario's name."""
+        return [{**row, "scenario": self.doses.names[row["scenario"]]} for row in self.objective.terms(doses)]
+
+    def nominal_doses(self, doses: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Of doses `(n_scenarios, n_voxels)` the nominal ones of the ROIs that have objectives, `{roi: (n_roi,)}`, as goals see them."""
+        dose = self.objective.quantity.value(doses[self.doses.nominal])
+        place = torch.full((self.patient.grid.n_voxels,), -1)
+        place[self.voxels] = torch.arange(len(self.voxels))
+        by_roi = {}
+        for name in dict.fromkeys(term.roi for term in self.case.terms()):
+            index = place[self.patient.roi(name).voxels]
+            by_roi[name] = dose[index[index >= 0].to(dose.device)]
+        return by_roi
+
+    def moving(self, iteration: PlanIteration) -> tuple[Spots, torch.Tensor]:
+        """The spots at an iteration, their layers numbered as those of the placed ones, and where each was placed `(n, 2)`, mm."""
+        spots, placed = iteration.spots(), self.spots
+        layer = placed.layer[spots.index]
+        return Spots(spots.position, spots.weight, layer, placed.layer_beam, placed.layer_energy, placed.beams), spots.home
+
+
+def _start(case: Case, patient: Patient, machine: Machine, scenarios: tuple[Scenario, ...], compute: Compute) -> Spots:
+    """The spots that the case starts from: its lattice, jittered or not, or those of a plan file."""
+    beams, config = resolve_beams(case, patient), case.spots
+    if case.joint is not None and case.joint.start is not None:
+        spots = read_plan(case.joint.start, beams, dtype=compute.dtype)
+    else:
+        spots = place_spots(
+            patient, machine, beams, config.targets, config.spacing_mm, pattern=config.pattern, margin=config.margin_mm,
+            layer_spacing=config.layer_spacing, scenarios=scenarios, dtype=compute.dtype,
+        )  # fmt: skip
+        moves = case.joint is not None and case.joint.motion().moves
+        if config.stagger or (config.stagger is None and moves):
+            spots = stagger(spots, config.spacing_mm)
+        if config.jitter_mm > 0:
+            noise = torch.rand(spots.position.shape, generator=torch.Generator().manual_seed(case.seed), dtype=torch.float64)
+            spots.position.data += (config.jitter_mm * (2.0 * noise - 1.0)).to(spots.position)
+    return spots.to(compute.device)
+
+
+def build(case: Case, compute: Compute, progress: Progress, times: dict[str, float]) -> PlanningProblem:
+    """Load, place, trace and build what the schemes need; the seconds go into `times`."""
+    case.check_plan()
+    begin = time.perf_counter()
+    with progress.stage("Patient, machine and spots"):
+        patient, machine = load_patient(case), load_machine(case)
+        scenarios = case.scenarios()
+        spots = _start(case, patient, machine, scenarios, compute)
+        log.info("%d spots in %d energy layers of %d beams", spots.n_spots, spots.n_layers, len(spots.beams))
+        objective = Objective(case.terms(), normalize=case.optimizer.normalize, overlap=case.optimizer.overlap)
+        voxels = objective.voxels(patient)
+        robust = RobustObjective(objective.on(patient, voxels), case.mode(), case.quantity())
+    times["load"] = time.perf_counter() - begin
+    begin = time.perf_counter()
+    engine = _engine(case)
+    with progress.stage("Influence matrices" if engine == "matrix" else "Dose tables"):
+        doses = scenario_doses(
+            patient, machine, spots, voxels, scenarios, cutoff=case.dose.cutoff_sigma, dtype=compute.dtype, device=compute.device
+        )
+        linear = doses.at(spots.position, engine)
+    times["dose"] = time.perf_counter() - begin
+    return PlanningProblem(case, compute, patient, machine, scenarios, spots, voxels, doses, linear, robust)
+
+
+def _engine(case: Case) -> str:
+    """How the placed spots' doses are computed: not by matrices where too few iterations come before spots move for them to pay."""
+    if case.dose.gradient == "autograd":
+        return "autograd"
+    joint = case.joint
+    soon = joint is not None and joint.motion().moves and (joint.scheme == "alternating" or joint.warm_iterations < 20)
+    return "matrix_free" if soon else case.dose.engine

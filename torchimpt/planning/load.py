@@ -1,0 +1,68 @@
+"""From a case to what is computed with: patient on the dose grid, machine, beams, and where to compute."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from torchimpt.case import Case
+from torchimpt.checks import InputError
+from torchimpt.geometry import Beam
+from torchimpt.hu_table import read_hu_table
+from torchimpt.io.patient import read_patient
+from torchimpt.machine import READERS, Machine, generic
+from torchimpt.patient import Patient
+from torchimpt.resampling import resample
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and how precisely to compute."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+
+def set_up(case: Case, device: str = "auto", threads: int | None = None) -> Compute:
+    """Resolve `"auto"`, set the number of CPU threads and the seed."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    torch.manual_seed(case.seed)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device 'cuda' was asked for, but torch sees no NVIDIA GPU; use --device cpu")
+    return Compute(torch.device(device), DTYPES[case.dose.dtype])
+
+
+def load_machine(case: Case) -> Machine:
+    """The case's machine, with its own HU table where the case names one."""
+    config = case.machine
+    machine = generic() if config.format is None or config.path is None else READERS[config.format](config.path)
+    return machine if config.hu_table is None else replace(machine, hu_table=read_hu_table(config.hu_table))
+
+
+def load_patient(case: Case) -> Patient:
+    """The case's patient on its dose grid; ROIs that the case names are there."""
+    config = case.patient
+    patient = read_patient(config.source, config.path, config.name)
+    case.check_rois(patient.rois)
+    return patient if case.dose.grid_mm is None else resample(patient, case.dose.grid_mm)
+
+
+def resolve_beams(case: Case, patient: Patient, plan: Path | None = None) -> tuple[Beam, ...]:
+    """The case's beams with their isocenters: their own, or the target's centroid (all targets' where the case names none)."""
+    beams = case.beams()
+    if not any(beam.isocenter is None for beam in beams):
+        return beams
+    names = case.spots.targets if case.spots else patient.targets
+    if not names:
+        if plan is not None and plan.suffix.lower() == ".json":
+            return beams
+        raise InputError(f"{case.label}: a beam has no isocenter_mm, and there is no target to take the centroid of; give isocenter_mm")
+    center = patient.centroid(names)
+    return tuple(beam.at(center) for beam in beams)

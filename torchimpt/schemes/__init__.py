@@ -1,0 +1,1 @@
+"""How weights and positions are found: settings, variables, stages, schemes."""

@@ -1,0 +1,303 @@
+"""How a plan's weights and positions are found: stages of one solver each, with spots pruned, merged or raised to the minimum in between.
+
+    weights            the placed spots, positions fixed
+    joint              weights for a few iterations, the heaviest spots kept where a number is asked for, then both at once
+    alternating        weights and positions by turns (the published scheme)
+    prune_and_move     as joint, and the number of spots falls step by step as long as the objective allows
+
+A scheme is plain code over `Stages.solve`, which repeats what an earlier run had finished: so a run that was interrupted goes on where
+it stopped, and comes to the same plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchimpt.checks import InputError, nearest
+from torchimpt.dose.operator import DEFAULT_CUTOFF
+from torchimpt.dose.scenarios import LinearDose, ScenarioDoses, scenario_doses
+from torchimpt.machine import Machine
+from torchimpt.objectives import Objective, RobustObjective
+from torchimpt.optim import Solution, Status
+from torchimpt.optim.solution import is_converged
+from torchimpt.patient import Patient
+from torchimpt.quantities import ConstantRBE
+from torchimpt.scenarios import NOMINAL, Scenario
+from torchimpt.schemes.moving import MovingSpots
+from torchimpt.schemes.settings import Limits, Motion, Solver
+from torchimpt.schemes.stages import Callback, Optimized, Stages, StoppedStage
+from torchimpt.schemes.variables import JOINT, POSITIONS, WEIGHTS, Vary
+from torchimpt.schemes.weights import best_uniform_weight
+from torchimpt.spots import Spots
+from torchimpt.spots.pruning import heaviest, merge_close, used_layers
+
+PRUNE_STEP = 1.5
+"""Spots are pruned by at most this factor at once, with iterations in between, so that those which stay can take over. (At one stroke the
+objective rises a hundredfold.)"""
+
+PRICE_STEP = 1.3
+"""The same where the objective's price decides how many stay: finer, for the answer is as coarse."""
+
+ROUND = 30
+"""Iterations between two rounds of pruning."""
+
+
+Found = tuple[MovingSpots, Solution | None]
+"""What a stage leaves; no solution where an earlier run had finished it."""
+
+
+def optimize(
+    doses: ScenarioDoses,
+    objective: RobustObjective,
+    spots: Spots,
+    solver: Solver | None = None,
+    motion: Motion | None = None,
+    *,
+    limits: Limits | None = None,
+    linear: LinearDose | None = None,
+    uniform: bool = True,
+    callback: Callback | None = None,
+    state: dict | None = None,
+) -> Optimized:
+    """Find weights, and with `motion` positions, that minimize the objective.
+
+    Parameters
+    ----------
+    doses
+        Of every scenario, made for `spots`.
+    objective
+        Of the scenarios' doses.
+    spots
+        The start.
+    solver
+        The solver's settings.
+    motion
+        Scheme and limits of the motion; None, or a box of zero, leaves positions where they are, and a box of zero that prunes nothing is
+        the same plan as None.
+    limits
+        Minimum weight and layer share.
+    linear
+        The linear map of all spots where they stand, if there is one that is faster than `doses`.
+    uniform
+        Start from the best multiple of the weights (True), or from the weights as they are.
+    callback
+        Called with every iteration of every stage.
+    state
+        From an iteration's `state()`, to go on.
+    """
+    solver, limits = solver or Solver(), limits or Limits()
+    moves = motion is not None and motion.moves
+    stages = Stages(doses, objective, spots, solver, motion.box_mm if motion is not None else 0.0, callback, linear, state)
+    start = MovingSpots.start(spots)
+    if uniform:
+        start = replace(start, weight=best_uniform_weight(linear or doses.at(start.position), objective, start.weight))
+    vary = JOINT if moves else WEIGHTS
+    try:
+        if motion is None or (not moves and motion.spots is None and motion.scheme != "prune_and_move"):
+            found = stages.solve("weights", WEIGHTS, start, solver.max_iterations)
+        else:
+            found = _SCHEMES[motion.scheme](stages, start, motion, vary)
+        if motion is not None:
+            found = _merge(stages, *found, motion.merge_mm)
+            # spots that have been merged must not come close again
+            vary = WEIGHTS if motion.merge_mm > 0 else vary
+        found = _deliverable(stages, *found, limits, vary)
+    except StoppedStage as stopped:
+        found = stopped.spots, stopped.solution
+    return stages.finish(*found)
+
+
+def _name(vary: Vary) -> str:
+    """The step's name in reports."""
+    return "joint" if vary is JOINT else "weights"
+
+
+def _joint(stages: Stages, spots: MovingSpots, motion: Motion, vary: Vary) -> Found:
+    """Weights for some iterations, the heaviest spots, then both at once."""
+    spots, _ = stages.solve("weights, before moving", WEIGHTS, spots, motion.warm_iterations)
+    if motion.spots is not None:
+        spots = _thin(stages, spots, motion.spots, vary)
+    return stages.solve(_name(vary), vary, spots, stages.solver.max_iterations)
+
+
+def _thin(stages: Stages, spots: MovingSpots, count: int, vary: Vary) -> MovingSpots:
+    """The `count` heaviest spots, by steps; before each, some iterations in which every spot has its price, so that few carry most."""
+    while spots.n_spots > count:
+        spots, _ = stages.solve(f"{spots.n_spots} spots, thinned", vary, spots, ROUND, sparse=True)
+        spots = spots.keep(heaviest(spots.weight, max(count, min(int(spots.n_spots / PRUNE_STEP), _alive(spots)))))
+    return spots
+
+
+def _alive(spots: MovingSpots) -> int:
+    """Spots whose weight is more than nothing."""
+    return int((spots.weight > 1e-3 * spots.weight.max()).sum())
+
+
+def _prune_and_move(stages: Stages, spots: MovingSpots, motion: Motion, vary: Vary) -> Found:
+    """As few spots as the objective allows: it may rise by `price_percent` above that of all spots, moved."""
+    if motion.spots is not None:
+        return _joint(stages, spots, motion, vary)
+    spots, _ = stages.solve("weights, before moving", WEIGHTS, spots, motion.warm_iterations)
+    spots = spots.keep(spots.weight > 0) if bool((spots.weight > 0).any()) else spots
+    spots, _ = stages.solve(_name(vary), vary, spots, stages.solver.max_iterations)
+    allowed = stages.steps[-1]["objective"] * (1.0 + motion.price_percent / 100.0)
+    good = spots
+    while spots.n_spots > 1:
+        spots, _ = stages.solve(f"{spots.n_spots} spots, thinned", vary, spots, ROUND, sparse=True)
+        count = max(1, min(int(spots.n_spots / PRICE_STEP), _alive(spots)))
+        spots, _ = stages.solve(f"{count} spots", vary, spots.keep(heaviest(spots.weight, count)), 2 * ROUND)
+        if stages.steps[-1]["objective"] > allowed:
+            break
+        good = spots
+    return stages.solve(_name(vary), vary, good, stages.solver.max_iterations)
+
+
+def _alternating(stages: Stages, spots: MovingSpots, motion: Motion, vary: Vary) -> Found:
+    """Weight iterations and position steps by turns, until the objective stands still or iterations run out."""
+    if motion.spots is not None:
+        spots, _ = stages.solve("weights, before moving", WEIGHTS, spots, motion.warm_iterations)
+        spots = _thin(stages, spots, motion.spots, WEIGHTS)
+    while True:
+        spots, solution = stages.solve("weights", WEIGHTS, spots, motion.weight_iterations, tolerance=0.0)
+        if vary is JOINT:
+            spots, solution = stages.solve("positions", POSITIONS, spots, motion.position_steps, tolerance=0.0)
+        # the turns' own records, so that a resumed run stops where the whole one does
+        turns = [{"value": s["objective"], "projected_gradient_norm": 1.0} for s in stages.steps]
+        if is_converged(turns, stages.solver.tolerance):
+            return spots, solution and replace(solution, status=Status.CONVERGED)
+        if stages.history[-1]["iteration"] >= stages.solver.max_iterations:
+            return spots, solution and replace(solution, status=Status.MAX_ITERATIONS)
+        if stages.spent:
+            return spots, solution and replace(solution, status=Status.MAX_EVALUATIONS)
+
+
+_SCHEMES: dict[str, Callable[[Stages, MovingSpots, Motion, Vary], Found]] = {
+    "joint": _joint,
+    "alternating": _alternating,
+    "prune_and_move": _prune_and_move,
+}
+
+
+def _merge(stages: Stages, spots: MovingSpots, solution: Solution | None, distance: float) -> Found:
+    """Merge spots closer than `distance`, then optimize again with positions where they are, so that none come close again.
+
+    Their homes are averaged with the same weights: a merged spot is within the box of its home, too.
+    """
+    if distance <= 0:
+        return spots, solution
+    both = torch.cat((spots.position, spots.home), dim=1)
+    kept, both, weight = merge_close(both, spots.weight, stages.placed.layer[spots.index], distance)
+    merged = replace(spots, position=both[:, :2].contiguous(), home=both[:, 2:].contiguous(), weight=weight).keep(kept)
+    return stages.solve("merged", WEIGHTS, merged, stages.solver.max_iterations)
+
+
+def _deliverable(stages: Stages, spots: MovingSpots, solution: Solution | None, limits: Limits, vary: Vary) -> Found:
+    """Leave out what the machine does not deliver, and optimize again above the minimum."""
+    while not bool((used := used_layers(spots.weight, stages.placed.layer[spots.index], limits.min_layer_share)).all()):
+        spots, solution = stages.solve("light layers left out", vary, spots.keep(used), stages.solver.max_iterations)
+    if limits.min_weight is None:
+        return spots, solution
+    for share in (0.25, 0.5):
+        spots = spots.keep(_above(spots, share * limits.min_weight[spots.index]))
+        spots, _ = stages.solve(f"spots below {share:g} of the minimum left out", vary, spots, ROUND // 2)
+    least = limits.min_weight[spots.index]
+    spots = spots.keep(_above(spots, 0.5 * least))
+    spots = replace(spots, weight=torch.maximum(spots.weight, limits.min_weight[spots.index]))
+    return stages.solve("minimum MU", vary, spots, stages.solver.max_iterations, lower=limits.min_weight)
+
+
+def _above(spots: MovingSpots, least: Tensor) -> Tensor:
+    """Mask of the spots whose weight is at least so much."""
+    mask = spots.weight >= least
+    if not bool(mask.any()):
+        raise InputError(
+            f"no spot reaches the minimum MU: the heaviest of {spots.n_spots} has {float((spots.weight / least).max()):.2g} of "
+            "what must stay; lower delivery.min_mu, place fewer spots, or plan fewer fractions"
+        )
+    return mask
+
+
+@dataclass(frozen=True)
+class JointResult:
+    """What `joint` found.
+
+    Attributes
+    ----------
+    spots
+        Kept, where they went, with their weights.
+    home
+        Where they started, `(n_spots, 2)`, mm.
+    solution
+        Of the last stage, with history and counts of all.
+    steps
+        What each step left: `step`, `spots`, `objective`, `iterations`, `evaluations`, `seconds`.
+    """
+
+    spots: Spots
+    home: Tensor
+    solution: Solution = field(repr=False)
+    steps: list[dict] = field(repr=False)
+
+
+def joint(
+    patient: Patient,
+    machine: Machine,
+    spots: Spots,
+    /,
+    objective: Objective,
+    scenarios: Sequence[Scenario] = (NOMINAL,),
+    *,
+    cutoff: float = DEFAULT_CUTOFF,
+    rbe: float = 1.1,
+    max_iterations: int = 300,
+    tolerance: float = 1e-4,
+    limits: Limits | None = None,
+    callback: Callback | None = None,
+    **settings: Any,
+) -> JointResult:
+    """Optimize weights and positions of any spots together: the case file's `[joint]` in Python.
+
+    Parameters
+    ----------
+    patient, machine
+        On the dose grid; the beam model.
+    spots
+        The start: placed by `place_spots`, shifted, or read from a plan file. Their device and dtype are the computation's. Weights that
+        are all equal are scaled to the best uniform ones first.
+    objective
+        What is asked of the ROIs.
+    scenarios
+        What is planned for; `boundary_scenarios(3.0, 3.0)` for the nine of 3 mm and 3 %.
+    cutoff, rbe
+        Lateral cut-off in sigmas; constant factor on physical dose.
+    max_iterations, tolerance
+        Of each stage's solver.
+    limits
+        Minimum weights and layer share of the finished plan.
+    callback
+        Called with every iteration; returning True stops.
+    settings
+        Keys of `[joint]` but `start`: `scheme`, `box_mm`, `spots`, ...
+    """
+    allowed = [f.name for f in fields(Motion)]
+    for name in settings:
+        if name == "start":
+            raise InputError("joint: start is for the case file; give the plan's spots, as read_plan(...) reads them")
+        if name not in allowed:
+            raise InputError(f"joint: unknown key '{name}'{nearest(name, allowed)}; allowed: {', '.join(allowed)}")
+    motion = Motion(**settings)
+    voxels = objective.voxels(patient)
+    robust = RobustObjective(objective.on(patient, voxels), quantity=ConstantRBE(rbe))
+    where = {"dtype": spots.weight.dtype, "device": spots.weight.device}
+    doses = scenario_doses(patient, machine, spots, voxels, scenarios, cutoff=cutoff, **where)
+    weight = spots.weight.detach()
+    optimized = optimize(
+        doses, robust, spots, Solver(max_iterations=max_iterations, tolerance=tolerance), motion, limits=limits,
+        uniform=bool((weight == weight[0]).all()), callback=callback,
+    )  # fmt: skip
+    return JointResult(optimized.spots.spots(spots), optimized.spots.home, optimized.solution, optimized.steps)

@@ -1,0 +1,221 @@
+"""Stages of one optimization: a solver run each, their histories joined, and an interrupted one taken up where it stopped."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchimpt.checks import InputError
+from torchimpt.dose.scenarios import LinearDose, ScenarioDoses
+from torchimpt.objectives import RobustObjective
+from torchimpt.optim import Composite, Iteration, Penalized, Solution, Status, minimize
+from torchimpt.schemes.moving import MovingSpots
+from torchimpt.schemes.settings import Solver
+from torchimpt.schemes.variables import JOINT, WEIGHTS, Packing, Room, SpotProblem, Vary
+from torchimpt.spots import Spots
+from torchimpt.spots.pruning import sparsity_cost
+
+
+@dataclass(frozen=True)
+class PlanIteration(Iteration):
+    """A solver's iteration that knows its spots and their doses. Both are computed when they are asked for, during the callback.
+
+    Attributes
+    ----------
+    spots
+        Call it for the spots at the iterate.
+    doses
+        Call it for their doses `(n_scenarios, n_voxels)`, Gy, physical, at the voxels that the objective sees.
+    """
+
+    spots: Callable[[], MovingSpots]
+    doses: Callable[[], Tensor]
+
+
+Callback = Callable[[PlanIteration], bool | None]
+"""Called with every iteration of every stage; returning True stops."""
+
+
+@dataclass(frozen=True)
+class Optimized:
+    """What the stages came to.
+
+    Attributes
+    ----------
+    spots
+        Those kept, where they are, what they weigh.
+    solution
+        Of the last stage, with history and counts of all.
+    doses
+        `(n_scenarios, n_voxels)`, Gy, physical, at the voxels that the objective sees.
+    steps
+        What each step left: `step`, `spots`, `objective`, `iterations`, `evaluations`, `seconds`.
+    """
+
+    spots: MovingSpots
+    solution: Solution
+    doses: Tensor
+    steps: list[dict]
+
+
+@dataclass
+class Stages:
+    """The stages of one optimization, those of an interrupted one included.
+
+    Attributes
+    ----------
+    doses, objective, placed
+        Doses of the placed spots in every scenario, and what is asked of them.
+    solver
+        Its settings.
+    box
+        How far spots may go, mm.
+    callback
+        Called with every iteration.
+    linear
+        The linear map of the placed spots where they stand, if there is one faster than `doses`.
+    saved
+        The state of an interrupted run.
+    """
+
+    doses: ScenarioDoses
+    objective: RobustObjective
+    placed: Spots
+    solver: Solver
+    box: float
+    callback: Callback | None
+    linear: LinearDose | None
+    saved: dict | None
+    done: list[dict] = field(default_factory=list)
+    history: list[dict] = field(default_factory=list)
+    steps: list[dict] = field(default_factory=list)
+    _image: Callable[[], Tensor] = field(init=False, repr=False)
+
+    def solve(
+        self,
+        step: str,
+        vary: Vary,
+        spots: MovingSpots,
+        iterations: int,
+        *,
+        tolerance: float | None = None,
+        lower: Tensor | None = None,
+        sparse: bool = False,
+    ) -> tuple[MovingSpots, Solution | None]:
+        """One stage in which `vary` changes. The solution is None where an earlier run had finished the stage.
+
+        With `sparse`, the solver sees a price on each spot's weight (`sparsity_cost`); all values that are told are without it.
+        """
+        number = len(self.done)
+        if self.saved is not None and number < len(self.saved["done"]):
+            record = self.saved["done"][number]
+            self._note(record)
+            return MovingSpots(**record["spots"]), None
+        inner, prices = (None, {}) if self.saved is None else (self.saved["inner"], dict(self.saved["prices"]))
+        self.saved = None
+        last = self.history[-1] if self.history else {"iteration": -1, "evaluations": 0, "seconds": 0.0}
+        before = {"done": [dict(record) for record in self.done], "history": list(self.history), "steps": list(self.steps)}
+        problem, packing, options = self._problem(vary, spots, lower)
+        priced = problem
+        if sparse:
+            priced = Penalized(problem, packing.weight_cost(sparsity_cost(spots.weight, self.steps[-1]["objective"])))
+            options["method"] = "quasi_newton"
+
+        def shifted(row: dict) -> dict:
+            first = {"iteration": last["iteration"] + 1, "evaluations": last["evaluations"], "seconds": last["seconds"]}
+            first["value"] = -prices.get(row["iteration"], 0.0)
+            return {name: value + first[name] if name in first else value for name, value in row.items()}
+
+        def watch(iteration: Iteration) -> bool | None:
+            if isinstance(priced, Penalized):
+                prices[iteration.iteration] = priced.penalty(iteration.x)
+            if self.callback is None:
+                return None
+            here = {**before, "prices": dict(prices)}
+            told = {**vars(iteration), **shifted(iteration.numbers()), "state": lambda: {**here, "inner": iteration.state()}}
+            return self.callback(PlanIteration(**told, spots=lambda: packing.unpack(iteration.x), doses=lambda: problem.image(iteration.x)))
+
+        left = None if self.solver.max_evaluations is None else max(1, self.solver.max_evaluations - last["evaluations"])
+        solution = minimize(
+            priced, options.pop("start"), max_iterations=iterations, tolerance=self.solver.tolerance if tolerance is None else tolerance,
+            max_evaluations=left, callback=watch, state=inner, **options,
+        )  # fmt: skip
+        if isinstance(priced, Penalized):
+            solution = replace(solution, value=solution.value - priced.penalty(solution.x))
+        self._image = lambda: problem.image(solution.x)
+        spots = packing.unpack(solution.x)
+        rows = [shifted(row) for row in solution.history]
+        self._note(
+            {
+                "spots": spots.state_dict(),
+                "history": rows,
+                "step": {
+                    "step": step,
+                    "spots": spots.n_spots,
+                    "objective": solution.value,
+                    "iterations": solution.iterations,
+                    "evaluations": solution.evaluations,
+                    "seconds": rows[-1]["seconds"] - last["seconds"],
+                },
+            }
+        )
+        if solution.status in (Status.NOT_FINITE, Status.STOPPED):
+            raise StoppedStage(spots, solution)
+        return spots, solution
+
+    @property
+    def spent(self) -> bool:
+        """Whether the evaluations of all stages are used up."""
+        return self.solver.max_evaluations is not None and self.history[-1]["evaluations"] >= self.solver.max_evaluations
+
+    def finish(self, spots: MovingSpots, solution: Solution | None) -> Optimized:
+        """The outcome, with the counts and the history of all stages."""
+        if solution is None:
+            raise InputError("the run to resume has gone as far as the case asks; start without --resume, or raise its limits")
+        last = self.history[-1]
+        solution = replace(solution, iterations=last["iteration"], evaluations=last["evaluations"], history=self.history)
+        return Optimized(spots, solution, self._image(), self.steps)
+
+    def _note(self, record: dict) -> None:
+        self.done.append(record)
+        self.history += record["history"]
+        self.steps.append(record["step"])
+
+    def _problem(self, vary: Vary, spots: MovingSpots, lower: Tensor | None) -> tuple[Any, Packing, dict[str, Any]]:
+        """What the solver sees, the packing of its vector, and its options with the start."""
+        doses, packing = self.doses.subset(spots.index), Packing(vary, spots)
+        least = torch.zeros_like(spots.weight) if lower is None else lower[spots.index]
+        room = Room(spots, doses, self.objective, least, self.box, *self._rectangle(spots))
+        low, high = packing.bounds(room)
+        # a position is home + u, rounded, and the u that comes back may be past its bound by that
+        start = torch.clamp(packing.pack(spots), low, high)
+        options: dict[str, Any] = {"start": start, "lower": low, "upper": high, "scale": packing.scale(room)}
+        if vary is WEIGHTS:
+            stay = spots.n_spots == self.placed.n_spots and torch.equal(spots.position, self.placed.position)
+            linear = self.linear if self.linear is not None and stay else doses.at(spots.position)
+            return Composite(linear, self.objective), packing, {**options, "method": self.solver.method}
+        if vary is JOINT:
+            options["method"] = "quasi_newton"
+        return SpotProblem(doses, self.objective, packing), packing, options
+
+    def _rectangle(self, spots: MovingSpots) -> tuple[Tensor, Tensor]:
+        """Corners `(n, 2)` of the rectangle around all placed spots of each spot's beam: the target with its margin in that beam's view."""
+        position, beam = self.placed.position.detach(), self.placed.beam
+        far = torch.full((len(self.placed.beams), 2), math.inf, dtype=position.dtype, device=position.device)
+        where = beam[:, None].expand_as(position)
+        low, high = far.scatter_reduce(0, where, position, "amin"), far.neg().scatter_reduce(0, where, position, "amax")
+        own = beam[spots.index]
+        return low[own], high[own]
+
+
+class StoppedStage(Exception):
+    """A stage's callback stopped it, or it met NaN: no further stage."""
+
+    def __init__(self, spots: MovingSpots, solution: Solution) -> None:
+        super().__init__()
+        self.spots, self.solution = spots, solution

@@ -1,0 +1,284 @@
+"""Spot placement: energy layers and a grid of spots in the beam's-eye view for every beam.
+
+For each node of a grid in the isocentre plane, the spot's central axis is traced through the patient; the water-equivalent depths at
+which it lies inside the target and its margin are where Bragg peaks are wanted. Layers step down from the deepest such depth; a
+layer gets a spot wherever its peak falls within half a layer step of a wanted depth. With setup and range scenarios the wanted
+depths are the union over all of them, so that the target is covered distally and proximally in each.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+
+import torch
+from scipy.ndimage import distance_transform_edt
+
+from torchimpt.checks import InputError, nearest, positive
+from torchimpt.geometry import Beam, from_bev, magnification, to_bev
+from torchimpt.machine import Machine
+from torchimpt.patient import Patient
+from torchimpt.physics.stopping import relative_stopping_power
+from torchimpt.physics.wepl import ray_directions, ray_profile
+from torchimpt.scenarios import NOMINAL, Scenario
+from torchimpt.spots.spots import Spots
+
+log = logging.getLogger(__name__)
+
+PATTERNS = ("square", "hexagonal")
+
+FIELD = 250.0
+"""Largest deflection of a spot along x or y in the isocentre plane, mm: more than any scanned field (about 300 mm x 400 mm) needs."""
+
+_RAYS = 4096
+"""Rays traced at once: bounds the memory of their profiles to about 100 MB on a 512 x 512 x 200 CT."""
+
+_ENERGIES = 65
+"""Energies at which a machine's peak depth and width are read; between them both are smooth enough for a straight line."""
+
+
+def place_spots(
+    patient: Patient,
+    machine: Machine,
+    beams: Sequence[Beam],
+    target: str | Sequence[str],
+    spacing: float = 5.0,
+    *,
+    pattern: str = "square",
+    margin: float = 5.0,
+    layer_spacing: float | str = "bragg80",
+    scenarios: Sequence[Scenario] = (NOMINAL,),
+    dtype: torch.dtype = torch.float32,
+) -> Spots:
+    """Place the spots of a plan, each with weight 1.
+
+    Parameters
+    ----------
+    patient, machine, beams
+        What to plan on, with what, from where. A beam without an isocenter gets the target's centroid.
+    target
+        A ROI, or several (their union).
+    spacing
+        Distance between neighbouring spots of a layer in the isocentre plane, mm. The grid has a node on the isocenter.
+    pattern
+        `"square"` or `"hexagonal"`.
+    margin
+        Peaks are placed up to this distance around the target, mm, inside the body. Other scenarios than the nominal one take
+        the grid cell's circumradius (0.71 spacing for the square) instead where that is less: enough for a spot near every voxel.
+    layer_spacing
+        `"bragg80"`: each layer lies the width of its own Bragg peak at 80 % deeper than the next; or a number, mm of water.
+    scenarios
+        In each of them the target is to be covered. The nominal one always counts.
+    dtype
+        Of the spots' position and weight.
+
+    Returns
+    -------
+    Spots sorted by beam and falling energy. Where the machine's lowest energy still has its peak behind a part of the target,
+    that part gets no peaks, and a warning is logged.
+    """
+    spacing, layer_spacing = _check(beams, spacing, pattern, margin, layer_spacing)
+    circumradius = spacing / math.sqrt(2.0 if pattern == "square" else 3.0)
+    zones = _zones(patient, target, margin, min(margin, circumradius))
+    points = patient.grid.centers(zones.nonzero().flatten())
+    center = patient.centroid(target)
+    beams = tuple(beam.at(center) for beam in beams)
+    rsp = relative_stopping_power(patient, machine)
+    peaks = _Peaks(machine, layer_spacing)
+    columns = []
+    for number, beam in enumerate(beams):
+        label = f"beam {number} (gantry {beam.gantry:g}, couch {beam.couch:g})"
+        nodes = _nodes(points, beam, machine.sad, spacing, pattern, scenarios, label)
+        ray, enter, leave, core = _wanted(patient, rsp, zones, beam, machine.sad, nodes, scenarios)
+        if ray.numel() == 0:
+            raise InputError(f"{label} misses the target: no spot's axis crosses it; check the isocenter {beam.isocenter} and the spacing")
+        peak, half = peaks.layers(float(enter.min()), float(leave.max()), label)
+        surface = float(enter[core].min()) if core.any() else math.inf
+        if surface < float(peak[-1] - half[-1]):
+            log.warning(
+                "%s: the target begins at %.1f mm of water, but machine '%s' has its shallowest peak at %.1f mm (%g MeV); what lies before "
+                "that gets no peaks from this beam",
+                *(label, surface, machine.name, float(peak[-1]), machine.energy_min),
+            )
+        layer, node = _mark(peak, half, ray, enter, leave, len(nodes)).nonzero().unbind(1)
+        columns.append((torch.full_like(layer, number), peaks.energy(peak)[layer], *nodes[node].unbind(1)))
+        log.debug("%s: %d spots in %d layers, peaks %.1f to %.1f mm", label, len(layer), len(peak), float(peak.min()), float(peak.max()))
+    number, energy, x, y = (torch.cat(c) for c in zip(*columns, strict=True))
+    return Spots.from_columns(beams, number, energy, x, y, torch.ones_like(x), dtype)
+
+
+def _check(beams: Sequence[Beam], spacing: float, pattern: str, margin: float, layer_spacing: float | str) -> tuple[float, float | str]:
+    """The spacings, checked with the other arguments of `place_spots`."""
+    if not beams:
+        raise InputError("a plan needs at least one beam, got none")
+    if not 0 <= margin < math.inf:
+        raise InputError(f"margin must be zero or a positive number of mm, got {margin}")
+    if pattern not in PATTERNS:
+        raise InputError(f"pattern must be {' or '.join(PATTERNS)}, got '{pattern}'{nearest(str(pattern), PATTERNS)}")
+    if isinstance(layer_spacing, str) and layer_spacing != "bragg80":
+        raise InputError(f"layer_spacing must be 'bragg80' or a number of mm of water, got '{layer_spacing}'")
+    return positive("spacing", spacing), layer_spacing if isinstance(layer_spacing, str) else positive("layer_spacing", layer_spacing)
+
+
+def _zones(patient: Patient, target: str | Sequence[str], margin: float, robust_margin: float) -> torch.Tensor:
+    """Which voxels peaks are wanted in: uint8 `(n_voxels + 1,)`.
+
+    3 in the target, 2 within `robust_margin` of it, 1 within `margin`, 0 elsewhere and outside the body.
+
+    The one entry more is zero, for the index -1 of `ray_profile`'s unused slots.
+    """
+    mask = patient.union(target)
+    inside = mask & patient.body
+    if not inside.any():
+        raise InputError(f"target {target} lies outside the body (ROI '{patient.external.name}'); check the contours")
+    outside = int(mask.sum()) - int(inside.sum())
+    if outside:
+        log.warning("%d of the target's %d voxels lie outside the body and get no spots", outside, int(mask.sum()))
+    box = []
+    for axis, size in enumerate(reversed(patient.grid.spacing)):
+        used = inside.amax(dim=[a for a in range(3) if a != axis]).nonzero().flatten()
+        pad = math.ceil(margin / size) + 1
+        box.append(slice(max(0, int(used[0]) - pad), int(used[-1]) + pad + 1))
+    box = tuple(box)
+    distance = torch.from_numpy(distance_transform_edt((~inside[box]).numpy(), sampling=patient.grid.spacing[::-1]))
+    # A voxel at exactly the margin belongs to it, whatever the rounding of its distance.
+    zone = sum((distance <= limit + 1e-6).to(torch.uint8) for limit in (margin, robust_margin, 0.0))
+    zones = torch.zeros(patient.grid.shape, dtype=torch.uint8)
+    zones[box] = zone * patient.body[box]
+    return torch.cat((zones.flatten(), torch.zeros(1, dtype=torch.uint8)))
+
+
+def _nodes(
+    points: torch.Tensor,
+    beam: Beam,
+    sad: tuple[float, float],
+    spacing: float,
+    pattern: str,
+    scenarios: Sequence[Scenario],
+    label: str,
+) -> torch.Tensor:
+    """Grid nodes `(n, 2)` in the isocentre plane that may see any of the points in any scenario, within the scan field."""
+    bev = to_bev(points, beam)
+    reach = max((math.dist(s.shift, NOMINAL.shift) for s in scenarios), default=0.0)
+    if float(bev[:, 2].max()) + reach >= min(sad):
+        raise InputError(f"{label} misses the target: it lies behind the source; check the isocenter {beam.isocenter}")
+    narrow = torch.stack(magnification(bev[:, 2], sad), dim=1)
+    low, high = (bev[:, :2] / narrow).amin(dim=0), (bev[:, :2] / narrow).amax(dim=0)
+    extent = f"x {low[0]:.0f} to {high[0]:.0f} mm, y {low[1]:.0f} to {high[1]:.0f} mm in its isocentre plane"
+    if bool((low > FIELD).any() or (high < -FIELD).any()):
+        raise InputError(f"{label} misses the target, which lies at {extent}: the field ends at {FIELD:g} mm; check the isocenter")
+    if bool((low < -FIELD).any() or (high > FIELD).any()):
+        log.warning("%s: the target reaches over %s, the field ends at %g mm: what is beyond gets no spots", label, extent, FIELD)
+    pad = spacing + reach * (1.0 + FIELD / min(sad)) / float(narrow.min())
+    low, high = (low - pad).clamp(min=-FIELD), (high + pad).clamp(max=FIELD)
+    row = spacing if pattern == "square" else spacing * math.sqrt(0.75)
+    j = torch.arange(math.ceil(float(low[1]) / row), math.floor(float(high[1]) / row) + 1)
+    i = torch.arange(math.ceil(float(low[0]) / spacing) - 1, math.floor(float(high[0]) / spacing) + 1)
+    j, i = torch.meshgrid(j, i, indexing="ij")
+    x = spacing * (i + (0.5 * (j % 2) if pattern == "hexagonal" else 0.0))
+    nodes = torch.stack((x.flatten().to(torch.float64), row * j.flatten().to(torch.float64)), dim=1)
+    return nodes[((nodes >= low) & (nodes <= high)).all(dim=1)]
+
+
+def _wanted(
+    patient: Patient,
+    rsp: torch.Tensor,
+    zones: torch.Tensor,
+    beam: Beam,
+    sad: tuple[float, float],
+    nodes: torch.Tensor,
+    scenarios: Sequence[Scenario],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Crossings of an axis with a voxel that is to be covered, over all scenarios: node, WEPL at entry, at exit, is it the target?"""
+    parts = []
+    for shift in dict.fromkeys(s.shift for s in (NOMINAL, *scenarios)):
+        scales = dict.fromkeys(s.range_scale for s in (NOMINAL, *scenarios) if s.shift == shift)
+        for first in range(0, len(nodes), _RAYS):
+            some = nodes[first : first + _RAYS]
+            plane = from_bev(torch.cat((some, torch.zeros_like(some[:, :1])), dim=1), beam, shift)
+            direction, reach = ray_directions(plane, beam, sad, shift)
+            voxels, enter, leave = ray_profile(rsp, patient.grid, plane + reach[:, None] * direction, -direction)
+            zone = zones[voxels]
+            ray, slot = zone.nonzero().unbind(1)
+            zone = zone[ray, slot]
+            crossing = ray + first, enter[ray, slot], leave[ray, slot], zone == 3
+            for scale in scales:
+                nominal = shift == NOMINAL.shift and scale == NOMINAL.range_scale
+                node, above, below, core = crossing if nominal else (v[zone >= 2] for v in crossing)
+                parts.append((node, scale * above, scale * below, core))
+    return tuple(torch.cat(p) for p in zip(*parts, strict=True))
+
+
+def _mark(peak: torch.Tensor, half: torch.Tensor, ray: torch.Tensor, enter: torch.Tensor, leave: torch.Tensor, n_rays: int) -> torch.Tensor:
+    """bool `(n_layers, n_rays)`: is a peak of this layer within its half step of a wanted depth on this ray?"""
+    # Layers fall in depth; both ends of their cells rise when flipped, so that the layers a crossing wants are one run of them.
+    low, high = (peak - half).flip(0), (peak + half).flip(0)
+    first, end = torch.searchsorted(high, enter), torch.searchsorted(low, leave, right=True)
+    some, size = end > first, (len(peak) + 1) * n_rays
+    starts, ends = (torch.bincount((v * n_rays + ray)[some], minlength=size) for v in (first, end))
+    count = (starts - ends).reshape(len(peak) + 1, n_rays)
+    return (count.cumsum(0)[:-1] > 0).flip(0)
+
+
+class _Peaks:
+    """Depths of a machine's Bragg peaks: which layers a span of depths needs, and with which energies."""
+
+    def __init__(self, machine: Machine, layer_spacing: float | str) -> None:
+        self.machine = machine
+        low, high = machine.energy_min, machine.energy_max
+        energies = torch.linspace(low, high, _ENERGIES if high > low else 1, dtype=torch.float64)
+        tables = machine.layers(energies)
+        self.depth, self.behind = tables.peak, tables.r80 - tables.peak
+        self.step = tables.width80 if layer_spacing == "bragg80" else torch.full_like(tables.peak, layer_spacing)
+
+    def _at(self, values: torch.Tensor, depth: torch.Tensor) -> torch.Tensor:
+        if len(self.depth) == 1:
+            return values.expand_as(depth)
+        right = torch.searchsorted(self.depth, depth).clamp(1, len(self.depth) - 1)
+        share = (depth - self.depth[right - 1]) / (self.depth[right] - self.depth[right - 1])
+        return values[right - 1] + share * (values[right] - values[right - 1])
+
+    def energy(self, peak: torch.Tensor) -> torch.Tensor:
+        """Energies, MeV, whose peaks lie at these depths, mm of water."""
+        shortest, longest = self.machine.r80([self.machine.energy_min, self.machine.energy_max]).tolist()
+        return self.machine.energy_for_range((peak + self._at(self.behind, peak)).clamp(shortest, longest))
+
+    def layers(self, shallow: float, deep: float, label: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Peak depths `(n_layers,)`, mm of water, falling from `deep` until `shallow` is covered, and half of each one's step."""
+        lowest, highest = float(self.depth[0]), float(self.depth[-1])
+        if deep > highest:
+            raise InputError(
+                f"{label}: the deepest layer needs its peak at {deep:.1f} mm of water (margin and scenarios included), but machine "
+                f"'{self.machine.name}' reaches {highest:.1f} mm at its highest energy, {self.machine.energy_max:g} MeV; choose a beam "
+                "angle with less tissue before the target, a smaller margin, or a machine with higher energies"
+            )
+        if deep < lowest - 0.5 * float(self.step[0]):
+            raise InputError(
+                f"{label}: the whole target lies within {deep:.1f} mm of water of the surface, but machine '{self.machine.name}' has its "
+                f"shallowest peak at {lowest:.1f} mm ({self.machine.energy_min:g} MeV); a range shifter, or a lower energy, would help"
+            )
+        peak, half = [], []
+        depth = max(deep, lowest)
+        while True:
+            step = float(self._at(self.step, torch.tensor(depth, dtype=torch.float64)))
+            peak.append(depth)
+            half.append(0.5 * step)
+            if depth - 0.5 * step <= shallow or depth == lowest:
+                break
+            depth = max(depth - step, lowest)
+        return torch.tensor(peak, dtype=torch.float64), torch.tensor(half, dtype=torch.float64)
+
+
+def stagger(spots: Spots, spacing: float) -> Spots:
+    """The same spots with each energy layer's lattice offset against the others', so that layers do not repeat each other's gaps.
+
+    Layer l is offset by `spacing (frac(l / g) - 1/2, frac(l / g^2) - 1/2)`, g = 1.3247 the plastic number: offsets of neighbouring layers
+    are far apart and fill the cell evenly (Roberts' R2 sequence). Where depths overlap, layers 4 mm apart act as one finer lattice; and
+    spots that move start from a place that is no symmetric stationary point.
+    """
+    g = 1.3247179572447460
+    number = torch.arange(spots.n_layers, dtype=torch.float64, device=spots.position.device)
+    offset = torch.stack(((number / g) % 1.0, (number / g**2) % 1.0), dim=1) - 0.5
+    position = spots.position.detach() + (positive("spacing", spacing) * offset[spots.layer]).to(spots.position)
+    return Spots(position, spots.weight, spots.layer, spots.layer_beam, spots.layer_energy, spots.beams)
