@@ -11,9 +11,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
-from measure import ready_case, repeat
-from torchimpt.planning.joint import JointProblem, Moving
+from measure import built_case, repeat
 
 from torchimpt.runs.about import about
 from torchimpt.runs.folder import write_json
@@ -35,17 +33,12 @@ class Config:
 def main(config: Config) -> dict:
     """Time, print, write."""
     facts = about()
-    ready = ready_case(config.case, [f"spots.spacing_mm={config.spacing}", "dose.engine=matrix_free"])
-    plan = Moving.start(ready.spots)
-    joint = JointProblem(ready.operators, ready.objective, plan.home)
-    z = joint.pack(plan)
-    weight, position = joint.weight(z), joint.position(z)
+    built = built_case(config.case, [f"spots.spacing_mm={config.spacing}", "dose.engine=matrix_free"])
+    position, weight = built.spots.position.detach(), built.spots.weight.detach()
 
     def evaluate(move: bool) -> None:
-        doses = torch.stack([o.dose(position, weight) for o in ready.operators])
-        _, residual = ready.objective.value_and_grad(doses)
-        for operator, row in zip(ready.operators, residual, strict=True):
-            operator.gradient(row, position, weight, move=move)
+        _, residual = built.objective.value_and_grad(built.doses.dose(position, weight))
+        built.doses.gradient(residual, position, weight, move)
 
     for move in (False, True):
         evaluate(move)
@@ -53,12 +46,12 @@ def main(config: Config) -> dict:
     ratios = sorted(b / a for a, b in pairs)
     fixed, moving = (sorted(column)[len(pairs) // 2] for column in zip(*pairs, strict=True))
     found = {
-        "about": facts, "config": asdict(config), "spots": ready.spots.n_spots, "scenarios": len(ready.scenarios),
+        "about": facts, "config": asdict(config), "spots": built.spots.n_spots, "scenarios": len(built.scenarios),
         "weights_s": fixed, "weights_and_positions_s": moving, "ratio": ratios[len(ratios) // 2], "low": ratios[0], "high": ratios[-1],
     }  # fmt: skip
     print(facts)
     print(
-        f"{ready.spots.n_spots} spots, {len(ready.scenarios)} scenarios: weights {fixed:.3f} s, weights and positions {moving:.3f} s, "
+        f"{built.spots.n_spots} spots, {len(built.scenarios)} scenarios: weights {fixed:.3f} s, weights and positions {moving:.3f} s, "
         f"ratio {found['ratio']:.2f} ({found['low']:.2f} to {found['high']:.2f}), aim {AIM}: {'met' if found['ratio'] <= AIM else 'missed'}"
     )
     Path(config.out).parent.mkdir(parents=True, exist_ok=True)

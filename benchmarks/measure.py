@@ -1,4 +1,4 @@
-"""What the benchmarks share: repeats with their spread, this machine's read bandwidth, prepared cases."""
+"""What the benchmarks share: repeats with their spread, this machine's read bandwidth, cases built."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from torchimpt.case import load_case
-from torchimpt.planning.load import settings
-from torchimpt.planning.plan import Prepared, prepare
+from torchimpt.planning.build import PlanningProblem, build
+from torchimpt.planning.load import set_up
 from torchimpt.watch import Progress
 
 CASES = Path(__file__).resolve().parents[1] / "experiments" / "cases"
@@ -54,8 +54,8 @@ def read_bandwidth(times: int, n_bytes: int = 2**29) -> tuple[float, float, floa
     return repeat(values.sum, times).rate(n_bytes / 1e9)
 
 
-def ready_case(name: str, overrides: list[str]) -> Prepared:
-    """A case of `experiments/cases`, or a case file, made ready as `torchimpt plan` does."""
+def built_case(name: str, overrides: list[str]) -> PlanningProblem:
+    """A case of `experiments/cases`, or a case file, built as `torchimpt plan` does."""
     path = CASES / f"{name}.toml" if (CASES / f"{name}.toml").is_file() else Path(name)
     case = load_case(path, overrides)
-    return prepare(case, settings("cpu", case.dose.dtype, None, case.seed), Progress(enabled=False), {})
+    return build(case, set_up(case, "cpu"), Progress(enabled=False), {})

@@ -16,13 +16,13 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from measure import DATA, ready_case
+from measure import DATA, built_case
 
-from torchimpt.optim import minimize
-from torchimpt.planning.plan import Prepared
+from torchimpt.optim import Composite, minimize
+from torchimpt.planning.build import PlanningProblem
 from torchimpt.runs.about import about
 from torchimpt.runs.folder import write_json
-from torchimpt.schemes.weights import best_uniform_weight, jacobi_scale, weight_problem
+from torchimpt.schemes.weights import best_uniform_weight, jacobi_scale
 from torchimpt.studies.flags import flags
 
 METHODS = ("projected_cg", "dyhs_cg", "lbfgs")
@@ -46,13 +46,13 @@ def after(history: list[dict], count: int) -> float:
     return min((row["value"] for row in history if row["evaluations"] <= count), default=math.nan)
 
 
-def curves(ready: Prepared, counts: list[int]) -> dict[str, dict]:
+def curves(built: PlanningProblem, counts: list[int]) -> dict[str, dict]:
     """Every method's objective after so many evaluations, from the same start."""
-    start = best_uniform_weight(ready.engine, ready.objective, ready.spots.weight.detach())
-    scale = jacobi_scale(ready.operators[0], ready.spots.position.detach(), ready.objective.bound)
+    start = best_uniform_weight(built.linear, built.objective, built.spots.weight.detach())
+    scale = jacobi_scale(built.doses[built.doses.nominal], built.spots.position.detach(), built.objective)
     found = {}
     for method in METHODS:
-        problem = weight_problem(ready.engine, ready.objective)
+        problem = Composite(built.linear, built.objective)
         begin = time.perf_counter()
         solution = minimize(
             problem, start, method=method, scale=scale, tolerance=0.0, max_iterations=10 * max(counts), max_evaluations=max(counts)
@@ -89,12 +89,12 @@ def main(config: Config) -> dict:
     own = {"dose.grid_mm": config.grid, "spots.spacing_mm": config.spacing}
     cases = {}
     for name in names:
-        ready = ready_case(name, [f"{key}={value}" for key, value in own.items() if value > 0])
+        built = built_case(name, [f"{key}={value}" for key, value in own.items() if value > 0])
         print(
-            f"{name}: {ready.spots.n_spots:,} spots, {len(ready.voxels):,} voxels, {len(ready.scenarios)} scenarios, "
-            f"{ready.engine.n_nonzeros:,} entries"
+            f"{name}: {built.spots.n_spots:,} spots, {len(built.voxels):,} voxels, {len(built.scenarios)} scenarios, "
+            f"{built.linear.n_nonzeros:,} entries"
         )
-        found = curves(ready, counts)
+        found = curves(built, counts)
         cases[name] = {"methods": found, "met": show(found, counts)}
     results = {"machine": machine, "config": asdict(config), "cases": cases}
     write_json(Path(config.out), results)

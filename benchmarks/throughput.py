@@ -15,17 +15,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from measure import DATA, Repeats, read_bandwidth, ready_case, repeat
+from measure import DATA, Repeats, built_case, read_bandwidth, repeat
 
-from torchimpt.dose import assemble
-from torchimpt.dose.influence import influence_matrices
-from torchimpt.dose.operator import DoseOperator, dose_operators
+from torchimpt.dose.influence import entry_counts, influence_matrices
+from torchimpt.dose.pencil_beam.entries import candidates
+from torchimpt.dose.scenarios import ScenarioDoses, scenario_doses
 from torchimpt.memory import peak_memory
-from torchimpt.optim import minimize
-from torchimpt.planning.plan import Prepared
+from torchimpt.optim import Composite, minimize
+from torchimpt.planning.build import PlanningProblem
 from torchimpt.runs.about import about
 from torchimpt.runs.folder import write_json
-from torchimpt.schemes.weights import best_uniform_weight, jacobi_scale, weight_problem
+from torchimpt.schemes.weights import best_uniform_weight, jacobi_scale
 from torchimpt.studies.flags import flags
 
 
@@ -63,20 +63,18 @@ def first_and_repeats(work, times: int) -> tuple[float, Repeats]:
     return repeat(work, 1).median, repeat(work, times)
 
 
-def matrices(ready: Prepared, operators: list[DoseOperator], times: int, first: dict[str, float]) -> list[Row]:
+def matrices(built: PlanningProblem, doses: ScenarioDoses, times: int, first: dict[str, float]) -> list[Row]:
     """Assembly, and the products against the read bandwidth."""
-    position = ready.spots.position.detach()
-    built = influence_matrices(operators, position)
-    entries = sum(m.n_nonzeros for m in built)
-    del built
-    first["influence matrices"], taken = first_and_repeats(lambda: influence_matrices(operators, position), times)
+    position = built.spots.position.detach()
+    entries = sum(m.n_nonzeros for m in influence_matrices(doses, position))
+    first["influence matrices"], taken = first_and_repeats(lambda: influence_matrices(doses, position), times)
     rows = [Row("influence matrices", "1e6 kept entries/s", *taken.rate(entries / 1e6), aim=40.0)]
     bandwidth = read_bandwidth(times)
     rows.append(Row("memory read bandwidth", "GB/s", *bandwidth))
-    weight = torch.rand(ready.spots.n_spots, dtype=ready.how.dtype)
-    dose = torch.rand(len(operators), len(ready.voxels), dtype=ready.how.dtype)
-    size = ready.engine.n_bytes / 2e9  # each product reads one of the two matrices
-    for name, work in (("products A w", lambda: ready.engine.forward(weight)), ("products A' r", lambda: ready.engine.adjoint(dose))):
+    weight = torch.rand(built.spots.n_spots, dtype=built.compute.dtype)
+    residual = torch.rand(len(doses), len(built.voxels), dtype=built.compute.dtype)
+    size = built.linear.n_bytes / 2e9  # each product reads one of the two matrices
+    for name, work in (("products A w", lambda: built.linear.forward(weight)), ("products A' r", lambda: built.linear.adjoint(residual))):
         first[name], taken = first_and_repeats(work, times)
         rate = taken.rate(size)
         rows.append(Row(name, "GB/s", *rate))
@@ -84,15 +82,15 @@ def matrices(ready: Prepared, operators: list[DoseOperator], times: int, first: 
     return rows
 
 
-def kernel(ready: Prepared, operators: list[DoseOperator], times: int, first: dict[str, float]) -> list[Row]:
+def kernel(built: PlanningProblem, doses: ScenarioDoses, times: int, first: dict[str, float]) -> list[Row]:
     """Pairs per second of dose and gradients."""
-    position, weight = ready.spots.position.detach(), torch.rand(ready.spots.n_spots, dtype=ready.how.dtype) + 0.1
-    residual = torch.randn(len(ready.voxels), dtype=ready.how.dtype)
-    seen = sum(int(assemble.candidates(o, position).sum()) for o in operators) / 1e9
-    kept = sum(int(assemble.count(o, position).sum()) for o in operators) / 1e9
+    position, weight = built.spots.position.detach(), torch.rand(built.spots.n_spots, dtype=built.compute.dtype) + 0.1
+    residual = torch.randn(len(built.voxels), dtype=built.compute.dtype)
+    seen = sum(int(candidates(t, layer, position[i:j], o.cutoff).sum()) for o in doses for t, layer, i, j in o.beams()) / 1e9
+    kept = sum(int(entry_counts(o, position).sum()) for o in doses) / 1e9
     jobs = {
-        "dose": lambda: [o.dose(position, weight) for o in operators],
-        "three gradients": lambda: [o.gradient(residual, position, weight) for o in operators],
+        "dose": lambda: [o.dose(position, weight) for o in doses],
+        "three gradients": lambda: [o.gradient(residual, position, weight) for o in doses],
     }
     rows = []
     for name, work in jobs.items():
@@ -103,13 +101,13 @@ def kernel(ready: Prepared, operators: list[DoseOperator], times: int, first: di
     return rows
 
 
-def solver(ready: Prepared, config: Config) -> Row:
+def solver(built: PlanningProblem, config: Config) -> Row:
     """Iterations per second of the default method."""
-    start = best_uniform_weight(ready.engine, ready.objective, ready.spots.weight.detach())
-    scale = jacobi_scale(ready.operators[0], ready.spots.position.detach(), ready.objective.bound)
+    start = best_uniform_weight(built.linear, built.objective, built.spots.weight.detach())
+    scale = jacobi_scale(built.doses[built.doses.nominal], built.spots.position.detach(), built.objective)
 
     def solve(n: int) -> None:
-        minimize(weight_problem(ready.engine, ready.objective), start, scale=scale, max_iterations=n, tolerance=0.0)
+        minimize(Composite(built.linear, built.objective), start, scale=scale, max_iterations=n, tolerance=0.0)
 
     solve(3)
     taken = repeat(lambda: solve(config.iterations), max(2, config.repeats // 2))
@@ -122,23 +120,23 @@ def main(config: Config) -> dict:
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
     name = config.case or ("openkbp_109" if (DATA / "openkbp").is_dir() else "hn")
     own = {"dose.grid_mm": config.grid, "spots.spacing_mm": config.spacing}
-    ready = ready_case(name, [f"{key}={value}" for key, value in own.items() if value > 0])
-    operators = dose_operators(
-        ready.patient, ready.machine, ready.spots, ready.voxels, ready.scenarios,
-        cutoff=ready.case.dose.cutoff_sigma, rbe=ready.case.dose.rbe, dtype=ready.how.dtype,
+    built = built_case(name, [f"{key}={value}" for key, value in own.items() if value > 0])
+    doses = scenario_doses(
+        built.patient, built.machine, built.spots, built.voxels, built.scenarios,
+        cutoff=built.case.dose.cutoff_sigma, dtype=built.compute.dtype,
     )  # fmt: skip
     sizes = {
-        "case": name, "spots": ready.spots.n_spots, "voxels": len(ready.voxels), "scenarios": len(ready.scenarios),
-        "entries": ready.engine.n_nonzeros, "dtype": str(ready.how.dtype),
+        "case": name, "spots": built.spots.n_spots, "voxels": len(built.voxels), "scenarios": len(built.scenarios),
+        "entries": built.linear.n_nonzeros, "dtype": str(built.compute.dtype),
     }  # fmt: skip
     print(", ".join(f"{key} {value:,}" if isinstance(value, int) else f"{key} {value}" for key, value in sizes.items()), "\n")
     first: dict[str, float] = {}
-    rows = matrices(ready, operators, config.repeats, first) + kernel(ready, operators, config.repeats, first)
-    rows.append(solver(ready, config))
+    rows = matrices(built, doses, config.repeats, first) + kernel(built, doses, config.repeats, first)
+    rows.append(solver(built, config))
     print(*(row.line() for row in rows), sep="\n")
     print("\nfirst calls in this process: " + ", ".join(f"{key} {value:.2f} s" for key, value in first.items()))
     peak = peak_memory()
-    print(f"peak memory {peak / 1e9:.2f} GB, of which matrices {ready.engine.n_bytes / 1e9:.2f} GB (twice while they are timed)")
+    print(f"peak memory {peak / 1e9:.2f} GB, of which matrices {built.linear.n_bytes / 1e9:.2f} GB (twice while they are timed)")
     found = {
         "machine": machine, "sizes": sizes, "config": asdict(config), "rows": [asdict(row) for row in rows], "first_calls_s": first,
         "peak_memory_bytes": peak,

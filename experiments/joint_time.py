@@ -15,15 +15,12 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from joint_vs_uniform import Bench
-from joint_vs_uniform import Config as BenchConfig
-from torchimpt.planning.engine import MatrixEngine
-
 import torchimpt as ti
-from torchimpt.case.sections import JointConfig
 from torchimpt.runs.about import about
 from torchimpt.runs.folder import write_json
 from torchimpt.schemes.schemes import optimize
+from torchimpt.schemes.settings import Motion
+from torchimpt.studies.bench import Bench
 from torchimpt.studies.flags import flags
 
 
@@ -45,10 +42,10 @@ def uniform_plan(bench: Bench, spacing: float) -> dict:
     """Weights only, to the end."""
     begin = time.perf_counter()
     spots = bench.place(spacing)
-    operators = bench.operators(spots)
-    engine = MatrixEngine(ti.influence_matrices(operators, spots.position))
+    doses = bench.doses(spots)
+    linear = doses.at(spots.position, "matrix")
     setup = time.perf_counter() - begin
-    found = optimize(operators, bench.robust, spots, bench.fixed, engine=engine).solution
+    found = optimize(doses, bench.robust, spots, bench.fixed, linear=linear).solution
     seconds = time.perf_counter() - begin
     near = next(row["seconds"] for row in found.history if row["value"] <= 1.01 * found.value)
     return {
@@ -64,9 +61,9 @@ def moving_plan(bench: Bench, spacing: float, objective: float) -> dict:
     """Weights and positions, until the objective is reached."""
     begin = time.perf_counter()
     spots = ti.stagger(bench.place(spacing), spacing)
-    operators = bench.operators(spots)
+    doses = bench.doses(spots)
     setup = time.perf_counter() - begin
-    found = optimize(operators, bench.robust, spots, bench.fixed, JointConfig(), callback=lambda at: at.value <= objective).solution
+    found = optimize(doses, bench.robust, spots, bench.fixed, Motion(), callback=lambda at: at.value <= objective).solution
     seconds = time.perf_counter() - begin
     return {
         "spots": spots.n_spots,
@@ -94,8 +91,8 @@ def main(config: Config) -> dict:
     results = {"about": about(), "config": asdict(config), "cases": {}}
     print(results["about"])
     for name in config.cases.split(","):
-        bench = Bench(BenchConfig(grid=config.grid, margin=config.margin), name, config.scenarios)
-        bench.operators(ti.stagger(bench.place(3 * config.moving), config.moving))  # what has to be compiled or loaded
+        bench = Bench.of(Path(__file__).parent / "cases" / f"{name}.toml", config.scenarios, grid=config.grid, margin=config.margin)
+        bench.doses(ti.stagger(bench.place(3 * config.moving), config.moving))  # what has to be compiled or loaded
         rows = []
         for _ in range(config.repeats):
             fixed = uniform_plan(bench, config.uniform)

@@ -3,8 +3,8 @@
     python experiments/layer_spacing.py [--case openkbp_109] [--scenarios 9] [--out runs/layer_spacing]
 
 Plans one case with layers as dense as the Bragg peak asks and at 4, 6 and 8 mm of water, on a uniform 5 mm grid and with moving spots
-from a staggered 12 mm grid, and prints objective, delivered spots and the parts of the delivery time (`torchimpt.spots.delivery`, Shen et al.
-2017). Dose grid 4 mm. About 5 minutes for nine scenarios on 2 idle cores.
+from a staggered 12 mm grid, and prints objective, delivered spots and the parts of the delivery time (`torchimpt.spots.delivery`, Shen
+et al. 2017). Dose grid 4 mm. About 5 minutes for nine scenarios on 2 idle cores.
 """
 
 from __future__ import annotations
@@ -12,14 +12,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from joint_vs_uniform import Bench
-from joint_vs_uniform import Config as BenchConfig
-
 import torchimpt as ti
-from torchimpt.case.sections import JointConfig
 from torchimpt.runs.about import about
 from torchimpt.runs.folder import write_json
 from torchimpt.schemes.schemes import optimize
+from torchimpt.schemes.settings import Motion
+from torchimpt.studies.bench import Bench
 from torchimpt.studies.flags import flags
 
 
@@ -38,19 +36,19 @@ class Config:
 
 def main(config: Config) -> dict:
     """Plan, print, write `results.json`."""
-    bench = Bench(BenchConfig(grid=config.grid), config.case, config.scenarios)
+    bench = Bench.of(Path(__file__).parent / "cases" / f"{config.case}.toml", config.scenarios, grid=config.grid)
     facts = about()
     print(facts)
     rows, head = [], ("layers", "spots", "placed", "delivered", "energies", "objective", "seconds", "switching", "spots+scan", "beam on")
     print(("{:>12s}" * len(head)).format(*head))
     for layers in config.layers.split(","):
         spacing = layers if layers == "bragg80" else float(layers)
-        bench.case = bench.case.model_copy(update={"spots": bench.case.spots.model_copy(update={"layer_spacing": spacing})})
         for name, pitch in (("uniform", config.uniform), ("moving", config.moving)):
-            spots = bench.place(pitch) if name == "uniform" else ti.stagger(bench.place(pitch), pitch)
-            solver, joint = (bench.fixed, None) if name == "uniform" else (bench.solver, JointConfig())
-            found = optimize(bench.operators(spots), bench.robust, spots, solver, joint)
-            time = ti.delivery_time(found.plan.spots(spots), bench.machine)
+            spots = bench.place(pitch, layer_spacing=spacing)
+            spots = spots if name == "uniform" else ti.stagger(spots, pitch)
+            solver, motion = (bench.fixed, None) if name == "uniform" else (bench.solver, Motion())
+            found = optimize(bench.doses(spots), bench.robust, spots, solver, motion)
+            time = ti.delivery_time(found.spots.spots(spots), bench.machine)
             rows.append({"layers": layers, "spots": name, "placed": spots.n_spots, "objective": found.solution.value, "delivery": time})
             print(
                 f"{layers:>12s}{name:>12s}{spots.n_spots:12d}{time['spots']:12d}{time['energy_layers']:12d}{found.solution.value:12.1f}"

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
-from torchimpt.planning.engine import MatrixEngine
 
 import torchimpt as ti
 from torchimpt.evaluate import d, roi_doses
@@ -55,17 +54,17 @@ def main(config: Config) -> dict:
     # Doses are needed where the objective looks, in every scenario.
     goal = ti.Objective(case.terms())
     voxels = goal.voxels(patient)
-    objective = ti.RobustObjective(goal.on(patient, voxels))
-    operators = ti.dose_operators(patient, machine, spots, voxels, scenarios, rbe=case.dose.rbe)
-    matrices = ti.influence_matrices(operators, spots.position)
+    objective = ti.RobustObjective(goal.on(patient, voxels), quantity=case.quantity())
+    physical = ti.scenario_doses(patient, machine, spots, voxels, scenarios)
+    linear = physical.at(spots.position, "matrix")
     begin = time.perf_counter()
     print(f"{spots.n_spots} spots, {len(voxels)} voxels, {len(scenarios)} scenarios")
 
-    start = best_uniform_weight(MatrixEngine(matrices), objective, spots.weight.detach())
+    start = best_uniform_weight(linear, objective, spots.weight.detach())
     bounded = config.optimizer == "projected_cg"
     parameter = torch.nn.Parameter(start if bounded else start.sqrt())
     if bounded:
-        scale = jacobi_scale(operators[0], spots.position.detach(), objective.bound)
+        scale = jacobi_scale(physical[0], spots.position.detach(), objective)
         optimizer = ti.optim.ProjectedCG([parameter], lower=0.0, scale=scale)
     elif config.optimizer == "adam":
         optimizer = torch.optim.Adam([parameter], lr=config.learning_rate * float(start.max()) ** 0.5)
@@ -76,7 +75,7 @@ def main(config: Config) -> dict:
         return parameter if bounded else parameter.square()
 
     def doses() -> torch.Tensor:
-        return torch.stack([matrix(weight()) for matrix in matrices])
+        return torch.stack([matrix(weight()) for matrix in linear.matrices])
 
     def closure() -> torch.Tensor:
         nonlocal evaluations
@@ -95,7 +94,7 @@ def main(config: Config) -> dict:
         board.add_scalar("optim/step_length", float((weight().detach() - before).norm()), iteration)
         if iteration % 10 == 0 or iteration == config.iterations:
             now = doses().detach()
-            tables = roi_doses(patient, {s.name: dose for s, dose in zip(scenarios, now, strict=True)}, voxels)
+            tables = roi_doses(patient, {s.name: dose for s, dose in zip(scenarios, case.quantity().value(now), strict=True)}, voxels)
             for roi, share in by_roi(objective.terms(now)).items():
                 board.add_scalar(f"objective/{slug(roi)}", share, iteration)
                 board.add_scalar(f"dvh/{slug(roi)}_d95", d(tables["nominal"][roi], 95.0)[0], iteration)

@@ -18,7 +18,7 @@ from PIL import Image
 import torchimpt as ti
 from torchimpt.io import read_plan
 from torchimpt.planning.assess import assess
-from torchimpt.planning.load import load_machine, load_patient, resolve_beams, settings
+from torchimpt.planning.load import load_machine, load_patient, resolve_beams, set_up
 from torchimpt.report import dvh_figure, slices_figure
 from torchimpt.report.style import roi_colors, shown_rois
 from torchimpt.studies.flags import flags
@@ -63,7 +63,7 @@ def main(config: Config) -> None:
     case = ti.load_case(config.run)
     patient, machine = load_patient(case), load_machine(case)
     spots = read_plan(Path(config.run) / "plan.json", resolve_beams(case, patient))
-    found = assess(case, patient, machine, spots, case.scenarios(), settings("cpu", "float32", None, case.seed), Progress(enabled=False))
+    found = assess(case, patient, machine, spots, case.scenarios(), set_up(case, "cpu"), Progress(enabled=False))
 
     targets, prescription = case.spots.targets, case.prescription()
     colors = roi_colors(patient, targets)

@@ -11,24 +11,22 @@ Prints the objective after 25, 50, 100, 200 and 300 evaluations; writes `results
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from joint_vs_uniform import Bench
-from joint_vs_uniform import Config as BenchConfig
-from torchimpt.planning.engine import MatrixFreeEngine
-from torchimpt.planning.joint import JointProblem, Moving, joint_scale
 
 import torchimpt as ti
-from torchimpt.case.sections import JointConfig, OptimizerConfig
 from torchimpt.optim import minimize
 from torchimpt.report.curves import curves_figure, save_figure
 from torchimpt.runs.about import about
 from torchimpt.runs.folder import write_json
+from torchimpt.schemes.moving import MovingSpots
 from torchimpt.schemes.schemes import optimize
+from torchimpt.schemes.settings import Motion, Solver
+from torchimpt.schemes.variables import JOINT, Packing, Room, SpotProblem
 from torchimpt.schemes.weights import best_uniform_weight
+from torchimpt.studies.bench import Bench
 from torchimpt.studies.flags import flags
 
 MARKS = (25, 50, 100, 200, 300, 400)
@@ -48,15 +46,15 @@ class Config:
     out: str = "runs/schemes"
 
 
-def joint_history(bench: Bench, operators, plan: Moving, config: Config, method: str, scaled: bool, used: dict) -> list[dict]:
-    """Rows of one joint method from a plan; `used` is what came before."""
-    problem, n = JointProblem(operators, bench.robust, plan.home), plan.n_spots
-    lower = torch.cat((torch.zeros(n), torch.full((2 * n,), -config.box)))
-    upper = torch.cat((torch.full((n,), math.inf), torch.full((2 * n,), config.box)))
-    scale = joint_scale(operators[0], plan, bench.robust) if scaled else None
+def joint_history(bench: Bench, doses, spots: MovingSpots, config: Config, method: str, scaled: bool, used: dict) -> list[dict]:
+    """Rows of one joint method from given spots; `used` is what came before."""
+    packing, far = Packing(JOINT, spots), torch.full_like(spots.home, torch.inf)
+    room = Room(spots, doses, bench.robust, torch.zeros_like(spots.weight), config.box, -far, far)
+    problem, (lower, upper) = SpotProblem(doses, bench.robust, packing), packing.bounds(room)
+    scale = packing.scale(room) if scaled else None
     left = config.evaluations - used["evaluations"]
     found = minimize(
-        problem, problem.pack(plan), lower=lower, upper=upper, method=method, scale=scale, max_iterations=left, max_evaluations=left,
+        problem, packing.pack(spots), lower=lower, upper=upper, method=method, scale=scale, max_iterations=left, max_evaluations=left,
         tolerance=0.0,
     )  # fmt: skip
     return [
@@ -68,26 +66,24 @@ def joint_history(bench: Bench, operators, plan: Moving, config: Config, method:
 def compare(bench: Bench, config: Config) -> dict[str, list[dict]]:
     """Histories by method."""
     spots = ti.stagger(bench.place(config.spacing), config.spacing)
-    operators = bench.operators(spots)
-    cold = Moving.start(spots)
-    cold = Moving(
-        cold.index, cold.home, cold.position, best_uniform_weight(MatrixFreeEngine(operators, cold.position), bench.robust, cold.weight)
-    )
-    warm = optimize(operators, bench.robust, spots, OptimizerConfig(max_iterations=config.warm, tolerance=1e-9))
-    first, last = warm.solution.history, warm.solution.history[-1]
+    doses = bench.doses(spots)
+    cold = MovingSpots.start(spots)
+    cold = replace(cold, weight=best_uniform_weight(doses.at(cold.position), bench.robust, cold.weight))
+    started = optimize(doses, bench.robust, spots, Solver(max_iterations=config.warm, tolerance=1e-9))
+    warm, first, last = started.spots, started.solution.history, started.solution.history[-1]
     nothing = {"evaluations": 0, "seconds": 0.0}
     found = {
-        "joint quasi-Newton": first + joint_history(bench, operators, warm.plan, config, "quasi_newton", True, last),
-        "joint quasi-Newton, cold start": joint_history(bench, operators, cold, config, "quasi_newton", True, nothing),
-        "joint L-BFGS-B (SciPy)": first + joint_history(bench, operators, warm.plan, config, "lbfgs", True, last),
-        "joint scaled CG": first + joint_history(bench, operators, warm.plan, config, "projected_cg", True, last),
-        "joint plain CG": first + joint_history(bench, operators, warm.plan, config, "dyhs_cg", False, last),
+        "joint quasi-Newton": first + joint_history(bench, doses, warm, config, "quasi_newton", True, last),
+        "joint quasi-Newton, cold start": joint_history(bench, doses, cold, config, "quasi_newton", True, nothing),
+        "joint L-BFGS-B (SciPy)": first + joint_history(bench, doses, warm, config, "lbfgs", True, last),
+        "joint scaled CG": first + joint_history(bench, doses, warm, config, "projected_cg", True, last),
+        "joint plain CG": first + joint_history(bench, doses, warm, config, "dyhs_cg", False, last),
     }
-    solver = OptimizerConfig(max_iterations=config.evaluations, tolerance=1e-9)
+    solver = Solver(max_iterations=config.evaluations, tolerance=1e-9)
     for steps in (1, 5):
-        joint = JointConfig(scheme="alternating", box_mm=config.box, weight_iterations=10, position_steps=steps)
-        found[f"alternating, 10 + {steps}"] = optimize(operators, bench.robust, spots, solver, joint).solution.history
-    found["weights only"] = optimize(operators, bench.robust, spots, solver).solution.history
+        motion = Motion(scheme="alternating", box_mm=config.box, weight_iterations=10, position_steps=steps)
+        found[f"alternating, 10 + {steps}"] = optimize(doses, bench.robust, spots, solver, motion).solution.history
+    found["weights only"] = optimize(doses, bench.robust, spots, solver).solution.history
     return found
 
 
@@ -103,7 +99,7 @@ def main(config: Config) -> dict:
     print(results["about"])
     for name in config.cases.split(","):
         for n_scenarios in map(int, config.scenarios.split(",")):
-            bench = Bench(BenchConfig(grid=config.grid), name, n_scenarios)
+            bench = Bench.of(Path(__file__).parent / "cases" / f"{name}.toml", n_scenarios, grid=config.grid)
             found = compare(bench, config)
             key = f"{name}, {n_scenarios} scenario{'s' if n_scenarios > 1 else ''}"
             marks = [mark for mark in MARKS if mark <= config.evaluations]

@@ -9,28 +9,27 @@ and worst-case D95, D98 and D2 on the fine grid, to be held against the uniform 
 
 from __future__ import annotations
 
-import torch
-from joint_vs_uniform import Bench, Config, assess
+from pathlib import Path
 
 import torchimpt as ti
-from torchimpt.case.sections import JointConfig
 from torchimpt.schemes.schemes import optimize
+from torchimpt.schemes.settings import Motion
+from torchimpt.studies.bench import Bench
 
 
 def main() -> None:
     """Plan, print."""
-    bench = Bench(Config(), "tg119", 9)
+    bench = Bench.of(Path(__file__).parent / "cases" / "tg119.toml", 9)
     spots = ti.stagger(bench.place(12.0), 12.0)
-    operators, settings = bench.operators(spots), bench.case.optimizer
+    doses, settings = bench.doses(spots), bench.case.optimizer
     for factor in (1.0, 1.2, 1.5, 2.0):
         asked = [o.model_copy(update={"weight": o.weight * (factor if o.roi == "Core" else 1.0)}) for o in bench.case.objective]
         terms = bench.case.model_copy(update={"objective": asked}).terms()
         objective = ti.Objective(terms, normalize=settings.normalize, overlap=settings.overlap).on(bench.patient, bench.voxels)
-        found = optimize(operators, ti.RobustObjective(objective), spots, bench.solver, JointConfig())
-        row = bench.add("joint", f"core x {factor:g}", found.plan.spots(spots), found.plan.home, 0.0, found, spots.n_spots)
-        parts = [o.subset(found.plan.index) for o in operators]
-        row["own"] = float(bench.robust.value(torch.stack([o.dose(found.plan.position, found.plan.weight) for o in parts])))
-    assess(bench)
+        found = optimize(doses, ti.RobustObjective(objective, quantity=bench.quantity), spots, bench.solver, Motion())
+        row = bench.add("joint", f"core x {factor:g}", spots, found, 0.0)
+        row["own"] = float(bench.robust.value(found.doses))
+    bench.judge(2.0)
     for row, _ in bench.plans:
         doses = {
             roi: " ".join(f"{key[:-3]} {found[key]:.2f}" for key in ("d95_gy", "d98_gy", "d2_gy"))
