@@ -37,7 +37,8 @@ def triple(name: str, value: float | Sequence[float]) -> tuple[float, float, flo
     values = (value,) * 3 if isinstance(value, (int, float)) else tuple(value)
     if len(values) != 3 or not all(torch.isfinite(torch.tensor(float(v))) for v in values):
         raise InputError(f"{name} must be one finite number or three [x, y, z], got {value!r}")
-    return tuple(float(v) for v in values)
+    x, y, z = (float(v) for v in values)
+    return x, y, z
 
 
 def finite(name: str, value: torch.Tensor) -> torch.Tensor:

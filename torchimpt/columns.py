@@ -57,7 +57,7 @@ def _first(column: str | tuple[str, ...]) -> str:
 def _number(path: Path, line: int, row: dict[str, str | None], column: str) -> float:
     """The finite number in a row's column."""
     try:
-        value = float(row[column])
+        value = float(row[column] or "")
     except (TypeError, ValueError):
         value = math.nan
     if not math.isfinite(value):

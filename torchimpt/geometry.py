@@ -30,9 +30,9 @@ class Grid:
         Centre of voxel `[0, 0, 0]` as `(x, y, z)`, mm.
     """
 
-    shape: tuple[int, int, int]
-    spacing: tuple[float, float, float]
-    origin: tuple[float, float, float]
+    shape: tuple[int, ...]
+    spacing: tuple[float, ...]
+    origin: tuple[float, ...]
 
     def __post_init__(self) -> None:
         shape = tuple(int(n) for n in self.shape)

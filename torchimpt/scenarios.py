@@ -54,7 +54,6 @@ def boundary_scenarios(setup: float = 3.0, range_percent: float = 3.0) -> tuple[
     if setup > 0:
         for axis, name in enumerate("xyz"):
             for sign in "-+":
-                shift = [0.0, 0.0, 0.0]
-                shift[axis] = float(f"{sign}{setup}")
-                scenarios.append(Scenario(f"{name}{sign}{setup:g}mm", shift=tuple(shift)))
+                x, y, z = (float(f"{sign}{setup}") if i == axis else 0.0 for i in range(3))
+                scenarios.append(Scenario(f"{name}{sign}{setup:g}mm", shift=(x, y, z)))
     return tuple(scenarios)

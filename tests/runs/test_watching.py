@@ -7,11 +7,11 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_case import tiny
 
-from torchimpt.watch import Progress
 from torchimpt.planning.build import build
 from torchimpt.planning.load import set_up
 from torchimpt.runs.commands import run_plan
 from torchimpt.schemes.schemes import optimize
+from torchimpt.watch import Progress
 
 COARSE = ("dose.grid_mm=12", "spots.spacing_mm=14", "optimizer.max_iterations=12", "optimizer.log_every=4", "joint.warm_iterations=6")
 

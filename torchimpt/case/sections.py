@@ -344,6 +344,13 @@ class Case(Section):
             raise InputError(describe(error, type(self), "the case")) from None
 
     @property
+    def placement(self) -> SpotsConfig:
+        """The section [spots], which planning needs."""
+        if self.spots is None:
+            raise InputError(f"{self.label}: planning needs [spots]")
+        return self.spots
+
+    @property
     def label(self) -> str:
         """The case file's path, for messages."""
         return self._label

@@ -48,17 +48,18 @@ def apply_overrides(data: dict[str, Any], overrides: Iterable[str]) -> None:
             raise InputError(f"--set {override}: write section.key=value, e.g. --set optimizer.max_iterations=100")
         node: Any = data
         for i, part in enumerate(parts):
+            at: Any = part
             where, last = ".".join(parts[:i]) or "the case", i == len(parts) - 1
             if isinstance(node, list):
                 if not part.isdigit() or int(part) >= len(node):
                     raise InputError(f"--set {override}: {where} is a list of {len(node)}, counted from 0; it has no '{part}'")
-                part = int(part)
+                at = int(part)
             elif not isinstance(node, dict):
                 raise InputError(f"--set {override}: {where} is a value, it has no keys")
             if last:
-                node[part] = _value(text.strip())
+                node[at] = _value(text.strip())
             else:
-                node = node[part] if isinstance(node, list) else node.setdefault(part, {})
+                node = node[at] if isinstance(node, list) else node.setdefault(at, {})
 
 
 def _dotted(location: tuple[int | str, ...]) -> str:

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from torchimpt.case import Case
+    from torchimpt.watch import Progress
 
 app = typer.Typer(
     add_completion=False,
@@ -45,7 +49,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no w
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="The log on stderr, instead of progress bars.")]
 
 
-def _case(path: Path, overrides: list[str] | None, dtype: str | None, seed: int | None):
+def _case(path: Path, overrides: list[str] | None, dtype: str | None, seed: int | None) -> Case:
     """The case file, or that of a run folder, with the command line's overrides, the flags last."""
     from torchimpt.case import load_case
 
@@ -53,7 +57,7 @@ def _case(path: Path, overrides: list[str] | None, dtype: str | None, seed: int 
     return load_case(path, [*(overrides or ()), *flags])
 
 
-def _progress(quiet: bool, verbose: bool):
+def _progress(quiet: bool, verbose: bool) -> Progress:
     """Logging as asked for, and the progress bars that go with it."""
     from torchimpt.cli.logs import set_up
     from torchimpt.watch import Progress
@@ -172,7 +176,7 @@ def new(name: Annotated[str, typer.Argument(metavar="NAME", help="Of the case; N
 
 def main() -> None:
     """Run the command line; a wrong input is one line on stderr and exit status 2."""
-    usage_error = typer.BadParameter.__mro__[1]
+    usage_error: Any = typer.BadParameter.__mro__[1]
     try:
         status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except usage_error as error:

@@ -26,8 +26,8 @@ def console() -> Console:
 def goals_table(goals: Sequence[Mapping[str, Any]]) -> Table:
     """Goals with their values in the nominal and the worst scenario."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name, justify in (("Region", "left"), ("Goal", "left"), ("Nominal", "right"), ("Worst", "right"), ("In", "left"), ("", "left")):
-        table.add_column(name, justify=justify)
+    for name in ("Region", "Goal", "Nominal", "Worst", "In", ""):
+        table.add_column(name, justify="right" if name in ("Nominal", "Worst") else "left")
     for goal in goals:
         digits = 1 if goal["unit"] else 3
         verdict = Text("met", style="green") if goal["passed"] else Text("not met", style="bold red")

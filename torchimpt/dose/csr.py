@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import numba
 import numpy as np
@@ -86,6 +87,7 @@ def both_ways(rows: Sequence[SpotRows], shape: tuple[int, int], dtype: torch.dty
     # valid by construction, and the tests check it; torch warns when it is left to the default
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)  # all that is used of it is tested here
-        matrix = torch.sparse_csr_tensor(a_start, *map(torch.from_numpy, (a_columns, a_values)), shape, check_invariants=False)
-        transpose = torch.sparse_csr_tensor(start, *map(torch.from_numpy, (columns, values)), shape[::-1], check_invariants=False)
+        options: dict[str, Any] = {"check_invariants": False}
+        matrix = torch.sparse_csr_tensor(a_start, torch.from_numpy(a_columns), torch.from_numpy(a_values), shape, **options)
+        transpose = torch.sparse_csr_tensor(start, torch.from_numpy(columns), torch.from_numpy(values), shape[::-1], **options)
         return matrix, transpose

@@ -22,6 +22,9 @@ MAX_NONZEROS = 2**31 - 1
 """An int32 row pointer holds no more; torch's CSR overflows silently past it."""
 
 
+NO_MATRIX = "this dose model has no influence matrix; take dose model 'pencil_beam', or use the operators matrix-free"
+
+
 @dataclass(frozen=True)
 class InfluenceMatrix:
     """A scenario's influence matrix, a linear map.
@@ -96,8 +99,6 @@ def influence_matrices(operators: Sequence[DoseOperator], position: torch.Tensor
     The first scenario's entries are counted before anything is allocated, and the others taken to have as many; a set of matrices that
     would not fit in this machine's memory, or one of more than 2^31 - 1 entries, is an error that says how large it would be.
     """
-    if any(tables.entries is None for tables in operators[0].tables):
-        raise InputError("this dose model has no influence matrix; take dose model 'pencil_beam', or use the operators matrix-free")
     position = position.detach().cpu()
     _check_size(int(entry_counts(operators[0], position).sum()), operators)
     return [_matrix(operator, position) for operator in operators]
@@ -107,8 +108,9 @@ def entry_counts(operator: DoseOperator, position: torch.Tensor) -> torch.Tensor
     """Entries of each spot's column `(n_spots,)`, int64, to within a few: to know a matrix's size before it is built."""
     counts = torch.zeros(operator.n_spots, dtype=torch.int64)
     for tables, layer, begin, end in operator.beams():
-        if tables.entries is not None:
-            counts[begin:end] = tables.entries.count(layer, position[begin:end], operator.cutoff)
+        if tables.entries is None:
+            raise InputError(NO_MATRIX)
+        counts[begin:end] = tables.entries.count(layer, position[begin:end], operator.cutoff)
     return counts
 
 
@@ -116,7 +118,10 @@ def _matrix(operator: DoseOperator, position: torch.Tensor) -> InfluenceMatrix:
     """The matrix of one scenario; `position` on the CPU."""
     rows, done, first = [], 0, operator.tables[0]
     for tables, layer, begin, end in operator.beams():
-        rows += [csr.no_rows(begin - done), *tables.entries.rows(layer, position[begin:end], operator.cutoff, operator.n_voxels)]
+        entries = tables.entries
+        if entries is None:
+            raise InputError(NO_MATRIX)
+        rows += [csr.no_rows(begin - done), *entries.rows(layer, position[begin:end], operator.cutoff, operator.n_voxels)]
         done = end
     rows.append(csr.no_rows(operator.n_spots - done))
     return InfluenceMatrix(*csr.both_ways(rows, (operator.n_voxels, operator.n_spots), first.dtype)).to(first.device)

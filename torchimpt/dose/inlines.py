@@ -122,6 +122,6 @@ def row_turns(n_rows: int) -> np.ndarray:
 
 def use_torch_threads() -> int:
     """Give numba torch's thread count (as far as numba has threads) and return it."""
-    threads = max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+    threads = max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
     numba.set_num_threads(threads)
     return threads

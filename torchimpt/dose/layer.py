@@ -87,7 +87,7 @@ class PencilBeamDose(nn.Module):
             spots.beams, tuple(spots.layer_energy.tolist()), tuple(spots.layer_beam.tolist()), spots.layer.cpu().numpy().tobytes(),
             spots.weight.dtype, spots.weight.device,
         )  # fmt: skip
-        if key != self._key:
+        if self._operator is None or key != self._key:
             self._operator = scenario_doses(
                 self.patient, self.machine, spots, self.voxels, (self.scenario,), cutoff=self.cutoff, dtype=spots.weight.dtype,
                 device=spots.weight.device, model=self.model, backend=self.backend,

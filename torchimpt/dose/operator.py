@@ -112,8 +112,8 @@ class DoseOperator:
 
     def squared(self) -> DoseOperator:
         """The operator with `phi^2` in the place of `phi`: its gradient for a residual `c` is the diagonal of `A' diag(c) A`."""
-        tables = tuple(t.squared() for t in self.tables)
-        if any(t is None for t in tables):
+        tables = tuple(square for t in self.tables if (square := t.squared()) is not None)
+        if len(tables) < len(self.tables):
             raise InputError("this dose model has no squares, which scale the optimizer; optimize with dose model 'pencil_beam'")
         return replace(self, tables=tables, cutoff=self.cutoff * 2.0**0.5)
 

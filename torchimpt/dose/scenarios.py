@@ -101,7 +101,7 @@ class ScenarioDoses(Sequence[DoseOperator]):
         for operator, row in zip(self.operators, residual, strict=True):
             more, way = operator.gradient(row, position, weight, move)
             by_weight += more
-            if by_position is not None:
+            if by_position is not None and way is not None:
                 by_position += way
         return by_weight, by_position
 

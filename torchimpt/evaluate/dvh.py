@@ -129,9 +129,9 @@ class Metric:
             raise InputError(f"{self}: the ROI has no voxel")
         match self.kind:
             case "d":
-                return d(dose, self.argument)[0]
+                return d(dose, self.argument or 0.0)[0]
             case "v":
-                return v(dose, self.argument)
+                return v(dose, self.argument or 0.0)
             case "mean":
                 return float(dose.double().mean())
             case "max":

@@ -24,7 +24,7 @@ def _scenario(text: str) -> Scenario:
             scale *= 1.0 + float(stretch[1]) / 100.0
         else:
             raise InputError(f"scenario '{text}' is none of: {_FORMS}")
-    return Scenario(text, shift=tuple(shift), range_scale=scale)
+    return Scenario(text, shift=(shift[0], shift[1], shift[2]), range_scale=scale)
 
 
 def parse_scenarios(texts: str | Iterable[str]) -> tuple[Scenario, ...]:

@@ -108,6 +108,9 @@ def read_dvh_csv(path: str | Path) -> dict[str, dict[str, tuple[torch.Tensor, to
             doses.append(float(row["dose_gy"]))
             volumes.append(float(row["volume_percent"]))
     return {
-        scenario: {roi: tuple(torch.tensor(c, dtype=torch.float64) for c in pair) for roi, pair in rois.items()}
+        scenario: {
+            roi: (torch.tensor(doses, dtype=torch.float64), torch.tensor(volumes, dtype=torch.float64))
+            for roi, (doses, volumes) in rois.items()
+        }
         for scenario, rois in curves.items()
     }

@@ -55,7 +55,7 @@ def read_matrad(path: str | os.PathLike) -> Patient:
     reversed_axes = [i for i, name in enumerate("zyx") if axes[name][1] < 0]
 
     def to_lps(array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(np.flip(array.transpose(_TO_ZYX), reversed_axes)))
+        return torch.from_numpy(np.ascontiguousarray(np.flip(array.transpose(_TO_ZYX), tuple(reversed_axes))))
 
     rois: dict[str, ROI] = {}
     for row in cst:

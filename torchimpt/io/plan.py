@@ -112,7 +112,7 @@ def _json(spots: Spots, machine: Machine, title: str, rbe: float, dtype: str) ->
     columns = _columns(spots)
     per_mu = machine.protons_per_mu(spots.energy.cpu())
     columns["mu"] = (spots.weight.detach().cpu().double() / per_mu).tolist()
-    beams = [{"gantry_deg": b.gantry, "couch_deg": b.couch, "isocenter_mm": list(b.isocenter)} for b in spots.beams]
+    beams = [{"gantry_deg": b.gantry, "couch_deg": b.couch, "isocenter_mm": list(b.isocenter or ())} for b in spots.beams]
     layers = [{"beam": b, "energy_mev": e} for b, e in zip(spots.layer_beam.tolist(), spots.layer_energy.tolist(), strict=True)]
     head = {"format": FORMAT, "title": title, "machine": machine.name, "rbe": rbe, "dtype": dtype}
     parts = [f'"{key}": {json.dumps(value, allow_nan=False)}' for key, value in head.items()]
@@ -170,7 +170,11 @@ def _check_beams(path: Path, own: Sequence[Beam], beams: Sequence[Beam]) -> None
 
     def same(a: Beam, b: Beam) -> bool:
         turned = max(angle(a.gantry, b.gantry), angle(a.couch, b.couch)) > _SAME_ANGLE
-        moved = b.isocenter is not None and max(abs(p - q) for p, q in zip(a.isocenter, b.isocenter, strict=True)) > _SAME_POINT
+        moved = (
+            a.isocenter is not None
+            and b.isocenter is not None
+            and max(abs(p - q) for p, q in zip(a.isocenter, b.isocenter, strict=True)) > _SAME_POINT
+        )
         return not (turned or moved)
 
     if len(own) != len(beams) or not all(same(a, b) for a, b in zip(own, beams, strict=True)):
@@ -207,8 +211,8 @@ def _read_csv(path: Path, beams: Sequence[Beam], dtype: torch.dtype | None) -> S
         wrong = low if low < 0 else high
         raise InputError(f"{path} names beam {wrong}, but the case has {len(beams)}, which count from 0")
     names = ("energy_mev", "x_mm", "y_mm", "weight")
-    values: list[Any] = [columns[name] for name in names]
-    return _build(path, lambda: Spots.from_columns(beams, number.long(), *values, dtype=dtype or torch.float32))
+    energy, x, y, weight = (columns[name] for name in names)
+    return _build(path, lambda: Spots.from_columns(beams, number.long(), energy, x, y, weight, dtype or torch.float32))
 
 
 def _build(path: Path, make: Any) -> Spots:

@@ -1,7 +1,7 @@
 """Machines: the generic one from formulas, commissioned ones from files."""
 
-import os
 from collections.abc import Callable
+from pathlib import Path
 
 from torchimpt.machine.csv_folder import read_csv_machine
 from torchimpt.machine.generic import generic
@@ -9,7 +9,7 @@ from torchimpt.machine.machine import Machine
 from torchimpt.machine.matrad import read_matrad_machine
 from torchimpt.machine.tables import LayerTables
 
-READERS: dict[str, Callable[[str | os.PathLike], Machine]] = {"csv": read_csv_machine, "matrad": read_matrad_machine}
+READERS: dict[str, Callable[[Path], Machine]] = {"csv": read_csv_machine, "matrad": read_matrad_machine}
 """Formats of machine files: from a path to the machine."""
 
 __all__ = ["READERS", "LayerTables", "Machine", "generic", "read_csv_machine", "read_matrad_machine"]

@@ -115,7 +115,7 @@ def _read_optics(path: Path) -> tuple[Optics, tuple[float, float]]:
         if float(columns[name].max() - columns[name].min()) > 1e-6 * float(columns[name].max()):
             raise InputError(f"{path}: {name} must be the same in every row")
         sad.append(float(columns[name][0]))
-    return Optics(energy, -OPTICS_REACH, OPTICS_STEP, (variance[0] * variance[1]) ** 0.25), tuple(sad)
+    return Optics(energy, -OPTICS_REACH, OPTICS_STEP, (variance[0] * variance[1]) ** 0.25), (sad[0], sad[1])
 
 
 def _curve(folder: Path, energy: float, idd: dict[str, np.ndarray], sigma: dict[str, np.ndarray], optics: Optics) -> DepthCurve:

@@ -15,7 +15,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from scipy.interpolate import PchipInterpolator, make_interp_spline
+from scipy.interpolate import BSpline, PchipInterpolator, make_interp_spline
 
 from torchimpt.checks import InputError
 from torchimpt.machine.tables import LayerTables
@@ -57,7 +57,7 @@ class DepthCurve:
     fraction: torch.Tensor
 
 
-def _spline(x: np.ndarray, y: np.ndarray):
+def _spline(x: np.ndarray, y: np.ndarray) -> BSpline:
     """Interpolating spline through all points, cubic where there are four or more; a constant through one."""
     return make_interp_spline(x, y, k=min(3, len(x) - 1))
 
@@ -117,11 +117,11 @@ class ScaledCurves:
         )  # fmt: skip
 
     @cached_property
-    def _range_spline(self):
+    def _range_spline(self) -> BSpline:
         return _spline(np.log(self.energy.numpy()), np.log(self.r80.numpy()))
 
     @cached_property
-    def _integral_spline(self):
+    def _integral_spline(self) -> BSpline:
         return _spline(self.energy.numpy(), (self.integral / self.energy).numpy())
 
     def range_at(self, energy: torch.Tensor) -> torch.Tensor:

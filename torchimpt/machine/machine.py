@@ -67,7 +67,7 @@ class Machine:
         """Number of lateral Gaussians: 1, or 2 with a nuclear halo."""
         return self.curves.variance.shape[0]
 
-    def layers(self, energies: Sequence[float] | torch.Tensor) -> LayerTables:
+    def layers(self, energies: float | Sequence[float] | torch.Tensor) -> LayerTables:
         """Tables of energy layers, float64.
 
         Parameters

@@ -44,12 +44,12 @@ def read_matrad_machine(path: str | Path) -> Machine:
     """
     path = Path(path)
     machine = _load(path)
-    meta, data = _field(path, machine, "meta"), np.atleast_1d(_field(path, machine, "data"))
+    meta = _field(path, machine, "meta")
     mode = str(getattr(meta, "radiationMode", "protons"))
     if mode != "protons":
         raise InputError(f"{path} is a machine for {mode}; torchimpt plans with protons")
     sad = float(_field(path, meta, "SAD"))
-    data = sorted(data, key=lambda entry: float(_field(path, entry, "energy")))
+    data = sorted(np.atleast_1d(_field(path, machine, "data")), key=lambda entry: float(_field(path, entry, "energy")))
     return Machine(path.stem, (sad, sad), ScaledCurves.of([_curve(path, entry) for entry in data]), _optics(path, data, sad))
 
 

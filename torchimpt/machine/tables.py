@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 
@@ -58,5 +59,6 @@ class LayerTables:
 
     def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> LayerTables:
         """The same tables in another dtype, on another device."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return LayerTables(**{k: v.to(dtype=dtype, device=device) if isinstance(v, torch.Tensor) else v for k, v in values.items()})
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved: dict[str, Any] = {k: v.to(dtype=dtype, device=device) if isinstance(v, torch.Tensor) else v for k, v in values.items()}
+        return LayerTables(**moved)

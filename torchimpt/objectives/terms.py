@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -24,14 +24,14 @@ class _HandDerived(torch.autograd.Function):
     """Lend a `value_and_grad` function to autograd (first order)."""
 
     @staticmethod
-    def forward(ctx, dose: Tensor, value_and_grad: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
+    def forward(ctx: Any, dose: Tensor, value_and_grad: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
         value, grad = value_and_grad(dose)
         ctx.save_for_backward(grad)
         return value
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, outer: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None]:
         (grad,) = ctx.saved_tensors
         return outer.to(grad.dtype).reshape(outer.shape + (1,) * (grad.dim() - outer.dim())) * grad, None
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from torchimpt.optim.run import Run
 from torchimpt.optim.solution import Solution, Status
-from torchimpt.optim.steps import State
+from torchimpt.optim.steps import Memory, State
 
 PAIRS = 20
 """Correction pairs that it remembers."""
@@ -24,10 +24,10 @@ PAIRS = 20
 class _Evaluator:
     """F and its gradient in SciPy's terms, remembering the last point."""
 
-    def __init__(self, run: Run, scale: Tensor, limit: float) -> None:
-        self.run, self.scale, self.limit = run, scale, limit
+    def __init__(self, run: Run, scale: Tensor, start: State[Memory]) -> None:
+        self.run, self.scale = run, scale
         self.evaluations = 0
-        self.last: State | None = None
+        self.last = start
 
     def __call__(self, scaled: np.ndarray) -> tuple[float, np.ndarray]:
         x = self.run.bounds.clamp(torch.as_tensor(scaled).to(self.scale) * self.scale)
@@ -41,6 +41,7 @@ def run_lbfgs(run: Run, x0: Tensor, scale: Tensor | None, saved: dict | None) ->
     """Minimize with SciPy's L-BFGS-B; see `minimize`."""
     # One scale for all components when none is given: it keeps the first step, which is steepest descent, of a useful length.
     scale = torch.full_like(x0, float(x0.abs().max()) or 1.0) if scale is None else scale
+    state: State[Memory]
     if saved is None:
         state = State.start(run.problem, x0.detach().clone())
         status = run.record(state)
@@ -49,15 +50,15 @@ def run_lbfgs(run: Run, x0: Tensor, scale: Tensor | None, saved: dict | None) ->
         status = run.reason(state)
     if status is not None:
         return run.solution(state, status)
-    evaluate = _Evaluator(run, scale, run.max_evaluations)
-    before, outcome = state.evaluations, [state, None]
+    evaluate = _Evaluator(run, scale, state)
+    before = state.evaluations
 
     def after_iteration(intermediate_result: optimize.OptimizeResult) -> None:
-        old, new = outcome[0], evaluate.last
-        step = float((new.x - old.x).norm())
-        new = replace(new, step=step, beta=None, iteration=old.iteration + 1, evaluations=before + evaluate.evaluations)
-        outcome[0], outcome[1] = new, run.record(new)
-        if outcome[1] is not None:
+        nonlocal state, status
+        new, step = evaluate.last, float((evaluate.last.x - state.x).norm())
+        state = replace(new, step=step, beta=None, iteration=state.iteration + 1, evaluations=before + evaluate.evaluations)
+        status = run.record(state)
+        if status is not None:
             raise StopIteration
 
     sides = [torch.as_tensor(side).double().expand(len(x0)).cpu() / scale.double().cpu() for side in (run.bounds.lower, run.bounds.upper)]
@@ -76,7 +77,6 @@ def run_lbfgs(run: Run, x0: Tensor, scale: Tensor | None, saved: dict | None) ->
             "gtol": 0.0,
         },
     )
-    state, status = outcome
     if status is None:
         status = Status.MAX_EVALUATIONS if "EVALUATIONS" in result.message else run.failed(state)
         state = replace(state, evaluations=before + evaluate.evaluations)

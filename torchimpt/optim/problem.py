@@ -22,6 +22,19 @@ class Problem(Protocol):
         ...
 
 
+@runtime_checkable
+class Resumable(Protocol):
+    """A problem with a memory of its own, which a resumed run has to have again."""
+
+    def state_dict(self) -> dict:
+        """What `load_state_dict` needs."""
+        ...
+
+    def load_state_dict(self, state: dict) -> None:
+        """Take up the memory of an earlier run."""
+        ...
+
+
 class Penalized:
     """`F(x) + c' x`, for problems without cheap lines.
 
@@ -35,10 +48,6 @@ class Penalized:
 
     def __init__(self, problem: Problem, cost: Tensor) -> None:
         self.problem, self.cost = problem, cost
-
-    def image(self, x: Tensor) -> Tensor:
-        """That of F."""
-        return self.problem.image(x)
 
     def penalty(self, x: Tensor) -> float:
         """`c' x`."""
@@ -126,9 +135,11 @@ class Composite:
 
     def image(self, x: Tensor) -> Tensor:
         """`A x`, from the store where it is there."""
-        if self._x is None or self._age >= self.refresh or not torch.equal(self._x, x):
-            self.keep(x, self.forward(x))
+        if self._image is None or self._x is None or self._age >= self.refresh or not torch.equal(self._x, x):
+            image = self.forward(x)
+            self.keep(x, image)
             self._age = 0
+            return image
         return self._image
 
     def forward(self, x: Tensor) -> Tensor:

@@ -128,7 +128,7 @@ class ProjectedCG(torch.optim.Optimizer):
         return {**numbers, "projected_gradient_norm": float((saved["gradient"] * free).double().norm())}
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor]) -> Tensor:
+    def step(self, closure: Callable[[], Tensor]) -> Tensor:  # type: ignore[override]  # a line search cannot do without
         """One iteration.
 
         Parameters

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from torchimpt.optim.direction import Bounds, dot
-from torchimpt.optim.problem import Problem
+from torchimpt.optim.problem import Problem, Resumable
 from torchimpt.optim.solution import Iteration, Solution, Status, is_converged
 from torchimpt.optim.steps import Memory, State
 
@@ -85,13 +85,13 @@ class Run:
         """Take up history, clock and problem of an earlier run; returns its state, with a memory of this kind."""
         self.history = [dict(row) for row in saved["history"]]
         self.started = time.perf_counter() - self.history[-1]["seconds"]
-        if saved["problem"] is not None:
+        if saved["problem"] is not None and isinstance(self.problem, Resumable):
             self.problem.load_state_dict(saved["problem"])
         return State.load(saved["solver"], kind)
 
     def state_dict(self, state: State) -> dict:
         """All that `resume` needs."""
-        problem = self.problem.state_dict() if hasattr(self.problem, "state_dict") else None
+        problem = self.problem.state_dict() if isinstance(self.problem, Resumable) else None
         return {"method": self.method, "solver": state.state_dict(), "history": [dict(row) for row in self.history], "problem": problem}
 
     def solution(self, state: State, status: Status) -> Solution:

@@ -114,6 +114,7 @@ def minimize(
 
 def _run_steps(run: Run, step: Step, x0: Tensor, saved: dict | None) -> Solution:
     """Steps until one of the reasons to stop applies."""
+    state: State
     if saved is None:
         state = State.start(run.problem, x0.detach().clone())
         status = run.record(state)

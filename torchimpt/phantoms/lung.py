@@ -7,6 +7,8 @@ rounded; CT numbers are usual ones at 120 kV.
 from __future__ import annotations
 
 import math
+from functools import reduce
+from operator import or_
 
 import torch
 
@@ -94,16 +96,15 @@ def _lungs(canvas: Canvas) -> dict[str, Solid]:
 def _vessels() -> Solid:
     """Vessels that fan out from the hilum of the left lung."""
     hilum = (34.0, 10.0, -6.0)
-    solid: Solid | None = None
+    branches: list[Solid] = []
     for i in range(14):
         polar, turn = math.radians(18 + 144 * (i + 0.5) / 14), 2.4 * i
         direction = (abs(math.sin(polar) * math.cos(turn)) + 0.25, 0.9 * math.sin(polar) * math.sin(turn), 1.25 * math.cos(polar))
         middle = tuple(h + 34.0 * d for h, d in zip(hilum, direction, strict=True))
         end = tuple(h + 74.0 * d + 6.0 * math.sin(5.0 * i + j) for j, (h, d) in enumerate(zip(hilum, direction, strict=True)))
         twig = tuple(e + 14.0 * math.cos(i + j) for j, e in enumerate(end))
-        branch = tube([hilum, middle, end], [5.0, 3.2, 1.4]) | tube([middle, twig], [2.2, 1.2])
-        solid = branch if solid is None else solid | branch
-    return solid
+        branches.append(tube([hilum, middle, end], [5.0, 3.2, 1.4]) | tube([middle, twig], [2.2, 1.2]))
+    return reduce(or_, branches)
 
 
 def _mediastinum(canvas: Canvas) -> None:

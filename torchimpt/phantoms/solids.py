@@ -18,7 +18,7 @@ from torchimpt.geometry import Grid
 from torchimpt.patient import ROI, Patient
 from torchimpt.resampling import resample
 
-Point = tuple[float, float, float]
+Point = Sequence[float]
 _MOST_VOXELS = 10_000_000
 _FINENESS = 3
 """Sub-voxels a side, so that edges get a scan's partial-volume numbers. Odd: an even number ties at one half and swells every ROI."""
@@ -34,7 +34,8 @@ class Part:
 
     def within(self, grid: Grid) -> tuple[tuple[slice, ...], torch.Tensor] | None:
         """Array slices of the part's box on the grid, and whether each voxel centre in it lies inside; None beside the grid."""
-        where, axes = [], []
+        where: list[slice] = []
+        axes: list[torch.Tensor] = []
         for i, name in enumerate("xyz"):
             centers = grid.axis(name).float()
             near = ((centers >= self.low[i]) & (centers <= self.high[i])).nonzero().flatten()
@@ -70,21 +71,11 @@ class Solid:
 
     def __and__(self, other: Solid) -> Solid:
         """What lies in both."""
-        return Solid(
-            tuple(
-                Part(
-                    lambda x, y, z, p=p, q=q: p.inside(x, y, z) & q.inside(x, y, z),
-                    tuple(map(max, p.low, q.low)),
-                    tuple(map(min, p.high, q.high)),
-                )
-                for p in self.parts
-                for q in other.parts
-            )
-        )
+        return Solid(tuple(_both(p, q) for p in self.parts for q in other.parts))
 
     def __sub__(self, other: Solid) -> Solid:
         """What lies in the first only."""
-        return Solid(tuple(Part(lambda x, y, z, p=p: p.inside(x, y, z) & ~other.inside(x, y, z), p.low, p.high) for p in self.parts))
+        return Solid(tuple(_less(part, other) for part in self.parts))
 
     def mask(self, grid: Grid) -> torch.Tensor:
         """bool `(z, y, x)`: the voxels whose centres lie inside."""
@@ -95,11 +86,23 @@ class Solid:
         return mask
 
 
+def _both(p: Part, q: Part) -> Part:
+    low, high = tuple(map(max, p.low, q.low)), tuple(map(min, p.high, q.high))
+    return Part(lambda x, y, z: p.inside(x, y, z) & q.inside(x, y, z), low, high)
+
+
+def _less(part: Part, other: Solid) -> Part:
+    return Part(lambda x, y, z: part.inside(x, y, z) & ~other.inside(x, y, z), part.low, part.high)
+
+
+def _mirrored(part: Part) -> Part:
+    low, high = (-part.high[0], *part.low[1:]), (-part.low[0], *part.high[1:])
+    return Part(lambda x, y, z: part.inside(-x, y, z), low, high)
+
+
 def mirrored(solid: Solid) -> Solid:
     """The solid's mirror image across the plane x = 0 (left and right swapped)."""
-    return Solid(
-        tuple(Part(lambda x, y, z, p=p: p.inside(-x, y, z), (-p.high[0], *p.low[1:]), (-p.low[0], *p.high[1:])) for p in solid.parts)
-    )
+    return Solid(tuple(_mirrored(part) for part in solid.parts))
 
 
 def both(solid: Solid) -> Solid:

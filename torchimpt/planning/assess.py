@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -65,7 +66,7 @@ def assess(
     device = torch.device("cpu") if model == "sub_spots" else compute.device
     delivered = delivered.to(device)
     position, weight, quantity = delivered.position.detach(), delivered.weight.detach(), case.quantity()
-    options = {"cutoff": case.dose.cutoff_sigma, "dtype": weight.dtype, "device": device, "model": model}
+    options: dict[str, Any] = {"cutoff": case.dose.cutoff_sigma, "dtype": weight.dtype, "device": device, "model": model}
     asked, external = whole, patient.external
     named = {o.roi for o in case.objective} | {g.roi for g in case.goal}
     whole = whole or external is None or external.name in named or any(g.metric == "ci" for g in case.goal)

@@ -79,7 +79,7 @@ class PlanningProblem:
 
 def _start(case: Case, patient: Patient, machine: Machine, scenarios: tuple[Scenario, ...], compute: Compute) -> Spots:
     """The spots that the case starts from: its lattice, jittered or not, or those of a plan file."""
-    beams, config = resolve_beams(case, patient), case.spots
+    beams, config = resolve_beams(case, patient), case.placement
     if case.joint is not None and case.joint.start is not None:
         spots = read_plan(case.joint.start, beams, dtype=compute.dtype)
     else:

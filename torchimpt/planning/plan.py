@@ -113,7 +113,7 @@ def _optimize(problem: PlanningProblem, progress: Progress, times: dict[str, flo
     what = "Optimizing weights" if case.joint is None else "Optimizing weights and positions"
     with progress.stage(what, total=case.optimizer.max_iterations) as stage:
         optimized = optimize(
-            problem.doses, problem.objective, spots, case.optimizer.solver(), case.joint and case.joint.motion(),
+            problem.doses, problem.objective, spots, case.optimizer.solver(), None if case.joint is None else case.joint.motion(),
             limits=Limits(least, case.delivery.min_layer_share), linear=problem.linear, uniform=not given,
             callback=together(stage, callback), state=state,
         )  # fmt: skip

@@ -6,6 +6,7 @@ import json
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,13 +111,21 @@ def _row(
     return Row(group, label, cells, [i for i, value in enumerate(values) if top is not None and value == top])
 
 
+def _nominal(metrics: Mapping[str, Any], roi: str, key: str) -> float:
+    return metrics["scenarios"][0]["rois"][roi][key]
+
+
+def _worst(metrics: Mapping[str, Any], roi: str, key: str) -> float:
+    return metrics["worst"][roi][key]
+
+
 def _goal_rows(runs: Sequence[RunRecord]) -> list[Row | None]:
     """Nominal and worst value of every goal that any run has."""
     rows: list[Row | None] = []
     goals = {(g["roi"], g["metric"], g.get("limit", "")): g for run in runs for g in run.metrics.get("goals", ())}
     for (roi, metric, limit), _ in goals.items():
 
-        def find(metrics: Mapping[str, Any], roi=roi, metric=metric, limit=limit) -> Mapping[str, Any]:
+        def find(metrics: Mapping[str, Any], roi: str = roi, metric: str = metric, limit: str = limit) -> Mapping[str, Any]:
             return next(g for g in metrics["goals"] if (g["roi"], g["metric"], g.get("limit", "")) == (roi, metric, limit))
 
         cells, best = [], []
@@ -155,9 +164,9 @@ def comparison(runs: Sequence[RunRecord]) -> list[Row]:
     ]
     for target in dict.fromkeys(name for run in runs for name in run.targets):
         for key, label, better in (("d95_gy", "D95", max), ("d98_gy", "D98", max), ("d2_gy", "D2", None)):
-            nominal = _row("Targets", f"{target} {label}", runs, lambda m, t=target, k=key: m["scenarios"][0]["rois"][t][k], gy, better)
-            worst = _row("Targets", f"{target} {label}, worst", runs, lambda m, t=target, k=key: m["worst"][t][k], gy, better)
-            rows += [nominal, worst]
+            in_nominal, at_worst = partial(_nominal, roi=target, key=key), partial(_worst, roi=target, key=key)
+            rows.append(_row("Targets", f"{target} {label}", runs, in_nominal, gy, better))
+            rows.append(_row("Targets", f"{target} {label}, worst", runs, at_worst, gy, better))
     rows += _goal_rows(runs)
     rows += [
         _row("Cost", "Iterations", runs, lambda m: m["iterations"], whole),

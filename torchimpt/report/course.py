@@ -37,8 +37,8 @@ def step_rows(steps: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
 def _joined(steps: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The steps, turns of the alternating scheme added up."""
     joined: list[Mapping[str, Any]] = []
-    for turns, group in groupby(steps, key=lambda step: step["step"] in _TURNS):
-        group = list(group)
+    for turns, own in groupby(steps, key=lambda step: step["step"] in _TURNS):
+        group = list(own)
         if turns and len(group) > 2:
             sums = {name: sum(step[name] for step in group) for name in ("iterations", "evaluations", "seconds")}
             group = [{**group[-1], **sums, "step": f"weights and positions by turns, {len(group)} of them"}]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from matplotlib.axes import Axes
@@ -80,9 +81,10 @@ def dvh_figure(
 def _goal_marks(axes: Axes, goal: Mapping, color: str) -> None:
     """A triangle at each limit of a `d(q)` (it points along the dose) or a `v(d)` (along the volume)."""
     metric = Metric.parse(goal["metric"])
+    argument = metric.argument or 0.0
     for side, along_dose, along_volume in (("min", ">", "^"), ("max", "<", "v")):
         if side in goal and metric.kind in ("d", "v"):
-            x, y = (goal[side], metric.argument) if metric.kind == "d" else (metric.argument, goal[side])
+            x, y = (goal[side], argument) if metric.kind == "d" else (argument, goal[side])
             marker = along_dose if metric.kind == "d" else along_volume
             axes.plot([x], [y], marker, markersize=5.5, color=color, markeredgecolor="white", markeredgewidth=0.7, zorder=60, clip_on=False)
 
@@ -173,7 +175,7 @@ def convergence_figure(history: Sequence[Mapping], colors: Mapping[str, str], si
 
 def _label_ends(axes: Axes, ends: Sequence[tuple[str, float, str]], gap: float = 0.062) -> None:
     """Names at the right ends of the curves, spread so that none covers another."""
-    placed = []
+    placed: list[list[Any]] = []
     for name, value, color in ends:
         y = axes.transAxes.inverted().transform(axes.transData.transform((0, value)))[1]
         placed.append([min(max(float(y), 0.0), 1.0), name, color])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from torchimpt.report.spot_maps import SHARE, draw_spots, layer_weights, spacing
@@ -81,7 +82,7 @@ def _window(position: torch.Tensor, home: torch.Tensor, own: torch.Tensor) -> tu
     return (low + high) / 2, float((high - low).max()) / 2 + 4.0
 
 
-def _title(axes, spots: Spots, index: int, step: torch.Tensor, weight: torch.Tensor) -> None:
+def _title(axes: Axes, spots: Spots, index: int, step: torch.Tensor, weight: torch.Tensor) -> None:
     """Beam and energy on the left, what moved how far on the right."""
     name = f"Beam {int(spots.layer_beam[index])}, {float(spots.layer_energy[index]):.1f} MeV"
     axes.set_title(name, fontsize=8.5, color=INK, loc="left", y=1.02)

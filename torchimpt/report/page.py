@@ -172,8 +172,9 @@ def _figures(data: ReportData, colors: Mapping[str, str], rois: Sequence[str]) -
         "convergence": convergence_figure(data.history, colors, size=beside_terms) if len(data.history) > 1 else None,
         "layers": layer_weights_figure(data.spots) if data.spots is not None else None,
     }
-    shown = {name: Markup(svg(figure, name)) if figure is not None else None for name, figure in drawn.items()}
-    shown["maps"], shown["motion"] = [], None
+    shown: dict[str, Any] = {name: Markup(svg(figure, name)) if figure is not None else None for name, figure in drawn.items()}
+    maps: list[dict[str, Any]] = []
+    shown |= {"maps": maps, "motion": None}
     if data.spots is None:
         return shown
     home = data.home if data.home is not None and bool((data.home != data.spots.position.detach().cpu()).any()) else None
@@ -183,7 +184,7 @@ def _figures(data: ReportData, colors: Mapping[str, str], rois: Sequence[str]) -
     for number, beam in enumerate(data.spots.beams):
         if bool((data.spots.beam == number).any()):
             picture = Markup(svg(spot_maps_figure(data.spots, number, home=home), f"map-{number}"))
-            shown["maps"].append({"title": f"Beam {number}, gantry {beam.gantry:g}°, couch {beam.couch:g}°", "svg": picture})
+            maps.append({"title": f"Beam {number}, gantry {beam.gantry:g}°, couch {beam.couch:g}°", "svg": picture})
     return shown
 
 

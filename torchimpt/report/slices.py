@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.patheffects import Normal, Stroke
 from scipy.ndimage import gaussian_filter, zoom
 
@@ -94,15 +96,14 @@ def _panel(
     scale: float,
     outlines: Mapping[str, tuple[str, float]],
     bounds: Mapping[str, tuple[float, float]],
-):
+) -> AxesImage:
     """Draw one plane through `point`; returns the wash, for the colour bar."""
     grid, i = patient.grid, "xyz".index(plane.cut)
     index = min(max(round((point[i] - grid.origin[i]) / grid.spacing[i]), 0), grid.shape[2 - i] - 1)
     across, along = (grid.axis(name).numpy() for name in (plane.across, plane.along))
     step = {name: grid.spacing["xyz".index(name)] for name in "xyz"}
-    box = (across[0] - step[plane.across] / 2, across[-1] + step[plane.across] / 2)
-    box += (along[0] - step[plane.along] / 2, along[-1] + step[plane.along] / 2)
-    picture = {"origin": "lower", "extent": box}
+    sides = ((across, step[plane.across]), (along, step[plane.along]))
+    picture: dict[str, Any] = {"origin": "lower", "extent": [edge for c, s in sides for edge in (c[0] - s / 2, c[-1] + s / 2)]}
     ct = _slice(patient.hu.numpy(), plane, index)
     axes.imshow(ct, cmap="gray", vmin=WINDOW[0], vmax=WINDOW[1], interpolation="bicubic", **picture)
     image = axes.imshow(_slice(dose, plane, index), cmap=wash(), vmin=0, vmax=1.1 * scale, interpolation="bilinear", **picture)
@@ -181,7 +182,7 @@ def slices_figure(
     return figure
 
 
-def _bar(figure: Figure, image, scale: float, place: tuple[float, float, float, float], prescription: float | None) -> None:
+def _bar(figure: Figure, image: AxesImage, scale: float, place: tuple[float, float, float, float], prescription: float | None) -> None:
     """The colour scale in Gy, with the prescription and 95 % of it named."""
     axes = figure.add_axes(place)
     table = colormaps["turbo"](np.linspace(0.08, 0.93, 256))[:, None, :3]

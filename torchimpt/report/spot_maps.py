@@ -82,16 +82,16 @@ def draw_spots(
         Area of the point of a spot without weight, pt².
     """
     carries = relative > SHARE
-    axes.scatter(*end[~carries].T, s=dot, color=FAINT, linewidths=0, rasterized=True)
-    axes.scatter(
-        *end[carries].T, s=full * relative[carries], color=ACCENT, alpha=0.85 if home is None else 0.5, linewidths=0, rasterized=True
-    )
+    (x, y), (x_used, y_used) = end[~carries].T, end[carries].T
+    axes.scatter(x, y, s=dot, color=FAINT, linewidths=0, rasterized=True)
+    alpha = 0.85 if home is None else 0.5
+    axes.scatter(x_used, y_used, s=full * relative[carries], color=ACCENT, alpha=alpha, linewidths=0, rasterized=True)
     if home is not None:
         paths = torch.stack((home[carries], end[carries]), dim=1).numpy()
         # a spot of little weight has a faint path: how far it went matters as little
         color = [to_rgba(INK, 0.2 + 0.8 * min(1.0, 3.0 * share)) for share in relative[carries].tolist()]
-        axes.add_collection(LineCollection(paths, colors=color, linewidths=line, capstyle="round", rasterized=True), autolim=False)
-        axes.scatter(*end[carries].T, s=(1.8 * line) ** 2, color=color, linewidths=0, rasterized=True, zorder=3)
+        axes.add_collection(LineCollection(list(paths), colors=color, linewidths=line, capstyle="round", rasterized=True), autolim=False)
+        axes.scatter(x_used, y_used, s=(1.8 * line) ** 2, color=color, linewidths=0, rasterized=True, zorder=3)
 
 
 def spot_maps_figure(spots: Spots, beam: int, columns: int = 10, width: float = 1100, home: torch.Tensor | None = None) -> Figure:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -21,7 +23,7 @@ _ORGANS = (
     "#2667a8", "#1d8a6b", "#7d55a8", "#b98a1d", "#4aa3c7", "#5f7a2b", "#9b5b3a", "#3c4a9e", "#2c9c9c", "#8f8f3a", "#b0619c", "#556b78",
 )  # fmt: skip
 
-RC = {
+RC: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 8.5,
@@ -56,7 +58,7 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width / 96, height / 96), dpi=96)
 
 
-def rc():
+def rc() -> AbstractContextManager[None]:
     """The house style, for the time of a `with` block."""
     return matplotlib.rc_context(RC)
 

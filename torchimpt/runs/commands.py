@@ -116,11 +116,11 @@ class _Watchers:
         if self._board is None:
             return
         case, doses = result.case, result.assessment.roi_doses
-        shown = shown_rois(result.patient, doses[NOMINAL.name], case.spots.targets)
-        figure = dvh_figure(doses, shown, roi_colors(result.patient, case.spots.targets))
+        shown = shown_rois(result.patient, doses[NOMINAL.name], case.placement.targets)
+        figure = dvh_figure(doses, shown, roi_colors(result.patient, case.placement.targets))
         self._board.figure("dvh/band", figure, result.solution.iterations)
         self._board.hyperparameters(
-            {"method": case.optimizer.method, "spacing_mm": case.spots.spacing_mm, "seed": case.seed},
+            {"method": case.optimizer.method, "spacing_mm": case.placement.spacing_mm, "seed": case.seed},
             {"objective": result.solution.value, "seconds": result.metrics["time_s"]["total"]},
         )
         self._board.close()

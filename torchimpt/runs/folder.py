@@ -21,6 +21,7 @@ from torchimpt.checks import InputError
 from torchimpt.files import whole_or_nothing
 from torchimpt.runs.about import commit, processor, versions
 
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
     with whole_or_nothing(path) as scratch:

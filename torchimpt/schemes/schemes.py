@@ -293,9 +293,8 @@ def joint(
     motion = Motion(**settings)
     voxels = objective.voxels(patient)
     robust = RobustObjective(objective.on(patient, voxels), quantity=ConstantRBE(rbe))
-    where = {"dtype": spots.weight.dtype, "device": spots.weight.device}
-    doses = scenario_doses(patient, machine, spots, voxels, scenarios, cutoff=cutoff, **where)
     weight = spots.weight.detach()
+    doses = scenario_doses(patient, machine, spots, voxels, scenarios, cutoff=cutoff, dtype=weight.dtype, device=weight.device)
     optimized = optimize(
         doses, robust, spots, Solver(max_iterations=max_iterations, tolerance=tolerance), motion, limits=limits,
         uniform=bool((weight == weight[0]).all()), callback=callback,

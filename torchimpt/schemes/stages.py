@@ -140,7 +140,7 @@ class Stages:
             told = {**vars(iteration), **shifted(iteration.numbers()), "state": lambda: {**here, "inner": iteration.state()}}
             return self.callback(PlanIteration(**told, spots=lambda: packing.unpack(iteration.x), doses=lambda: problem.image(iteration.x)))
 
-        left = None if self.solver.max_evaluations is None else max(1, self.solver.max_evaluations - last["evaluations"])
+        left = None if self.solver.max_evaluations is None else max(1, self.solver.max_evaluations - int(last["evaluations"]))
         solution = minimize(
             priced, options.pop("start"), max_iterations=iterations, tolerance=self.solver.tolerance if tolerance is None else tolerance,
             max_evaluations=left, callback=watch, state=inner, **options,

@@ -209,4 +209,5 @@ class SpotProblem:
         value, residual = self.objective.value_and_grad(self.image(z))
         spots = self.packing.unpack(z)
         by_weight, by_position = self.doses.gradient(residual, spots.position, spots.weight)
+        assert by_position is not None  # asked for by default
         return float(value), self.packing.gradient(by_weight, by_position)

@@ -93,13 +93,13 @@ def scan_order(position: torch.Tensor, speed_x: float = 1.0, speed_y: float = 1.
     apart = np.abs(points[:, None] - points[None])
     apart = apart.max(axis=2) + TIE * apart.min(axis=2)
     at = int(np.lexsort((points[:, 0], points[:, 1]))[0])
-    order, left = [at], np.ones(n, dtype=bool)
+    visited, left = [at], np.ones(n, dtype=bool)
     left[at] = False
     for _ in range(n - 1):
         at = int(np.where(left, apart[at], np.inf).argmin())
         left[at] = False
-        order.append(at)
-    order = np.array(order)
+        visited.append(at)
+    order = np.array(visited)
     for _ in range(sweeps):
         if not _two_opt(order, apart):
             break

@@ -104,8 +104,8 @@ def place_spots(
         layer, node = _mark(peak, half, ray, enter, leave, len(nodes)).nonzero().unbind(1)
         columns.append((torch.full_like(layer, number), peaks.energy(peak)[layer], *nodes[node].unbind(1)))
         log.debug("%s: %d spots in %d layers, peaks %.1f to %.1f mm", label, len(layer), len(peak), float(peak.min()), float(peak.max()))
-    number, energy, x, y = (torch.cat(c) for c in zip(*columns, strict=True))
-    return Spots.from_columns(beams, number, energy, x, y, torch.ones_like(x), dtype)
+    of_beam, energy, x, y = (torch.cat(c) for c in zip(*columns, strict=True))
+    return Spots.from_columns(beams, of_beam, energy, x, y, torch.ones_like(x), dtype)
 
 
 def _check(beams: Sequence[Beam], spacing: float, pattern: str, margin: float, layer_spacing: float | str) -> tuple[float, float | str]:
@@ -131,16 +131,18 @@ def _zones(patient: Patient, target: str | Sequence[str], margin: float, robust_
     mask = patient.union(target)
     inside = mask & patient.body
     if not inside.any():
-        raise InputError(f"target {target} lies outside the body (ROI '{patient.external.name}'); check the contours")
+        raise InputError(
+            f"target {target} lies outside the body (ROI '{patient.external.name if patient.external else 'none'}'); check the contours"
+        )
     outside = int(mask.sum()) - int(inside.sum())
     if outside:
         log.warning("%d of the target's %d voxels lie outside the body and get no spots", outside, int(mask.sum()))
-    box = []
+    sides = []
     for axis, size in enumerate(reversed(patient.grid.spacing)):
         used = inside.amax(dim=[a for a in range(3) if a != axis]).nonzero().flatten()
         pad = math.ceil(margin / size) + 1
-        box.append(slice(max(0, int(used[0]) - pad), int(used[-1]) + pad + 1))
-    box = tuple(box)
+        sides.append(slice(max(0, int(used[0]) - pad), int(used[-1]) + pad + 1))
+    box = tuple(sides)
     distance = torch.from_numpy(distance_transform_edt((~inside[box]).numpy(), sampling=patient.grid.spacing[::-1]))
     # A voxel at exactly the margin belongs to it, whatever the rounding of its distance.
     zone = sum((distance <= limit + 1e-6).to(torch.uint8) for limit in (margin, robust_margin, 0.0))
@@ -207,7 +209,8 @@ def _wanted(
                 nominal = shift == NOMINAL.shift and scale == NOMINAL.range_scale
                 node, above, below, core = crossing if nominal else (v[zone >= 2] for v in crossing)
                 parts.append((node, scale * above, scale * below, core))
-    return tuple(torch.cat(p) for p in zip(*parts, strict=True))
+    ray, enter, leave, core = (torch.cat(p) for p in zip(*parts, strict=True))
+    return ray, enter, leave, core
 
 
 def _mark(peak: torch.Tensor, half: torch.Tensor, ray: torch.Tensor, enter: torch.Tensor, leave: torch.Tensor, n_rays: int) -> torch.Tensor:
@@ -230,7 +233,7 @@ class _Peaks:
         energies = torch.linspace(low, high, _ENERGIES if high > low else 1, dtype=torch.float64)
         tables = machine.layers(energies)
         self.depth, self.behind = tables.peak, tables.r80 - tables.peak
-        self.step = tables.width80 if layer_spacing == "bragg80" else torch.full_like(tables.peak, layer_spacing)
+        self.step = tables.width80 if isinstance(layer_spacing, str) else torch.full_like(tables.peak, layer_spacing)
 
     def _at(self, values: torch.Tensor, depth: torch.Tensor) -> torch.Tensor:
         if len(self.depth) == 1:

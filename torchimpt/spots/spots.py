@@ -6,7 +6,7 @@ them), weights in 10^6 protons, energies in MeV. Spots are sorted by energy laye
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -42,6 +42,10 @@ class Spots(nn.Module):
         Buffers, as above.
     """
 
+    layer: torch.Tensor
+    layer_beam: torch.Tensor
+    layer_energy: torch.Tensor
+
     def __init__(
         self,
         position: torch.Tensor,
@@ -57,7 +61,7 @@ class Spots(nn.Module):
         self.beams = beams
         self.position = nn.Parameter(position.detach().clone())
         self.weight = nn.Parameter(weight.detach().to(position).clone())
-        self.weight.lower = 0.0
+        self.weight.lower = 0.0  # type: ignore[attr-defined]
         self.register_buffer("layer", layer.to(position.device, torch.int64).clone())
         self.register_buffer("layer_beam", layer_beam.to(position.device, torch.int64).clone())
         self.register_buffer("layer_energy", layer_energy.to(position.device, torch.float64).clone())
@@ -133,7 +137,7 @@ class Spots(nn.Module):
         kept, layer = torch.unique(self.layer[mask], return_inverse=True)
         return Spots(self.position[mask], self.weight[mask], layer, self.layer_beam[kept], self.layer_energy[kept], self.beams)
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Spots:
         # Module.float() and .half() cast every floating buffer; an energy rounded to float32 would no longer name its layer.
         energy = self.layer_energy
         super()._apply(fn, recurse)

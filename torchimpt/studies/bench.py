@@ -122,9 +122,7 @@ class Bench:
 
     def place(self, spacing: float, jitter: float = 0.0, seed: int = 0, layer_spacing: float | str | None = None) -> Spots:
         """A grid of spots, moved at random by up to `jitter` mm; layers as the case has them, or at `layer_spacing`."""
-        config = self.case.spots
-        if config is None:
-            raise ValueError("the bench's case has no [spots]")
+        config = self.case.placement
         spots = place_spots(
             self.patient, self.machine, self.beams, config.targets, spacing, margin=config.margin_mm,
             layer_spacing=layer_spacing or config.layer_spacing, scenarios=self.scenarios,
@@ -184,7 +182,7 @@ class Bench:
         position = torch.cat([s.position.detach().double() for _, s in self.plans])
         owner = torch.cat([torch.full((s.n_spots,), float(k)) for k, (_, s) in enumerate(self.plans)])
         everything, owners = (
-            Spots.from_columns(self.beams, columns["beam"].long(), columns["energy"], *position.T, weight)
+            Spots.from_columns(self.beams, columns["beam"].long(), columns["energy"], position[:, 0], position[:, 1], weight)
             for weight in (columns["weight"], owner)
         )
         return everything, owners.weight.detach().long()

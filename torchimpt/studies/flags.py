@@ -23,6 +23,6 @@ def flags(config: type[C], text: str | None, arguments: Sequence[str] | None = N
         None: the command line's.
     """
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for field in fields(config):
+    for field in fields(config):  # type: ignore[arg-type]  # a dataclass, which TypeVar has no bound for
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
     return config(**vars(parser.parse_args(arguments)))

@@ -95,8 +95,9 @@ class TensorBoard:
 
         plain = {name: value if isinstance(value, (bool, int, float, str)) else str(value) for name, value in parameters.items()}
         numbers = {f"final/{name}": float(value) for name, value in metrics.items() if math.isfinite(value)}
+        file_writer: Any = self._writer.file_writer
         for summary in hparams(plain, numbers):
-            self._writer.file_writer.add_summary(summary)
+            file_writer.add_summary(summary)
         for tag, value in numbers.items():
             self._writer.add_scalar(tag, value)
 

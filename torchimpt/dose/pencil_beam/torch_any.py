@@ -15,6 +15,8 @@ from torchimpt.dose.pencil_beam.kernel import pair_dose, pair_partials
 from torchimpt.dose.pencil_beam.tables import PairTables
 from torchimpt.dose.rows import ROW_HEIGHT
 
+Pairs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
 _PAIRS = {"cpu": 1 << 18, "cuda": 1 << 25}
 """Pairs evaluated at once: the second-level cache on a CPU; on a GPU enough to fill it."""
 
@@ -47,7 +49,7 @@ def _chunks(tables: PairTables, layer: torch.Tensor, position: torch.Tensor, cut
                 begin = end
 
 
-def _pairs(tables: PairTables, k: int, index: int, position: torch.Tensor, spots: torch.Tensor, voxels: slice) -> tuple:
+def _pairs(tables: PairTables, k: int, index: int, position: torch.Tensor, spots: torch.Tensor, voxels: slice) -> Pairs:
     """`(dx, dy, ratio, amplitude, falloff)` of the chunk's pairs, spots down, voxels across."""
     dx = tables.p[voxels] - position[spots, 0, None]
     dy = tables.q[voxels] - position[spots, 1, None]
@@ -60,7 +62,7 @@ def add_dose(
     """Add one beam's dose to `dose` `(n_voxels,)`; `layer` `(S,)` counts from the beam's first layer, ascending."""
     mine = torch.zeros_like(tables.p)
     for k, index, spots, voxels in _chunks(tables, layer, position, cutoff):
-        mine[voxels] += weight[spots] @ pair_dose(*_pairs(tables, k, index, position, spots, voxels), 0.5 * cutoff**2)
+        mine[voxels] += weight[spots] @ pair_dose(*_pairs(tables, k, index, position, spots, voxels), t_max=0.5 * cutoff**2)
     dose.index_add_(0, tables.order, mine)
 
 
@@ -79,9 +81,9 @@ def add_gradient(
     for k, index, spots, voxels in _chunks(tables, layer, position, cutoff):
         pairs = _pairs(tables, k, index, position, spots, voxels)
         if not move:
-            gradient[0].index_add_(0, spots, pair_dose(*pairs, 0.5 * cutoff**2) @ mine[voxels])
+            gradient[0].index_add_(0, spots, pair_dose(*pairs, t_max=0.5 * cutoff**2) @ mine[voxels])
             continue
-        phi, phi_x, phi_y = pair_partials(*pairs, 0.5 * cutoff**2)
+        phi, phi_x, phi_y = pair_partials(*pairs, t_max=0.5 * cutoff**2)
         gradient[0].index_add_(0, spots, phi @ mine[voxels])
         gradient[1].index_add_(0, spots, weight[spots] * (phi_x @ mine[voxels]))
         gradient[2].index_add_(0, spots, weight[spots] * (phi_y @ mine[voxels]))

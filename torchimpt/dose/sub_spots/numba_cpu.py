@@ -196,9 +196,9 @@ def add_gradient(
     """Add `(dF/dw, dF/dx, dF/dy)` `(3, S)` of one beam."""
     use_torch_threads()
     x, y = (position[:, i].contiguous().numpy() for i in (0, 1))
-    weight = weight.contiguous().numpy()
-    wanted = _fluence(tables, layer, x, y, np.ones_like(weight), cutoff)
+    w = weight.contiguous().numpy()
+    wanted = _fluence(tables, layer, x, y, np.ones_like(w), cutoff)
     back, mine = np.zeros_like(wanted), residual[tables.order].numpy()
     for k in range(tables.layers.n_components):
         _backward(back, wanted, mine, *_arguments(tables, wanted, k, cutoff))
-    _collect(gradient.numpy(), back, layer.numpy(), x, y, weight, *_lattice(tables, cutoff))
+    _collect(gradient.numpy(), back, layer.numpy(), x, y, w, *_lattice(tables, cutoff))

@@ -144,9 +144,9 @@ def trace_rays(rows: BeamRows, layers: LayerTables, surroundings: Surroundings, 
     """Tables of one beam in one scenario; arguments as in `torchimpt.dose.model.DoseModel.tabulate`."""
     beam, sad, shift = surroundings.beam, surroundings.sad, surroundings.shift
     place = ((rows.depth - layers.optics_start) / layers.optics_step).clamp(0, layers.optics_variance.shape[1] - 1)
-    left = place.long().clamp_max(layers.optics_variance.shape[1] - 2)
-    low, high = layers.optics_variance[:, left], layers.optics_variance[:, left + 1]
-    in_air = low + (place - left) * (high - low)
+    before = place.long().clamp_max(layers.optics_variance.shape[1] - 2)
+    low, high = layers.optics_variance[:, before], layers.optics_variance[:, before + 1]
+    in_air = low + (place - before) * (high - low)
     spread = 0.5 * (in_air / rows.magnification**2).amin(dim=1)
     optics = in_air - spread[:, None] * rows.magnification**2
     sigma = ((optics.amax(dim=1) + layers.variance.amax(dim=2)).sqrt()) / rows.magnification.min()

@@ -1,0 +1,50 @@
+"""What a run or a measurement was made with: machine, commit, versions."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from torchimpt.version import __version__
+
+_PACKAGES = ("torch", "numpy", "scipy", "numba", "pydantic", "SimpleITK")
+
+
+def versions() -> dict[str, str]:
+    """Name to version of what computed: torchimpt, Python, the packages."""
+    return {"torchimpt": __version__, "python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
+
+
+def about() -> dict[str, Any]:
+    """What a measurement was made with: machine, its load, threads, commit and versions."""
+    return {
+        "processor": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
+        "load at the start": round(os.getloadavg()[0], 2), "commit": commit(), **versions(),
+    }  # fmt: skip
+
+
+def processor() -> str:
+    """The CPU's name as the system tells it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def commit() -> str | None:
+    """The commit of the checkout that the package is run from, or None outside one."""
+    here = Path(__file__).resolve().parent
+    try:
+        asked = subprocess.run(["git", "-C", os.fspath(here), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return asked.stdout.strip() or None
