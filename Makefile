@@ -6,12 +6,17 @@ BIN := $(VENV)/bin
 # Pins apply to everything that pip takes. --no-compile halves the time: Python compiles what it imports, not all of torch.
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 
-.PHONY: help install demo test quick clean
+# One process a core, each with one thread (tests/conftest.py); more than eight would want more memory than they save time.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses=8
+
+.PHONY: help install demo test check quick lowest clean
 
 help:
 	@echo "make demo   plan the built-in head-and-neck phantom, nine scenarios, no data needed (under 3 minutes with the install)"
 	@echo "make test   every test, as CI runs them"
+	@echo "make check  lint, format, types and the docstrings' examples"
 	@echo "make quick  the tests that take seconds"
+	@echo "make lowest the quick tests with the oldest versions that pyproject.toml allows (downloads an old torch)"
 	@echo "make clean  remove .venv, caches and runs/"
 
 install: $(VENV)/.installed
@@ -19,16 +24,25 @@ install: $(VENV)/.installed
 demo: $(VENV)/.installed
 	$(BIN)/torchimpt plan experiments/cases/hn.toml --out runs/demo
 
-test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m "not slow" --durations=10
-	$(BIN)/python -m pytest -m slow --durations=10
+test: check
+	$(PYTEST) -m "not slow" --durations=10 --cov=torchimpt --cov-report=
+	$(PYTEST) -m slow --durations=10 --cov=torchimpt --cov-append --cov-report=term:skip-covered
 	$(BIN)/python -m pytest --nbmake notebooks
 
+check: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest --doctest-modules torchimpt -q
+
 quick: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
+
+lowest:
+	$(PYTHON) .ci/lowest.py
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-lowest runs .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage*
 	find torchimpt tests experiments benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Installed anew only when what is installed changes.

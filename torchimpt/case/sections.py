@@ -1,4 +1,4 @@
-"""The case file as one typed tree: every key, its unit, its default and what is allowed.
+"""The sections of the case file, typed: every key, its unit, its default and what is allowed.
 
 Units are in the keys' names (`_mm`, `_deg`, `_gy`, `_percent`); inside the package they are those of the physics. `load_case` reads TOML;
 `Case(...)` takes the same tree from Python. A key that is unknown or a value that cannot be is an `InputError` of one line.
@@ -7,30 +7,22 @@ Units are in the keys' names (`_mm`, `_deg`, `_gy`, `_percent`); inside the pack
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from torchimpt.case.text import apply_overrides, describe, dump_toml, read_toml
 from torchimpt.case.values import Count, ExistingPath, Flag, OneOf, Point, Real, as_grid, as_layer_spacing, as_names
-from torchimpt.checks import InputError, nearest
+from torchimpt.checks import nearest
 from torchimpt.dose.scenarios import ENGINES
 from torchimpt.evaluate.dvh import Metric
 from torchimpt.evaluate.goals import Goal
-from torchimpt.geometry import Beam
 from torchimpt.io.patient import SOURCES
 from torchimpt.machine import READERS as MACHINE_READERS
-from torchimpt.objectives import KINDS, MODES, RobustMode, Sum, Term, robust_mode
+from torchimpt.objectives import KINDS, MODES, Term
 from torchimpt.optim import METHODS
-from torchimpt.quantities import ConstantRBE, Quantity
-from torchimpt.scenarios import NOMINAL, Scenario, boundary_scenarios
 from torchimpt.schemes.settings import SCHEMES, Motion, Solver
 from torchimpt.spots.delivery import DeliveryModel
-
-PRESCRIBING = ("min_dose", "min_dvh", "uniform")
-"""Kinds of objective that say what dose a target is to get."""
 
 
 class Section(BaseModel):
@@ -301,145 +293,3 @@ class OutputConfig(Section):
     """Write one dose_<scenario>.mha per scenario besides the nominal dose.mha."""
     tensorboard: Flag = True
     """Write scalars and figures for TensorBoard."""
-
-
-class Case(Section):
-    """A planning case: the whole case file. Sections may be given as dicts."""
-
-    title: str = ""
-    """Heads the report."""
-    seed: Count = 1
-    """Of every random number."""
-    patient: PatientConfig
-    """The section that says whom to plan for."""
-    machine: MachineConfig = MachineConfig()
-    """The machine."""
-    dose: DoseConfig = DoseConfig()
-    """The dose computation."""
-    spots: SpotsConfig | None = None
-    """Where spots are placed; `torchimpt dose` does without."""
-    beam: list[BeamConfig] = []
-    """The fields."""
-    robustness: RobustnessConfig | None = None
-    """The uncertainties; omitted: nominal only."""
-    optimizer: OptimizerConfig = OptimizerConfig()
-    """The solver."""
-    joint: JointConfig | None = None
-    """Moving spots; omitted: positions stay fixed."""
-    delivery: DeliveryConfig = DeliveryConfig()
-    """The machine's pace and limits."""
-    output: OutputConfig = OutputConfig()
-    """What is written."""
-    objective: list[ObjectiveConfig] = []
-    """What is optimized."""
-    goal: list[GoalConfig] = []
-    """What is checked and reported."""
-
-    _label: str = PrivateAttr(default="the case")
-
-    def __init__(self, **data: Any) -> None:
-        try:
-            super().__init__(**data)
-        except ValidationError as error:
-            raise InputError(describe(error, type(self), "the case")) from None
-
-    @property
-    def placement(self) -> SpotsConfig:
-        """The section [spots], which planning needs."""
-        if self.spots is None:
-            raise InputError(f"{self.label}: planning needs [spots]")
-        return self.spots
-
-    @property
-    def label(self) -> str:
-        """The case file's path, for messages."""
-        return self._label
-
-    def beams(self) -> tuple[Beam, ...]:
-        """The fields, in the file's order."""
-        for i, beam in enumerate(self.beam):
-            if beam.range_shifter_mm > 0:
-                raise InputError(f"{self.label}: beam[{i}].range_shifter_mm: range shifters come with a later version; set it to 0")
-        return tuple(Beam(b.gantry_deg, b.couch_deg, b.isocenter_mm) for b in self.beam)
-
-    def scenarios(self) -> tuple[Scenario, ...]:
-        """What is planned with, nominal first."""
-        return boundary_scenarios(self.robustness.setup_mm, self.robustness.range_percent) if self.robustness else (NOMINAL,)
-
-    def mode(self) -> RobustMode:
-        """What becomes of the scenarios' objectives."""
-        return robust_mode(self.robustness.mode) if self.robustness else Sum()
-
-    def quantity(self) -> Quantity:
-        """What objectives and goals ask about."""
-        return ConstantRBE(self.dose.rbe)
-
-    def terms(self) -> tuple[Term, ...]:
-        """The objectives' terms, in the file's order."""
-        return tuple(objective.term() for objective in self.objective)
-
-    def goals(self) -> tuple[Goal, ...]:
-        """The goals, in the file's order."""
-        return tuple(goal.goal() for goal in self.goal)
-
-    def prescriptions(self) -> dict[str, float]:
-        """Gy by ROI: the highest dose that a min_dose, min_dvh or uniform objective asks for."""
-        doses: dict[str, float] = {}
-        for objective in self.objective:
-            if objective.kind in PRESCRIBING:
-                doses[objective.roi] = max(objective.dose_gy, doses.get(objective.roi, 0.0))
-        return doses
-
-    def prescription(self) -> float | None:
-        """The spots' target's prescription, Gy (the highest of several); None where no objective says one."""
-        doses = self.prescriptions()
-        own = [doses[name] for name in (self.spots.targets if self.spots else ()) if name in doses]
-        return max(own or doses.values(), default=None)
-
-    def check_plan(self) -> None:
-        """Raise when a section that planning needs is missing."""
-        needed = {"[spots]": self.spots, "[[beam]]": self.beam, "[[objective]]": self.objective}
-        missing = [name for name, section in needed.items() if not section]
-        if missing:
-            raise InputError(f"{self.label}: planning needs {', '.join(needed)}; missing: {', '.join(missing)}")
-
-    def check_rois(self, names: Iterable[str]) -> None:
-        """Raise when a ROI that the case names is none of the patient's `names`; the key, the nearest and all are told."""
-        names = sorted(names)
-        used = [("spots.target", name) for name in (self.spots.targets if self.spots else ())]
-        used += [(f"objective[{i}].roi", objective.roi) for i, objective in enumerate(self.objective)]
-        used += [(f"goal[{i}].roi", goal.roi) for i, goal in enumerate(self.goal)]
-        for key, name in used:
-            if name not in names:
-                has = ", ".join(names) or "none"
-                raise InputError(f"{self.label}: {key}: the patient has no ROI '{name}'{nearest(name, names)}; it has {has}")
-
-    def to_toml(self) -> str:
-        """The case with every default written out and every path absolute; it loads back to an equal case."""
-        return dump_toml(self.model_dump())
-
-
-def load_case(path: str | Path, overrides: Iterable[str] = ()) -> Case:
-    """Read a case file.
-
-    Parameters
-    ----------
-    path
-        TOML; its relative paths start at the file's own folder. A run folder stands for its `case.toml`.
-    overrides
-        `"section.key=value"` pairs that replace what the file says; a relative path in them starts at the file's folder too.
-    """
-    path = Path(path)
-    path = path / "case.toml" if (path / "case.toml").is_file() else path
-    data = read_toml(path)
-    apply_overrides(data, overrides)
-    for section, key in (("patient", "path"), ("machine", "path"), ("machine", "hu_table"), ("joint", "start")):
-        value = data.get(section, {}).get(key) if isinstance(data.get(section), dict) else None
-        if isinstance(value, str) and value:
-            data[section][key] = str(path.absolute().parent / Path(value).expanduser())
-    try:
-        case = Case(**data)
-    except InputError as error:
-        raise InputError(str(error).replace("the case: ", f"{path}: ", 1)) from None
-    case._label = str(path)
-    return case

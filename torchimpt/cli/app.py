@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # what the commands need is imported when one is called: `--help` is there at once
     from torchimpt.case import Case
     from torchimpt.watch import Progress
 

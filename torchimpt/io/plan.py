@@ -13,7 +13,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -21,10 +21,8 @@ from torchimpt.checks import InputError, finite
 from torchimpt.columns import read_columns
 from torchimpt.files import input_file, whole_or_nothing
 from torchimpt.geometry import Beam
+from torchimpt.machine import Machine
 from torchimpt.spots import Spots
-
-if TYPE_CHECKING:
-    from torchimpt.machine import Machine
 
 FORMAT = "torchimpt plan 1"
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
