@@ -20,7 +20,7 @@ from torchimpt.dose.model import Surroundings
 from torchimpt.dose.models import dose_model
 from torchimpt.dose.operator import DEFAULT_CUTOFF, DoseOperator
 from torchimpt.dose.rows import beam_rows
-from torchimpt.machine import Machine
+from torchimpt.machine import LayerTables, Machine
 from torchimpt.patient import Patient
 from torchimpt.physics.stopping import relative_stopping_power
 from torchimpt.scenarios import NOMINAL, Scenario
@@ -194,6 +194,7 @@ def scenario_doses(
     device: torch.device | str = "cpu",
     model: str = "pencil_beam",
     backend: str = "auto",
+    reach: float | None = None,
 ) -> ScenarioDoses:
     """Physical doses in every scenario, for the beams and layers of `spots`. Scenarios with one setup shift share their ray tracing.
 
@@ -216,6 +217,9 @@ def scenario_doses(
     model
         `"pencil_beam"`: each voxel's own ray. `"sub_spots"`: each spot's protons followed along many rays
         (`torchimpt.dose.sub_spots`): several times slower, matrix-free and on the CPU only.
+    reach
+        For spots that stay where they are: voxels that lie farther than so many sigmas beside the rectangle around a beam's spots are
+        known to get nothing, and are left out of its tables. None keeps them, as do sub-spots, whose sigma is not bounded by the tables'.
     """
     compute, device = dose_model(model, backend), torch.device(device)
     if not 1.0 <= cutoff <= 12.0:
@@ -231,14 +235,23 @@ def scenario_doses(
     spans = tuple((first_spot[b], first_spot[b + 1]) for b in used)
     layers = tuple((spot_layer[i:j] - first_layer[b]).to(device) for b, (i, j) in zip(used, spans, strict=True))
     curves = {b: machine.layers(layer_energy[first_layer[b] : first_layer[b + 1]]) for b in used}
+    fields = dict.fromkeys(used)
+    if reach is not None and model == "pencil_beam":
+        fields = {b: _field(spots.position.detach()[i:j].cpu().double(), curves[b], reach) for b, (i, j) in zip(used, spans, strict=True)}
     by_shift: dict[tuple, dict] = {}
     operators = []
     for scenario in scenarios:
         shift, scale = scenario.shift, scenario.range_scale
         if shift not in by_shift:
-            by_shift[shift] = {b: beam_rows(rsp, patient.grid, voxels, spots.beams[b], machine.sad, shift) for b in used}
+            by_shift[shift] = {b: beam_rows(rsp, patient.grid, voxels, spots.beams[b], machine.sad, shift, fields[b]) for b in used}
         rows = by_shift[shift]
         around = {b: Surroundings(rsp, patient.grid, spots.beams[b], machine.sad, shift, scale) for b in used}
         tables = tuple(compute.tabulate(rows[b], curves[b], around[b], dtype, device) for b in used)
         operators.append(DoseOperator(tables, spans, layers, len(voxels), spots.n_spots, scenario, cutoff))
     return ScenarioDoses(operators)
+
+
+def _field(position: torch.Tensor, curves: LayerTables, reach: float) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Corners of the rectangle around a beam's spots `(n, 2)`, and the margin of `reach` times the largest sigma of any layer, mm."""
+    variance = float(curves.optics_variance.max()) + float(curves.variance.max())
+    return position.amin(0), position.amax(0), reach * variance**0.5

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -12,10 +13,12 @@ from torchimpt.case import Case
 from torchimpt.dose.scenarios import LinearDose, ScenarioDoses, scenario_doses
 from torchimpt.io.plan import read_plan
 from torchimpt.machine import Machine
-from torchimpt.objectives import Objective, RobustObjective
+from torchimpt.objectives import BoundObjective, Objective, RobustObjective
 from torchimpt.patient import Patient
+from torchimpt.planning.assess import assessed_voxels
 from torchimpt.planning.load import Compute, load_machine, load_patient, resolve_beams
 from torchimpt.scenarios import Scenario
+from torchimpt.schemes.sampling import Sampling
 from torchimpt.schemes.stages import PlanIteration
 from torchimpt.spots import Spots
 from torchimpt.spots.placement import place_spots, stagger
@@ -42,6 +45,8 @@ class PlanningProblem:
         Physical doses in the scenarios, and their linear map for the placed spots.
     objective
         What is asked of them.
+    sampling
+        Where the objective is sampled: what `voxels`, `doses`, `linear` and `objective` were taken from at the start.
     """
 
     case: Case
@@ -54,20 +59,29 @@ class PlanningProblem:
     doses: ScenarioDoses
     linear: LinearDose
     objective: RobustObjective
+    sampling: Sampling | None = None
+
+    def named(self, rows: list[dict]) -> list[dict]:
+        """Rows of `RobustObjective.terms` with the scenarios' names in the place of their numbers."""
+        return [{**row, "scenario": self.doses.names[row["scenario"]]} for row in rows]
 
     def terms(self, doses: torch.Tensor) -> list[dict]:
-        """The objective's terms at doses `(n_scenarios, n_voxels)`, each with the scenario's name."""
-        return [{**row, "scenario": self.doses.names[row["scenario"]]} for row in self.objective.terms(doses)]
+        """The objective's terms at an iteration's doses `(n_scenarios, n_voxels)`, each with the scenario's name."""
+        return self.named((self.sampling or self).objective.terms(doses))
 
     def nominal_doses(self, doses: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Of doses `(n_scenarios, n_voxels)` the nominal ones of the ROIs that have objectives, `{roi: (n_roi,)}`, as goals see them."""
-        dose = self.objective.quantity.value(doses[self.doses.nominal])
+        """Of doses `(n_scenarios, n_voxels)` the nominal ones of the ROIs that have objectives, `{roi: (n_roi,)}`, as goals see them.
+
+        ROIs on sampled voxels are left out.
+        """
+        dose, voxels = self.objective.quantity.value(doses[self.doses.nominal]), (self.sampling or self).voxels
         place = torch.full((self.patient.grid.n_voxels,), -1)
-        place[self.voxels] = torch.arange(len(self.voxels))
+        place[voxels] = torch.arange(len(voxels))
         by_roi = {}
         for name in dict.fromkeys(term.roi for term in self.case.terms()):
             index = place[self.patient.roi(name).voxels]
-            by_roi[name] = dose[index[index >= 0].to(dose.device)]
+            if bool((index >= 0).all()):
+                by_roi[name] = dose[index.to(dose.device)]
         return by_roi
 
     def moving(self, iteration: PlanIteration) -> tuple[Spots, torch.Tensor]:
@@ -99,6 +113,10 @@ def _start(case: Case, patient: Patient, machine: Machine, scenarios: tuple[Scen
 def build(case: Case, compute: Compute, progress: Progress, times: dict[str, float]) -> PlanningProblem:
     """Load, place, trace and build what the schemes need; the seconds go into `times`."""
     case.check_plan()
+
+    def bind(bound: BoundObjective) -> RobustObjective:
+        return RobustObjective(bound, case.mode(), case.quantity())
+
     begin = time.perf_counter()
     with progress.stage("Patient, machine and spots"):
         patient, machine = load_patient(case), load_machine(case)
@@ -106,18 +124,25 @@ def build(case: Case, compute: Compute, progress: Progress, times: dict[str, flo
         spots = _start(case, patient, machine, scenarios, compute)
         log.info("%d spots in %d energy layers of %d beams", spots.n_spots, spots.n_layers, len(spots.beams))
         objective = Objective(case.terms(), normalize=case.optimizer.normalize, overlap=case.optimizer.overlap)
-        voxels = objective.voxels(patient)
-        robust = RobustObjective(objective.on(patient, voxels), case.mode(), case.quantity())
+        sampled = bool(objective.sampled(patient, case.optimizer.sample_above)[1].any())
     times["load"] = time.perf_counter() - begin
     begin = time.perf_counter()
     engine = _engine(case)
+    options: dict[str, Any] = {"cutoff": case.dose.cutoff_sigma, "dtype": compute.dtype, "device": compute.device}
     with progress.stage("Influence matrices" if engine == "matrix" else "Dose tables"):
-        doses = scenario_doses(
-            patient, machine, spots, voxels, scenarios, cutoff=case.dose.cutoff_sigma, dtype=compute.dtype, device=compute.device
-        )
-        linear = doses.at(spots.position, engine)
+        if sampled:
+            sampling = Sampling(
+                patient, machine, spots, scenarios, objective, bind, whole=assessed_voxels(patient), above=case.optimizer.sample_above,
+                engine=engine, seed=case.seed, **options,
+            )  # fmt: skip
+            parts = sampling.voxels, sampling.doses, sampling.linear, sampling.objective, sampling
+            log.info("%d of %d voxels are sampled", len(sampling.voxels), sampling.n_pool)
+        else:
+            voxels = objective.voxels(patient)
+            doses = scenario_doses(patient, machine, spots, voxels, scenarios, **options)
+            parts = voxels, doses, doses.at(spots.position, engine), bind(objective.on(patient, voxels)), None
     times["dose"] = time.perf_counter() - begin
-    return PlanningProblem(case, compute, patient, machine, scenarios, spots, voxels, doses, linear, robust)
+    return PlanningProblem(case, compute, patient, machine, scenarios, spots, *parts)
 
 
 def _engine(case: Case) -> str:

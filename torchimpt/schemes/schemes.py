@@ -29,6 +29,7 @@ from torchimpt.patient import Patient
 from torchimpt.quantities import ConstantRBE
 from torchimpt.scenarios import NOMINAL, Scenario
 from torchimpt.schemes.moving import MovingSpots
+from torchimpt.schemes.sampling import FIRST, ROUNDS, Sampling
 from torchimpt.schemes.settings import Limits, Motion, Solver
 from torchimpt.schemes.stages import Callback, Optimized, Stages, StoppedStage
 from torchimpt.schemes.variables import JOINT, POSITIONS, WEIGHTS, Vary
@@ -61,6 +62,7 @@ def optimize(
     limits: Limits | None = None,
     linear: LinearDose | None = None,
     uniform: bool = True,
+    sampling: Sampling | None = None,
     callback: Callback | None = None,
     state: dict | None = None,
 ) -> Optimized:
@@ -85,6 +87,9 @@ def optimize(
         The linear map of all spots where they stand, if there is one that is faster than `doses`.
     uniform
         Start from the best multiple of the weights (True), or from the weights as they are.
+    sampling
+        What `doses`, `objective` and `linear` come from, where the objective is sampled: the whole grid is looked at after some iterations
+        on weights, and at the end, with more iterations where the sample was off.
     callback
         Called with every iteration of every stage.
     state
@@ -92,12 +97,15 @@ def optimize(
     """
     solver, limits = solver or Solver(), limits or Limits()
     moves = motion is not None and motion.moves
-    stages = Stages(doses, objective, spots, solver, motion.box_mm if motion is not None else 0.0, callback, linear, state)
+    stages = Stages(doses, objective, spots, solver, motion.box_mm if motion is not None else 0.0, callback, linear, state, sampling)
     start = MovingSpots.start(spots)
     if uniform:
         start = replace(start, weight=best_uniform_weight(linear or doses.at(start.position), objective, start.weight))
     vary = JOINT if moves else WEIGHTS
     try:
+        if sampling is not None:
+            start, _ = stages.solve("weights, before the first look at all voxels", WEIGHTS, start, min(FIRST, solver.max_iterations))
+            stages.look(start)
         if motion is None or (not moves and motion.spots is None and motion.scheme != "prune_and_move"):
             found = stages.solve("weights", WEIGHTS, start, solver.max_iterations)
         else:
@@ -107,6 +115,11 @@ def optimize(
             # spots that have been merged must not come close again
             vary = WEIGHTS if motion.merge_mm > 0 else vary
         found = _deliverable(stages, *found, limits, vary)
+        for _ in range(ROUNDS):
+            if not stages.look(found[0]):
+                break
+            found = stages.solve("hot voxels taken in", vary, found[0], solver.max_iterations)
+            found = _deliverable(stages, *found, limits, vary)
     except StoppedStage as stopped:
         found = stopped.spots, stopped.solution
     return stages.finish(*found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -15,10 +16,13 @@ from torchimpt.dose.scenarios import LinearDose, ScenarioDoses
 from torchimpt.objectives import RobustObjective
 from torchimpt.optim import Composite, Iteration, Penalized, Solution, Status, minimize
 from torchimpt.schemes.moving import MovingSpots
+from torchimpt.schemes.sampling import AGREE, Sampling, Whole
 from torchimpt.schemes.settings import Solver
 from torchimpt.schemes.variables import JOINT, WEIGHTS, Packing, Room, SpotProblem, Vary
 from torchimpt.spots import Spots
 from torchimpt.spots.pruning import sparsity_cost
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -55,12 +59,17 @@ class Optimized:
         `(n_scenarios, n_voxels)`, Gy, physical, at the voxels that the objective sees.
     steps
         What each step left: `step`, `spots`, `objective`, `iterations`, `evaluations`, `seconds`.
+    whole
+        The plan on the whole grid, where the objective was sampled; `solution.value` then is that of all voxels, and
+        `sampled_value` what the solver saw.
     """
 
     spots: MovingSpots
     solution: Solution
     doses: Tensor
     steps: list[dict]
+    whole: Whole | None = None
+    sampled_value: float = math.nan
 
 
 @dataclass
@@ -81,6 +90,8 @@ class Stages:
         The linear map of the placed spots where they stand, if there is one faster than `doses`.
     saved
         The state of an interrupted run.
+    sampling
+        Where the objective is sampled: what `doses`, `objective` and `linear` come from.
     """
 
     doses: ScenarioDoses
@@ -91,10 +102,13 @@ class Stages:
     callback: Callback | None
     linear: LinearDose | None
     saved: dict | None
+    sampling: Sampling | None = None
+    looks: list[dict] = field(default_factory=list)
     done: list[dict] = field(default_factory=list)
     history: list[dict] = field(default_factory=list)
     steps: list[dict] = field(default_factory=list)
     _image: Callable[[], Tensor] = field(init=False, repr=False)
+    _seen: tuple[MovingSpots, Whole] | None = field(default=None, init=False, repr=False)
 
     def solve(
         self,
@@ -120,6 +134,7 @@ class Stages:
         self.saved = None
         last = self.history[-1] if self.history else {"iteration": -1, "evaluations": 0, "seconds": 0.0}
         before = {"done": [dict(record) for record in self.done], "history": list(self.history), "steps": list(self.steps)}
+        before["looks"] = list(self.looks)
         problem, packing, options = self._problem(vary, spots, lower)
         priced = problem
         if sparse:
@@ -168,6 +183,27 @@ class Stages:
             raise StoppedStage(spots, solution)
         return spots, solution
 
+    def look(self, spots: MovingSpots) -> bool:
+        """Look at the plan of the last stage on the whole grid, and take into the sample what is hot there.
+
+        True where the objective on the sample was off by more than `AGREE`. False where nothing is sampled.
+        """
+        if self.sampling is None:
+            return False
+        number = len(self.looks)
+        if self.saved is not None and number < len(self.saved["looks"]):
+            seen = self.saved["looks"][number]
+        else:
+            whole = self.sampling.look(spots)
+            self._seen = spots, whole
+            off = abs(self.steps[-1]["objective"] - whole.value) > AGREE * abs(whole.value)
+            seen = {"hot": self.sampling.hot(whole), "off": off}
+            log.info("objective %.6g on all voxels, %.6g on the sample", whole.value, self.steps[-1]["objective"])
+        self.looks.append(seen)
+        self.sampling.take(seen["hot"])
+        self.doses, self.objective, self.linear = self.sampling.doses, self.sampling.objective, self.sampling.linear
+        return seen["off"]
+
     @property
     def spent(self) -> bool:
         """Whether the evaluations of all stages are used up."""
@@ -179,7 +215,11 @@ class Stages:
             raise InputError("the run to resume has gone as far as the case asks; start without --resume, or raise its limits")
         last = self.history[-1]
         solution = replace(solution, iterations=last["iteration"], evaluations=last["evaluations"], history=self.history)
-        return Optimized(spots, solution, self._image(), self.steps)
+        whole = None
+        if self.sampling is not None:
+            whole = self._seen[1] if self._seen is not None and self._seen[0] is spots else self.sampling.look(spots)
+            solution = replace(solution, value=whole.value)
+        return Optimized(spots, solution, self._image(), self.steps, whole, self.steps[-1]["objective"])
 
     def _note(self, record: dict) -> None:
         self.done.append(record)

@@ -1,0 +1,87 @@
+"""The hottest tissue that nobody prescribed dose to: where an objective is missing, it shows here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from torchimpt.patient import Patient
+
+VOLUME_CM3 = 1.0
+"""Volume whose least dose is told, as clinical limits on hot spots often do: D1cm3."""
+
+WARN_PERCENT = 107.0
+"""Of the prescription: the upper limit for the target itself by ICRU Reports 50 and 62."""
+
+
+def hottest_outside_targets(
+    patient: Patient, voxels: torch.Tensor, doses: Mapping[str, torch.Tensor], targets: Sequence[str], prescription: float | None
+) -> dict[str, Any]:
+    """The hottest 1 cm^3 outside the targets, in the nominal scenario and in the worst.
+
+    Parameters
+    ----------
+    patient
+        On the dose grid.
+    voxels
+        `(n,)`, flat indices that the entries of each dose stand for.
+    doses
+        By scenario, `(n,)`, Gy; the first is the nominal one.
+    targets
+        ROIs that dose is prescribed to; none of their voxels counts.
+    prescription
+        The highest one, Gy; None where there is none.
+
+    Returns
+    -------
+    `volume_cm3`; `nominal` and `worst`, each with `scenario`, `d1cm3_gy` (the least dose of the hottest voxels that make up 1 cm^3, at
+    least one voxel), `max_gy`, `position_mm` (LPS, of the hottest voxel), `roi` (the smallest ROI that it lies in, the body aside; None
+    for none), and, where there is a prescription, `percent`; `scenarios`, how many were looked at; `warning`, a sentence, where either is
+    above 107 % of the prescription, else None. An empty dict where the targets leave no voxel.
+    """
+    shield = torch.zeros(patient.grid.n_voxels, dtype=torch.bool)
+    for name in targets:
+        shield |= patient.roi(name).mask.flatten()
+    outside = ~shield[voxels.cpu()]
+    places = voxels.cpu()[outside]
+    if not len(places):
+        return {}
+    count = min(len(places), max(1, round(1000.0 * VOLUME_CM3 / math.prod(patient.grid.spacing))))
+    found = []
+    for scenario, dose in doses.items():
+        top = dose.cpu()[outside].topk(count)
+        found.append(
+            {"scenario": scenario, "d1cm3_gy": float(top.values[-1]), "max_gy": float(top.values[0]), "at": int(places[top.indices[0]])}
+        )
+    nominal, worst = found[0], max(found, key=lambda row: row["d1cm3_gy"])
+    told = {name: _told(patient, row, prescription) for name, row in (("nominal", nominal), ("worst", worst))}
+    return {"volume_cm3": VOLUME_CM3, **told, "scenarios": len(found), "warning": _warning(told["worst"], prescription)}
+
+
+def _told(patient: Patient, row: Mapping[str, Any], prescription: float | None) -> dict[str, Any]:
+    """A row with position, ROI and percentage."""
+    at = torch.tensor([row["at"]])
+    around = [roi for roi in patient.rois.values() if roi.role != "external" and bool(roi.mask.flatten()[at])]
+    told = {name: row[name] for name in ("scenario", "d1cm3_gy", "max_gy")}
+    told["position_mm"] = [round(x, 1) for x in patient.grid.centers(at)[0].tolist()]
+    told["roi"] = min(around, key=lambda roi: int(roi.mask.sum())).name if around else None
+    return told if prescription is None else {**told, "percent": 100.0 * told["d1cm3_gy"] / prescription}
+
+
+def place_text(row: Mapping[str, Any]) -> str:
+    """Where a row's hottest voxel lies, in words."""
+    x, y, z = row["position_mm"]
+    return f"at ({x:g}, {y:g}, {z:g}) mm LPS" + (f", in {row['roi']}" if row["roi"] else ", in no contoured organ")
+
+
+def _warning(worst: Mapping[str, Any], prescription: float | None) -> str | None:
+    """What to say of a hot spot above the limit."""
+    if prescription is None or worst["percent"] <= WARN_PERCENT:
+        return None
+    return (
+        f"hot spot outside the targets: 1 cm3 gets {worst['d1cm3_gy']:.1f} Gy or more, {worst['percent']:.0f} % of {prescription:g} Gy "
+        f"({worst['scenario']}), {place_text(worst)}; a max_dose objective on the body or on that organ would hold it down"
+    )
