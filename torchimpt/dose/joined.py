@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -108,4 +109,5 @@ def joined(parts: Sequence[ScenarioDoses]) -> ScenarioDoses:
     """Doses of the same spots and scenarios at several sets of voxels as one."""
     if len(parts) == 1:
         return parts[0]
-    return ScenarioDoses([JoinedOperator(tuple(operators)) for operators in zip(*parts, strict=True)])
+    operators: list[Any] = [JoinedOperator(tuple(group)) for group in zip(*parts, strict=True)]  # each does what an operator does
+    return ScenarioDoses(operators)

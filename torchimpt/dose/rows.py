@@ -121,8 +121,8 @@ def beam_rows(
         near = (beside <= margin).nonzero().flatten()
         points, depth, m_x, m_y, p, q = (t[near] for t in (points, depth, m_x, m_y, p, q))
     if p.numel() == 0:
-        nothing, none = p, torch.zeros(0, dtype=torch.int64)
-        return BeamRows(none, *[nothing] * 6, row_start=torch.zeros(1, dtype=torch.int64), first=0.0)
+        none = torch.zeros(0, dtype=torch.int64)
+        return BeamRows(none, p, p, p, p, p, p, torch.zeros(1, dtype=torch.int64), 0.0)
     first = float(q.min())
     row = ((q - first) / ROW_HEIGHT).long()
     by_p = torch.argsort(p, stable=True)

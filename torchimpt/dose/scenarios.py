@@ -9,8 +9,9 @@ they are built; the pair kernel needs little memory and follows spots that move.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -221,6 +222,25 @@ def scenario_doses(
         For spots that stay where they are: voxels that lie farther than so many sigmas beside the rectangle around a beam's spots are
         known to get nothing, and are left out of its tables. None keeps them, as do sub-spots, whose sigma is not bounded by the tables'.
     """
+    options: dict[str, Any] = {"cutoff": cutoff, "dtype": dtype, "device": device, "model": model, "backend": backend, "reach": reach}
+    return ScenarioDoses(list(scenario_operators(patient, machine, spots, voxels, scenarios, **options)))
+
+
+def scenario_operators(
+    patient: Patient,
+    machine: Machine,
+    spots: Spots,
+    voxels: torch.Tensor,
+    scenarios: Sequence[Scenario],
+    *,
+    cutoff: float,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    model: str,
+    backend: str,
+    reach: float | None,
+) -> Iterator[DoseOperator]:
+    """The operators of `scenario_doses`, made one after the other; what scenarios of one setup shift share is kept until their last."""
     compute, device = dose_model(model, backend), torch.device(device)
     if not 1.0 <= cutoff <= 12.0:
         raise InputError(f"cutoff_sigma must lie between 1 and 12 sigmas, got {cutoff}")
@@ -239,7 +259,7 @@ def scenario_doses(
     if reach is not None and model == "pencil_beam":
         fields = {b: _field(spots.position.detach()[i:j].cpu().double(), curves[b], reach) for b, (i, j) in zip(used, spans, strict=True)}
     by_shift: dict[tuple, dict] = {}
-    operators = []
+    left = Counter(scenario.shift for scenario in scenarios)
     for scenario in scenarios:
         shift, scale = scenario.shift, scenario.range_scale
         if shift not in by_shift:
@@ -247,8 +267,10 @@ def scenario_doses(
         rows = by_shift[shift]
         around = {b: Surroundings(rsp, patient.grid, spots.beams[b], machine.sad, shift, scale) for b in used}
         tables = tuple(compute.tabulate(rows[b], curves[b], around[b], dtype, device) for b in used)
-        operators.append(DoseOperator(tables, spans, layers, len(voxels), spots.n_spots, scenario, cutoff))
-    return ScenarioDoses(operators)
+        left[shift] -= 1
+        if not left[shift]:
+            del by_shift[shift]
+        yield DoseOperator(tables, spans, layers, len(voxels), spots.n_spots, scenario, cutoff)
 
 
 def _field(position: torch.Tensor, curves: LayerTables, reach: float) -> tuple[torch.Tensor, torch.Tensor, float]:

@@ -50,7 +50,7 @@ def hottest_outside_targets(
     if not len(places):
         return {}
     count = min(len(places), max(1, round(1000.0 * VOLUME_CM3 / math.prod(patient.grid.spacing))))
-    found = []
+    found: list[dict[str, Any]] = []
     for scenario, dose in doses.items():
         top = dose.cpu()[outside].topk(count)
         found.append(

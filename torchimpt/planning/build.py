@@ -130,19 +130,20 @@ def build(case: Case, compute: Compute, progress: Progress, times: dict[str, flo
     engine = _engine(case)
     options: dict[str, Any] = {"cutoff": case.dose.cutoff_sigma, "dtype": compute.dtype, "device": compute.device}
     with progress.stage("Influence matrices" if engine == "matrix" else "Dose tables"):
+        sampling = None
         if sampled:
             sampling = Sampling(
                 patient, machine, spots, scenarios, objective, bind, whole=assessed_voxels(patient), above=case.optimizer.sample_above,
                 engine=engine, seed=case.seed, **options,
             )  # fmt: skip
-            parts = sampling.voxels, sampling.doses, sampling.linear, sampling.objective, sampling
-            log.info("%d of %d voxels are sampled", len(sampling.voxels), sampling.n_pool)
+            voxels, doses, linear, robust = sampling.voxels, sampling.doses, sampling.linear, sampling.objective
+            log.info("%d of %d voxels are sampled", len(voxels), sampling.n_pool)
         else:
             voxels = objective.voxels(patient)
             doses = scenario_doses(patient, machine, spots, voxels, scenarios, **options)
-            parts = voxels, doses, doses.at(spots.position, engine), bind(objective.on(patient, voxels)), None
+            linear, robust = doses.at(spots.position, engine), bind(objective.on(patient, voxels))
     times["dose"] = time.perf_counter() - begin
-    return PlanningProblem(case, compute, patient, machine, scenarios, spots, *parts)
+    return PlanningProblem(case, compute, patient, machine, scenarios, spots, voxels, doses, linear, robust, sampling)
 
 
 def _engine(case: Case) -> str:

@@ -4,12 +4,12 @@ A `max_dose` on the body asks about tens of times more voxels than all other obj
 
     sum_v H(D_v - p) (D_v - p)^2   is taken as   sum_{v in sample} (1 / pi_v) H(D_v - p) (D_v - p)^2
 
-over voxels that are drawn with the probability `pi_v`, independent of the dose: an unbiased estimate (Horvitz and Thompson, J Am Stat Assoc
-47:663, 1952). After some iterations, and when the solver has stopped, the doses of all scenarios are computed on the whole grid, matrix-free
-and in one pass; voxels that are found hot, or nearly so, have `pi_v = 1` from then on, so that the estimate's variance is that of the few
-hot voxels that have been missed. (Martin et al., Phys Med Biol 52:7211, 2007, draw other voxels in each iteration; "Efficient Radiation Treatment
-Planning based on Voxel Importance", arXiv 2405.03880, 2024, draws once, by an importance known beforehand. Here the draw stays, because the
-solvers want one function, and grows by what was missed.)
+over voxels that are drawn with the probability `pi_v`, independent of the dose: an unbiased estimate (Horvitz and Thompson, J Am Stat
+Assoc 47:663, 1952). After some iterations, and when the solver has stopped, the doses of all scenarios are computed on the whole grid,
+matrix-free and in one pass; voxels that are found hot, or nearly so, have `pi_v = 1` from then on, so that the estimate's variance is that
+of the few hot voxels that have been missed. (Martin et al., Phys Med Biol 52:7211, 2007, draw other voxels in each iteration; "Efficient
+Radiation Treatment Planning based on Voxel Importance", arXiv 2405.03880, 2024, draws once, by an importance known beforehand. Here the
+draw stays, because the solvers want one function, and grows by what it has missed.)
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from torchimpt.dose.joined import JoinedDose, joined
 from torchimpt.dose.scenarios import LinearDose, ScenarioDoses, scenario_doses
 from torchimpt.dose.sweep import sweep
 from torchimpt.machine import Machine
-from torchimpt.objectives import BoundObjective, MaxDose, Objective, RobustObjective
+from torchimpt.objectives import BoundObjective, MaxDose, Objective, RobustObjective, Term
 from torchimpt.patient import Patient
 from torchimpt.scenarios import Scenario
 from torchimpt.schemes.moving import MovingSpots
 from torchimpt.spots import Spots
 
-FIRST = 20
-"""Iterations before the first look at the whole grid: doses are within some Gy of the plan's by then."""
+LOOKS = (30, 90)
+"""Weight iterations before quick looks at the whole grid, of 300: doses are within some Gy of the plan's by then."""
 
 ROUNDS = 3
 """Most rounds of further optimization after looks that disagree."""
@@ -41,12 +41,15 @@ ROUNDS = 3
 AGREE = 0.01
 """Relative difference between the objective on the sample and on the whole grid that is good enough."""
 
-_SHARE = 0.1
+_SHARE = 0.03
 """Voxels to draw, as a share of those that are needed anyway."""
 _NEAR = 6.0
-"""Distance from the targets, mm, from which on voxels are drawn more seldom: with its third power, as body volume grows slower than that."""
-_HOT = 0.95
+"""Distance from the targets, mm, from which on voxels are drawn more seldom: with its third power, as a shell's volume grows with the
+second."""
+_HOT = 0.97
 """Share of a term's dose level from which on a voxel counts as hot: what is there may be above it some iterations later."""
+_WARM = 0.5
+"""Share of the lowest level that a voxel must have in the nominal scenario to be looked at in the others, at a quick look."""
 
 
 @dataclass(frozen=True)
@@ -139,15 +142,27 @@ class Sampling:
         objective = self._bind(self._terms.on(self._patient, self._whole))
         return Whole(self._whole, doses, float(objective.value(doses)), objective.terms(doses))
 
-    def hot(self, seen: Whole) -> Tensor:
-        """Flat grid indices of the voxels of the sampled ROIs that are hot in any scenario, ascending."""
-        hottest = torch.zeros(self._patient.grid.n_voxels, dtype=seen.doses.dtype)
-        hottest[seen.voxels] = self.objective.quantity.value(seen.doses).amax(0)
+    def hot(self, voxels: Tensor, doses: Tensor) -> Tensor:
+        """Flat grid indices of those of the voxels that are of sampled ROIs and hot in any scenario, from all their doses; ascending."""
+        hottest = torch.zeros(self._patient.grid.n_voxels, dtype=doses.dtype)
+        hottest[voxels] = self.objective.quantity.value(doses).amax(0)
         hot = torch.zeros_like(self._pool)
-        for term in self._terms.terms:
-            if isinstance(term, MaxDose) and term.weight > 0:
-                hot |= self._patient.roi(term.roi).mask.flatten() & (hottest > _HOT * term.dose)
+        for term in self._limits():
+            hot |= self._patient.roi(term.roi).mask.flatten() & (hottest > _HOT * term.dose)
         return (hot & self._pool).nonzero().flatten()
+
+    def _limits(self) -> list[Term]:
+        return [term for term in self._terms.terms if isinstance(term, MaxDose) and term.weight > 0]
+
+    def glance(self, spots: MovingSpots) -> Tensor:
+        """What `hot` would find, but for voxels that are hot in some scenario and have not half of the level in the nominal one."""
+        placed = spots.spots(self._spots)
+        first = sweep(self._patient, self._machine, placed, self._whole, self._scenarios[:1], **self._options)
+        level = min((term.dose for term in self._limits()), default=torch.inf)
+        warm = self.objective.quantity.value(first[0]) > _WARM * level
+        voxels = self._whole[warm]
+        others = sweep(self._patient, self._machine, placed, voxels, self._scenarios[1:], **self._options)
+        return self.hot(voxels, torch.cat((first[:, warm], others)))
 
     def take(self, hot: Tensor) -> None:
         """Make sure of these voxels: those of the sample stand for themselves from now on, the others come into it."""
@@ -163,7 +178,8 @@ class Sampling:
 
 def _chances(patient: Patient, voxels: Tensor, count: float) -> Tensor:
     """Probability `(n,)` of each voxel to be drawn, `count` in sum where there are so many: like `1 / (1 + (d / near)^3)` of its distance
-    from the targets."""
+    from the targets.
+    """
     shape = torch.ones(len(voxels), dtype=torch.float64)
     target = torch.stack([torch.zeros(patient.grid.shape, dtype=torch.bool), *(patient.roi(name).mask for name in patient.targets)]).any(0)
     if bool(target.any()):

@@ -29,7 +29,7 @@ from torchimpt.patient import Patient
 from torchimpt.quantities import ConstantRBE
 from torchimpt.scenarios import NOMINAL, Scenario
 from torchimpt.schemes.moving import MovingSpots
-from torchimpt.schemes.sampling import FIRST, ROUNDS, Sampling
+from torchimpt.schemes.sampling import LOOKS, ROUNDS, Sampling
 from torchimpt.schemes.settings import Limits, Motion, Solver
 from torchimpt.schemes.stages import Callback, Optimized, Stages, StoppedStage
 from torchimpt.schemes.variables import JOINT, POSITIONS, WEIGHTS, Vary
@@ -103,11 +103,14 @@ def optimize(
         start = replace(start, weight=best_uniform_weight(linear or doses.at(start.position), objective, start.weight))
     vary = JOINT if moves else WEIGHTS
     try:
-        if sampling is not None:
-            start, _ = stages.solve("weights, before the first look at all voxels", WEIGHTS, start, min(FIRST, solver.max_iterations))
-            stages.look(start)
+        begun = 0
+        for iterations in LOOKS if sampling is not None else ():
+            upto = min(iterations, solver.max_iterations * iterations // 300)
+            start, _ = stages.solve("weights, before a look at all voxels", WEIGHTS, start, upto - begun)
+            stages.look(start, quick=True)
+            begun = upto
         if motion is None or (not moves and motion.spots is None and motion.scheme != "prune_and_move"):
-            found = stages.solve("weights", WEIGHTS, start, solver.max_iterations)
+            found = stages.solve("weights", WEIGHTS, start, solver.max_iterations - begun)
         else:
             found = _SCHEMES[motion.scheme](stages, start, motion, vary)
         if motion is not None:

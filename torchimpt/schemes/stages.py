@@ -103,7 +103,7 @@ class Stages:
     linear: LinearDose | None
     saved: dict | None
     sampling: Sampling | None = None
-    looks: list[dict] = field(default_factory=list)
+    looks: list[tuple[Tensor, bool]] = field(default_factory=list)
     done: list[dict] = field(default_factory=list)
     history: list[dict] = field(default_factory=list)
     steps: list[dict] = field(default_factory=list)
@@ -183,26 +183,29 @@ class Stages:
             raise StoppedStage(spots, solution)
         return spots, solution
 
-    def look(self, spots: MovingSpots) -> bool:
+    def look(self, spots: MovingSpots, quick: bool = False) -> bool:
         """Look at the plan of the last stage on the whole grid, and take into the sample what is hot there.
 
-        True where the objective on the sample was off by more than `AGREE`. False where nothing is sampled.
+        True where the objective on the sample was off by more than `AGREE`, which a `quick` look does not ask. False where nothing is sampled.
         """
         if self.sampling is None:
             return False
-        number = len(self.looks)
+        number, off = len(self.looks), False
         if self.saved is not None and number < len(self.saved["looks"]):
-            seen = self.saved["looks"][number]
+            hot, off = self.saved["looks"][number]
+        elif quick:
+            hot = self.sampling.glance(spots)
         else:
             whole = self.sampling.look(spots)
             self._seen = spots, whole
             off = abs(self.steps[-1]["objective"] - whole.value) > AGREE * abs(whole.value)
-            seen = {"hot": self.sampling.hot(whole), "off": off}
+            hot = self.sampling.hot(whole.voxels, whole.doses)
             log.info("objective %.6g on all voxels, %.6g on the sample", whole.value, self.steps[-1]["objective"])
-        self.looks.append(seen)
-        self.sampling.take(seen["hot"])
-        self.doses, self.objective, self.linear = self.sampling.doses, self.sampling.objective, self.sampling.linear
-        return seen["off"]
+        self.looks.append((hot, off))
+        if quick or off:
+            self.sampling.take(hot)
+            self.doses, self.objective, self.linear = self.sampling.doses, self.sampling.objective, self.sampling.linear
+        return off
 
     @property
     def spent(self) -> bool:
