@@ -14,10 +14,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 from torchimpt.case.values import Count, ExistingPath, Flag, OneOf, Point, Real, as_grid, as_layer_spacing, as_names
 from torchimpt.checks import nearest
-from torchimpt.dose.scenarios import ENGINES
+from torchimpt.dose.scenarios import ENGINES, GRADIENTS
 from torchimpt.evaluate.dvh import Metric
 from torchimpt.evaluate.goals import Goal
+from torchimpt.io.patient import LATER as LATER_SOURCES
 from torchimpt.io.patient import SOURCES
+from torchimpt.machine import LATER as LATER_MACHINES
 from torchimpt.machine import READERS as MACHINE_READERS
 from torchimpt.objectives import KINDS, MODES, Term
 from torchimpt.optim import METHODS
@@ -34,7 +36,7 @@ class Section(BaseModel):
 class PatientConfig(Section):
     """[patient]: whom to plan for, a built-in phantom or a patient's files."""
 
-    source: Annotated[str, OneOf(SOURCES)]
+    source: Annotated[str, OneOf(SOURCES, tuple(LATER_SOURCES.items()))]
     """Where the patient comes from."""
     path: ExistingPath | None = None
     """Folder or file; not for a phantom."""
@@ -55,7 +57,7 @@ class MachineConfig(Section):
 
     name: Literal["generic"] | None = None
     """A machine that is part of the package; what is taken when no file is named."""
-    format: Annotated[str, OneOf(tuple(MACHINE_READERS))] | None = None
+    format: Annotated[str, OneOf(tuple(MACHINE_READERS), tuple(LATER_MACHINES.items()))] | None = None
     """Format of a machine from a file; needs path."""
     path: ExistingPath | None = None
     """The machine's file or folder."""
@@ -85,10 +87,11 @@ class DoseConfig(Section):
     """Voxel size of the dose grid, one number or [x, y, z]; omitted: the CT's."""
     cutoff_sigma: Annotated[Real, Field(gt=0, le=20)] = 4.0
     """Lateral cut-off of a spot, in sigmas."""
-    engine: Annotated[str, OneOf(tuple(name for name in ENGINES if name != "autograd"))] = "matrix"
+    engine: Annotated[str, OneOf(tuple(ENGINES))] = "matrix"
     """Stored influence matrices, or dose computed anew in each iteration."""
-    gradient: Literal["analytic", "autograd"] = "analytic"
-    """Hand-derived gradient, or torch's; the same numbers."""
+    gradient: Annotated[str, OneOf(tuple(GRADIENTS))] = "analytic"
+    """Hand-derived gradient, or torch's, in every stage; the same numbers. Torch's looks at every pair of spot and voxel: matrix-free
+    whatever the engine, for small cases."""
     dtype: Literal["float32", "float64"] = "float32"
     """Floating-point type of matrices and doses; geometry and tables are always built in float64."""
     sub_spots: Flag | None = None
@@ -149,9 +152,10 @@ class RobustnessConfig(Section):
 class OptimizerConfig(Section):
     """[optimizer]: the solver, when it stops, and how the objectives are counted."""
 
-    method: Annotated[str, OneOf(tuple(METHODS))] = "projected_cg"
+    method: Annotated[str, OneOf(tuple(METHODS))] | None = None
     """Projected conjugate gradients in the best form, in the plain form of Xu et al. 2020 (dyhs_cg), projected L-BFGS (quasi_newton), or
-    SciPy's L-BFGS-B (lbfgs)."""
+    SciPy's L-BFGS-B (lbfgs), in every stage. Omitted: projected_cg for weights or positions alone, quasi_newton for both at once and
+    where spots have a price."""
     max_iterations: Count = 300
     """Where to stop at the latest; spots that move are optimized in several stages, each of which stops there."""
     max_evaluations: Annotated[int, Field(strict=True, gt=0)] | None = None

@@ -93,13 +93,19 @@ def _unknown(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
     return f"unknown key '{_dotted(location)}'{hint}; allowed {inside}: {', '.join(allowed)}"
 
 
-def _choices(annotation: Any) -> list[str]:
+def _choices(annotation: Any) -> OneOf:
     """The values of a `Literal` or a `OneOf`, also inside `X | None`."""
     if isinstance(annotation, OneOf):
-        return list(annotation.names)
+        return annotation
     if get_origin(annotation) is Literal:
-        return [str(value) for value in get_args(annotation)]
-    return [choice for part in get_args(annotation) for choice in _choices(part)]
+        return OneOf(tuple(map(str, get_args(annotation))))
+    return _together(_choices(part) for part in get_args(annotation))
+
+
+def _together(ways: Iterable[OneOf]) -> OneOf:
+    """All values of several."""
+    ways = list(ways)
+    return OneOf(tuple(name for way in ways for name in way.names), tuple(pair for way in ways for pair in way.later))
 
 
 def describe(error: ValidationError, model: type[BaseModel], label: str) -> str:
@@ -108,7 +114,8 @@ def describe(error: ValidationError, model: type[BaseModel], label: str) -> str:
     first = errors[0]
     location, found, kind = first["loc"], first["input"], first["type"]
     field = _section(model, location).model_fields.get(str(location[-1])) if location else None
-    choices = [choice for part in (field.annotation, *field.metadata) for choice in _choices(part)] if field is not None else []
+    ways = _together(_choices(part) for part in (field.annotation, *field.metadata)) if field is not None else OneOf(())
+    choices, later = ways.names, dict(ways.later)
     name = _dotted(location)
     if kind == "extra_forbidden":
         text = _unknown(model, location)
@@ -117,6 +124,8 @@ def describe(error: ValidationError, model: type[BaseModel], label: str) -> str:
         about = about[:1].lower() + about[1:] if about[1:2].islower() else about
         options = f"; one of {', '.join(choices)}" if choices else ""
         text = f"'{name}' is missing ({about}{options})"
+    elif kind == "literal_error" and str(found) in later:
+        text = f"{name} = '{found}' comes with a later version; until then {later[str(found)]}"
     elif kind == "literal_error":
         text = f"{name} must be one of {', '.join(choices)}, got {found!r}{nearest(str(found), choices)}"
     elif kind == "value_error":

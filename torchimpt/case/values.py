@@ -67,6 +67,8 @@ class OneOf:
     """Marks a key that takes one of these names: `Annotated[str, OneOf(SOURCES)]`. What is registered elsewhere is so allowed here."""
 
     names: tuple[str, ...]
+    later: tuple[tuple[str, str], ...] = ()
+    """Names that are not there yet, each with what to do until then: they get a message of their own."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.literal_schema(list(self.names))

@@ -10,15 +10,13 @@ from torch import nn
 from torchimpt.checks import InputError, nearest
 from torchimpt.dose.autograd import SpotDose
 from torchimpt.dose.operator import DEFAULT_CUTOFF, DoseOperator
-from torchimpt.dose.scenarios import scenario_doses
+from torchimpt.dose.scenarios import GRADIENTS, scenario_doses
 from torchimpt.geometry import Beam
 from torchimpt.machine import Machine
 from torchimpt.patient import Patient
 from torchimpt.quantities import ConstantRBE
 from torchimpt.scenarios import NOMINAL, Scenario
 from torchimpt.spots import Spots
-
-GRADIENTS = ("analytic", "autograd")
 
 
 class PencilBeamDose(nn.Module):

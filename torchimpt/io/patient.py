@@ -14,7 +14,9 @@ from torchimpt.patient import Patient
 from torchimpt.phantoms import phantom
 
 READERS: dict[str, Callable[[str | os.PathLike], Patient]] = {"openkbp": read_openkbp, "matrad": read_matrad, "image": read_image}
-SOURCES = (*READERS, "phantom", "dicom")
+SOURCES = (*READERS, "phantom")
+LATER = {"dicom": "convert the CT and its ROIs to .mha and use source = 'image'"}
+"""Sources that are not there yet, and what to do until then."""
 
 
 def read_patient(source: str, path: str | os.PathLike | None = None, name: str | None = None) -> Patient:
@@ -29,8 +31,8 @@ def read_patient(source: str, path: str | os.PathLike | None = None, name: str |
     name
         Which phantom; otherwise the patient's name for titles and files, None for the one of the folder or file.
     """
-    if source == "dicom":
-        raise InputError("source = 'dicom' comes with a later version; convert the CT and its ROIs to .mha and use source = 'image'")
+    if source in LATER:
+        raise InputError(f"source = '{source}' comes with a later version; until then {LATER[source]}")
     if source not in SOURCES:
         raise InputError(f"there is no patient source '{source}'{nearest(source, SOURCES)}; there are {', '.join(SOURCES)}")
     if source == "phantom":

@@ -124,7 +124,6 @@ class Stages:
         priced = problem
         if sparse:
             priced = Penalized(problem, packing.weight_cost(sparsity_cost(spots.weight, self.steps[-1]["objective"])))
-            options["method"] = "quasi_newton"
 
         def shifted(row: dict) -> dict:
             first = {"iteration": last["iteration"] + 1, "evaluations": last["evaluations"], "seconds": last["seconds"]}
@@ -142,8 +141,9 @@ class Stages:
 
         left = None if self.solver.max_evaluations is None else max(1, self.solver.max_evaluations - int(last["evaluations"]))
         solution = minimize(
-            priced, options.pop("start"), max_iterations=iterations, tolerance=self.solver.tolerance if tolerance is None else tolerance,
-            max_evaluations=left, callback=watch, state=inner, **options,
+            priced, options.pop("start"), method=self.solver.method or _suited(vary, sparse), max_iterations=iterations,
+            tolerance=self.solver.tolerance if tolerance is None else tolerance, max_evaluations=left,
+            callback=watch, state=inner, **options,
         )  # fmt: skip
         if isinstance(priced, Penalized):
             solution = replace(solution, value=solution.value - priced.penalty(solution.x))
@@ -198,9 +198,7 @@ class Stages:
         if vary is WEIGHTS:
             stay = spots.n_spots == self.placed.n_spots and torch.equal(spots.position, self.placed.position)
             linear = self.linear if self.linear is not None and stay else doses.at(spots.position)
-            return Composite(linear, self.objective), packing, {**options, "method": self.solver.method}
-        if vary is JOINT:
-            options["method"] = "quasi_newton"
+            return Composite(linear, self.objective), packing, options
         return SpotProblem(doses, self.objective, packing), packing, options
 
     def _rectangle(self, spots: MovingSpots) -> tuple[Tensor, Tensor]:
@@ -211,6 +209,11 @@ class Stages:
         low, high = far.scatter_reduce(0, where, position, "amin"), far.neg().scatter_reduce(0, where, position, "amax")
         own = beam[spots.index]
         return low[own], high[own]
+
+
+def _suited(vary: Vary, sparse: bool) -> str:
+    """The method that is fastest: of weights and positions at once the sizes differ, and a price leaves no exact line."""
+    return "quasi_newton" if vary is JOINT or sparse else "projected_cg"
 
 
 class StoppedStage(Exception):
