@@ -110,7 +110,12 @@ class _Hinge(Term):
 
 @dataclass(frozen=True)
 class MinDose(_Hinge):
-    """No voxel below `dose`: `weight * sum_v max(0, p - d_v)^2`."""
+    """No voxel below `dose`: `weight * sum_v max(0, p - d_v)^2`.
+
+    >>> value, gradient = MinDose("PTV", 70.0, weight=10.0).value_and_grad(torch.tensor([68.0, 71.0]))
+    >>> float(value), gradient.tolist()
+    (40.0, [-40.0, 0.0])
+    """
 
     kind: ClassVar[str] = "min_dose"
     signs: ClassVar[tuple[float, ...]] = (-1.0,)

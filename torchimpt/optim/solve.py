@@ -96,6 +96,18 @@ def minimize(
     state
         `Solution.state` or `Iteration.state()` of an earlier run of the same problem and method: the iterates go on as if it had not been
         interrupted (`lbfgs` starts again from its last iterate, because SciPy does not give out its memory).
+
+    Examples
+    --------
+    `F(x) = |x - c|^2` with `x >= 0`: components of `c` below zero end at the bound.
+
+    >>> c = torch.tensor([3.0, -2.0], dtype=torch.float64)
+    >>> class Distance:
+    ...     def value_and_grad(self, x):
+    ...         return float((x - c).square().sum()), 2.0 * (x - c)
+    >>> solution = minimize(Distance(), torch.ones(2, dtype=torch.float64), lower=0.0, tolerance=1e-9)
+    >>> solution.converged, solution.x.round(decimals=6).tolist()
+    (True, [3.0, 0.0])
     """
     if method not in METHODS:
         raise InputError(f"method must be one of {', '.join(METHODS)}, got '{method}'{nearest(method, METHODS)}")
