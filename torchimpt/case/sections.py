@@ -17,7 +17,7 @@ from torchimpt.checks import nearest
 from torchimpt.dose.scenarios import ENGINES
 from torchimpt.evaluate.dvh import Metric
 from torchimpt.evaluate.goals import Goal
-from torchimpt.io.patient import SOURCES
+from torchimpt.io.patient import SOURCES, check_source
 from torchimpt.machine import READERS as MACHINE_READERS
 from torchimpt.objectives import KINDS, MODES, Term
 from torchimpt.optim import METHODS
@@ -43,10 +43,7 @@ class PatientConfig(Section):
 
     @model_validator(mode="after")
     def _complete(self) -> PatientConfig:
-        if self.source == "phantom" and (self.name is None or self.path is not None):
-            raise ValueError("source = 'phantom' takes a name, e.g. name = 'hn', and no path")
-        if self.source != "phantom" and self.path is None:
-            raise ValueError(f"source = '{self.source}' needs a path")
+        check_source(self.source, self.path, self.name)
         return self
 
 
