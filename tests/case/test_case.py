@@ -10,7 +10,7 @@ from torchimpt.case import Case, load_case
 from torchimpt.case.text import dump_toml
 from torchimpt.checks import InputError
 from torchimpt.geometry import Beam
-from torchimpt.objectives import KINDS, MinDVH
+from torchimpt.objectives import KINDS, MODES, MinDVH, Sum
 from torchimpt.scenarios import NOMINAL, boundary_scenarios
 from torchimpt.spots.delivery import DeliveryModel
 
@@ -88,6 +88,23 @@ def test_overrides_reach_everywhere(case_file):
     assert case.machine.hu_table == case_file and case.machine.name == "generic"
 
 
+def test_what_is_named_brings_its_keys(case_file):
+    """An objective's kind and a robust mode: their parameters are keys, in the types of their annotations, and come back as written."""
+    case = load_case(case_file, ["robustness.weights=[1, 2, 0]"])
+    assert case.mode() == Sum((1.0, 2.0, 0.0)) and case.objective[0].own == {"volume_percent": 95.0}
+    assert isinstance(case.objective[0].own["volume_percent"], float)
+    case_file.write_text(case.to_toml())
+    assert load_case(case_file).model_dump() == case.model_dump() and load_case(case_file).mode() == case.mode()
+
+
+def test_what_is_registered_later_is_known(case_file, monkeypatch):
+    """Registries are looked at when a case is read, so that a script can add to them."""
+    monkeypatch.setitem(MODES, "twice", lambda: Sum((2.0,)))
+    assert load_case(case_file, ["robustness.mode=twice"]).mode() == Sum((2.0,))
+    with pytest.raises(InputError, match=r"one of sum, twice, got 'twic' \(did you mean 'twice'\?\)"):
+        load_case(case_file, ["robustness.mode=twic"])
+
+
 def test_from_python():
     case = Case(patient={"source": "phantom", "name": "hn"}, beam=[{"gantry_deg": 0}, {"gantry_deg": 90}])
     assert len(case.beams()) == 2 and case.prescription() is None
@@ -147,6 +164,21 @@ def test_every_kind_of_objective(kind):
         ("objective.0.kind=mindose", r"must be one of min_dose, .*\(did you mean 'min_dose'\?\)"),
         ("objective.0.kind=max_dose", "takes no volume_percent"),
         ("objective.0={roi='A', kind='max_dvh', dose_gy=1}", "needs volume_percent"),
+        ("objective.0.volume_percent='x'", r"objective\[0\]: volume_percent must be a valid number, got 'x'"),
+        ("objective.0.volume_percent=true", r"volume_percent must be a valid number, got True"),
+        ("objective.0.volume_percent=120", r"objective\[0\]: objective min_dvh of 'PTV70': volume_percent must be 0 to 100, got 120"),
+        (
+            "objective.0.wieght=2",
+            r"'min_dvh' takes no wieght \(did you mean 'weight'\?\); it takes roi, kind, dose_gy, weight, volume_percent",
+        ),
+        ("objective.0.dose=2", r"takes no dose \(did you mean 'dose_gy'\?\)"),
+        ("robustness.mode=some", r"robustness.mode must be one of sum, got 'some' \(did you mean 'sum'\?\)"),
+        (
+            "robustness.setup=2",
+            r"mode = 'sum' takes no setup \(did you mean 'setup_mm'\?\); it takes setup_mm, range_percent, mode, weights",
+        ),
+        ("robustness.weights=[1, 'x']", r"robustness: weights must be a valid number, got \[1, 'x'\]"),
+        ("robustness.weights=[0, 0]", "robustness: scenario weights must be zero or more"),
         ("goal.0.metric=d95", r"metric 'd95' is none of .*\(did you mean 'd\(95\)'\?\)"),
         ("goal.0={roi='A', metric='mean'}", "needs min or max"),
         ("joint.bx_mm=3", r"unknown key 'joint.bx_mm' \(did you mean 'box_mm'\?\); allowed in \[joint\]: scheme, box_mm, spots"),

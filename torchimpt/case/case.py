@@ -28,7 +28,7 @@ from torchimpt.case.values import Count
 from torchimpt.checks import InputError, nearest
 from torchimpt.evaluate.goals import Goal
 from torchimpt.geometry import Beam
-from torchimpt.objectives import RobustMode, Sum, Term, robust_mode
+from torchimpt.objectives import RobustMode, Sum, Term
 from torchimpt.quantities import ConstantRBE, Quantity
 from torchimpt.scenarios import NOMINAL, Scenario, boundary_scenarios
 
@@ -101,7 +101,7 @@ class Case(Section):
 
     def mode(self) -> RobustMode:
         """What becomes of the scenarios' objectives."""
-        return robust_mode(self.robustness.mode) if self.robustness else Sum()
+        return self.robustness.robust_mode() if self.robustness else Sum()
 
     def quantity(self) -> Quantity:
         """What objectives and goals ask about."""

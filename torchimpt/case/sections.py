@@ -7,10 +7,11 @@ Units are in the keys' names (`_mm`, `_deg`, `_gy`, `_percent`); inside the pack
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from torchimpt.case.values import Count, ExistingPath, Flag, OneOf, Point, Real, as_grid, as_layer_spacing, as_names
 from torchimpt.checks import nearest
@@ -19,7 +20,7 @@ from torchimpt.evaluate.dvh import Metric
 from torchimpt.evaluate.goals import Goal
 from torchimpt.io.patient import SOURCES, check_source
 from torchimpt.machine import READERS as MACHINE_READERS
-from torchimpt.objectives import KINDS, MODES, Term
+from torchimpt.objectives import KINDS, MODES, RobustMode, Term
 from torchimpt.optim import METHODS
 from torchimpt.schemes.settings import SCHEMES, Motion, Solver
 from torchimpt.spots.delivery import DeliveryModel
@@ -29,6 +30,44 @@ class Section(BaseModel):
     """A section of the case file: no key that is not declared, and nothing changes after reading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class OpenSection(Section):
+    """A section that names a class, and takes that class's own parameters as keys: what is registered brings its keys along."""
+
+    model_config = ConfigDict(extra="allow")
+
+    names: ClassVar[str]
+    """The key that names the class."""
+    registry: ClassVar[Mapping[str, Callable[..., Any]]]
+    """The classes by name."""
+    given: ClassVar[Collection[str]] = ()
+    """Parameters that the section's declared keys stand for."""
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """What the file gives of the class's own parameters."""
+        return dict(self.model_extra or {})
+
+    @model_validator(mode="after")
+    def _own_keys(self) -> OpenSection:
+        """The keys that this class takes: no more, no fewer, each of its type."""
+        made = self.registry[getattr(self, self.names)]
+        parameters = {name: p for name, p in inspect.signature(made).parameters.items() if name not in self.given}
+        what, hints = f"{self.names} = '{getattr(self, self.names)}'", get_type_hints(made)
+        extra = self.model_extra or {}
+        for name, value in self.own.items():
+            if name not in parameters:
+                allowed = (*type(self).model_fields, *parameters)
+                raise ValueError(f"{what} takes no {name}{nearest(name, allowed)}; it takes {', '.join(allowed)}")
+            try:
+                extra[name] = TypeAdapter(hints.get(name, Any), config=ConfigDict(strict=True, allow_inf_nan=False)).validate_python(value)
+            except ValidationError as error:
+                raise ValueError(f"{name} {error.errors()[0]['msg'].replace('Input should be', 'must be')}, got {value!r}") from None
+        for name, parameter in parameters.items():
+            if parameter.default is parameter.empty and name not in extra:
+                raise ValueError(f"{what} needs {name}")
+        return self
 
 
 class PatientConfig(Section):
@@ -52,7 +91,7 @@ class MachineConfig(Section):
 
     name: Literal["generic"] | None = None
     """A machine that is part of the package; what is taken when no file is named."""
-    format: Annotated[str, OneOf(tuple(MACHINE_READERS))] | None = None
+    format: Annotated[str, OneOf(MACHINE_READERS)] | None = None
     """Format of a machine from a file; needs path."""
     path: ExistingPath | None = None
     """The machine's file or folder."""
@@ -132,21 +171,33 @@ class BeamConfig(Section):
     """Water-equivalent thickness."""
 
 
-class RobustnessConfig(Section):
-    """[robustness]: the setup and range errors that the plan has to bear."""
+class RobustnessConfig(OpenSection):
+    """[robustness]: the setup and range errors that the plan has to bear; a mode's parameters are keys, too."""
+
+    names = "mode"
+    registry = MODES
 
     setup_mm: Annotated[Real, Field(ge=0, lt=100)] = 3.0
     """Setup error along each patient axis; 0 leaves the setup scenarios out."""
     range_percent: Annotated[Real, Field(ge=0, lt=50)] = 3.0
     """Range error; 0 leaves the range scenarios out."""
-    mode: Annotated[str, OneOf(tuple(MODES))] = "sum"
+    mode: Annotated[str, OneOf(MODES)] = "sum"
     """What becomes of the scenarios' objectives; sum: all added up (Xu et al. 2020, Eq. 4)."""
+
+    @model_validator(mode="after")
+    def _valid(self) -> RobustnessConfig:
+        self.robust_mode()
+        return self
+
+    def robust_mode(self) -> RobustMode:
+        """The mode."""
+        return MODES[self.mode](**self.own)
 
 
 class OptimizerConfig(Section):
     """[optimizer]: the solver, when it stops, and how the objectives are counted."""
 
-    method: Annotated[str, OneOf(tuple(METHODS))] = "projected_cg"
+    method: Annotated[str, OneOf(METHODS)] = "projected_cg"
     """Projected conjugate gradients in the best form, in the plain form of Xu et al. 2020 (dyhs_cg), projected L-BFGS (quasi_newton), or
     SciPy's L-BFGS-B (lbfgs)."""
     max_iterations: Count = 300
@@ -223,42 +274,30 @@ class DeliveryConfig(Section):
         )
 
 
-class ObjectiveConfig(Section):
-    """[[objective]]: what is asked of a ROI's dose, and how much it matters."""
+class ObjectiveConfig(OpenSection):
+    """[[objective]]: what is asked of a ROI's dose, and how much it matters; a kind's parameters are keys, too (`volume_percent`, `a`)."""
+
+    names = "kind"
+    registry = KINDS
+    given = tuple(field.name for field in dataclasses.fields(Term))
 
     roi: str
     """Name of the ROI."""
-    kind: str
+    kind: Annotated[str, OneOf(KINDS)]
     """What is asked of its dose."""
     dose_gy: Annotated[Real, Field(ge=0)]
     """Dose level, total course, RBE-weighted."""
-    volume_percent: Annotated[Real, Field(ge=0, le=100)] | None = None
-    """Volume of a dose-volume objective."""
-    a: Real | None = None
-    """Exponent of a gEUD."""
     weight: Annotated[Real, Field(ge=0)] = 1.0
     """Importance."""
 
-    @field_validator("kind")
-    @classmethod
-    def _known(cls, kind: str) -> str:
-        if kind not in KINDS:
-            raise ValueError(f"must be one of {', '.join(KINDS)}, got '{kind}'{nearest(kind, KINDS)}")
-        return kind
-
     @model_validator(mode="after")
-    def _arguments(self) -> ObjectiveConfig:
-        """The keys that this kind takes besides dose_gy and weight: no more, no fewer."""
-        own = {field.name for field in dataclasses.fields(KINDS[self.kind])}
-        for key in ("volume_percent", "a"):
-            if (key in own) != (getattr(self, key) is not None):
-                raise ValueError(f"kind = '{self.kind}' {'needs' if key in own else 'takes no'} {key}")
+    def _valid(self) -> ObjectiveConfig:
+        self.term()
         return self
 
     def term(self) -> Term:
         """The objective's term."""
-        extra = {key: getattr(self, key) for key in ("volume_percent", "a") if getattr(self, key) is not None}
-        return KINDS[self.kind](self.roi, self.dose_gy, weight=self.weight, **extra)
+        return KINDS[self.kind](self.roi, self.dose_gy, weight=self.weight, **self.own)
 
 
 class GoalConfig(Section):
