@@ -19,14 +19,13 @@ from torchimpt.optim import Status
 from torchimpt.planning.build import build
 from torchimpt.planning.load import set_up
 from torchimpt.schemes.moving import MovingSpots
-from torchimpt.schemes.schemes import optimize
+from torchimpt.schemes.schemes import SCHEMES, optimize
 from torchimpt.schemes.settings import Limits, Motion, Solver
 from torchimpt.spots.delivery import DeliveryModel
 from torchimpt.spots.pruning import heaviest, spots_closer_than
 from torchimpt.watch import Progress
 
 SMALL = ("dose.grid_mm=12", "spots.spacing_mm=16", "dose.engine=matrix_free", "objective[2].dose_gy=0", "spots.stagger=false")
-SCHEMES = ("joint", "alternating", "prune_and_move")
 SOLVER = Solver(max_iterations=30, tolerance=1e-3)
 
 

@@ -22,7 +22,8 @@ from torchimpt.io.patient import SOURCES, check_source
 from torchimpt.machine import READERS as MACHINE_READERS
 from torchimpt.objectives import KINDS, MODES, RobustMode, Term
 from torchimpt.optim import METHODS
-from torchimpt.schemes.settings import SCHEMES, Motion, Solver
+from torchimpt.schemes.schemes import SCHEMES
+from torchimpt.schemes.settings import Motion, Solver
 from torchimpt.spots.delivery import DeliveryModel
 
 

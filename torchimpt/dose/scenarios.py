@@ -16,7 +16,7 @@ import torch
 
 from torchimpt.checks import InputError, nearest
 from torchimpt.dose.influence import InfluenceMatrix, influence_matrices
-from torchimpt.dose.model import Surroundings
+from torchimpt.dose.model import Partials, Surroundings
 from torchimpt.dose.models import dose_model
 from torchimpt.dose.operator import DEFAULT_CUTOFF, DoseOperator
 from torchimpt.dose.rows import beam_rows
@@ -90,20 +90,14 @@ class ScenarioDoses(Sequence[DoseOperator]):
         """`D` `(n_scenarios, n_voxels)`, Gy, of spots at `position` `(n_spots, 2)` with `weight` `(n_spots,)`."""
         return torch.stack([operator.dose(position, weight) for operator in self.operators])
 
-    def gradient(
-        self, residual: torch.Tensor, position: torch.Tensor, weight: torch.Tensor, move: bool = True
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Gradients `(n_spots,)` for the weights and `(n_spots, 2)` for the positions (None unless `move`), summed over scenarios.
-
-        `residual = dF/dD` `(n_scenarios, n_voxels)`.
-        """
-        by_weight, by_position = torch.zeros_like(weight.detach()), torch.zeros_like(position.detach()) if move else None
-        for operator, row in zip(self.operators, residual, strict=True):
-            more, way = operator.gradient(row, position, weight, move)
-            by_weight += more
-            if by_position is not None and way is not None:
-                by_position += way
-        return by_weight, by_position
+    def gradient(self, residual: torch.Tensor, position: torch.Tensor, weight: torch.Tensor, move: bool = True) -> Partials:
+        """Gradients for `residual = dF/dD` `(n_scenarios, n_voxels)`, summed over scenarios; positions are left out unless `move`."""
+        total = self.operators[0].gradient(residual[0], position, weight, move)
+        for operator, row in zip(self.operators[1:], residual[1:], strict=True):
+            for whole, more in zip(total, operator.gradient(row, position, weight, move), strict=True):
+                if whole is not None and more is not None:
+                    whole += more
+        return total
 
     def subset(self, index: torch.Tensor) -> ScenarioDoses:
         """Those of the spots `index` `(n_kept,)`, ascending."""
@@ -154,7 +148,7 @@ class MatrixFreeDose:
 
     def adjoint(self, residual: torch.Tensor) -> torch.Tensor:
         """`sum_k A^k' r^k`."""
-        return self.doses.gradient(residual, self.position, torch.zeros_like(self.position[:, 0]), move=False)[0]
+        return self.doses.gradient(residual, self.position, torch.zeros_like(self.position[:, 0]), move=False).weight
 
     def columns(self, spots: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
         """`A^k[:, spots] change` for every scenario: spots of weight zero cost nothing."""
