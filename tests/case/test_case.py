@@ -88,6 +88,21 @@ def test_overrides_reach_everywhere(case_file):
     assert case.machine.hu_table == case_file and case.machine.name == "generic"
 
 
+@pytest.mark.parametrize(
+    ("overrides", "of_plan", "of_list"),
+    [
+        ([], "pencil_beam", "sub_spots"),
+        (["dose.sub_spots=true"], "sub_spots", "sub_spots"),
+        (["dose.sub_spots=false"], "pencil_beam", "pencil_beam"),
+        (["dose.model=pencil_beam"], "pencil_beam", "pencil_beam"),
+        (["dose.model=pencil_beam", "dose.sub_spots=true"], "sub_spots", "sub_spots"),
+    ],
+)
+def test_dose_model_of_final_doses(case_file, overrides, of_plan, of_list):
+    dose = load_case(case_file, overrides).dose
+    assert dose.final_model() == of_plan and dose.final_model(spot_list=True) == of_list
+
+
 def test_what_is_named_brings_its_keys(case_file):
     """An objective's kind and a robust mode: their parameters are keys, in the types of their annotations, and come back as written."""
     case = load_case(case_file, ["robustness.weights=[1, 2, 0]"])
@@ -153,6 +168,7 @@ def test_every_kind_of_objective(kind):
         ("dose.grid_mm=-1", "dose.grid_mm: must be positive, mm, got -1"),
         ("dose.grid_mm=[1,2]", r"one number or three \[x, y, z\]"),
         ("dose.cutoff_sigma=nan", "dose.cutoff_sigma"),
+        ("dose.model=pencil", r"dose.model must be one of pencil_beam, sub_spots, got 'pencil' \(did you mean 'pencil_beam'\?\)"),
         ("spots.target=[]", "spots.target: must be a ROI's name"),
         ("spots.spacing_mm=0", "spots.spacing_mm must be greater than 0, got 0"),
         ("spots.layer_spacing=0", "'bragg80' or a positive number"),

@@ -9,6 +9,7 @@ from torch import nn
 
 from torchimpt.checks import InputError, nearest
 from torchimpt.dose.autograd import SpotDose
+from torchimpt.dose.models import DEFAULT_MODEL
 from torchimpt.dose.operator import DEFAULT_CUTOFF, DoseOperator
 from torchimpt.dose.scenarios import scenario_doses
 from torchimpt.geometry import Beam
@@ -44,8 +45,8 @@ class PencilBeamDose(nn.Module):
     rbe
         Constant factor on physical dose.
     model
-        `"pencil_beam"`: each voxel's own ray. `"sub_spots"`: each spot's protons follow many rays of their own; several times slower,
-        CPU, analytic gradient.
+        A key of `torchimpt.dose.models.MODELS`. `"pencil_beam"`: each voxel's own ray. `"sub_spots"`: each spot's protons follow many
+        rays of their own; several times slower, CPU, analytic gradient.
     backend
         `"auto"`, `"numba"` (CPU) or `"torch"` (any device).
     gradient
@@ -73,7 +74,7 @@ class PencilBeamDose(nn.Module):
         voxels: torch.Tensor | None = None,
         cutoff: float = DEFAULT_CUTOFF,
         rbe: float = 1.1,
-        model: str = "pencil_beam",
+        model: str = DEFAULT_MODEL,
         backend: str = "auto",
         gradient: str = "analytic",
     ) -> None:

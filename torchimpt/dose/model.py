@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -148,6 +148,9 @@ class Tables(Protocol):
 
 class DoseModel(Protocol):
     """A way to compute dose."""
+
+    cpu_only: ClassVar[bool]
+    """Whether it computes on the CPU only, wherever the rest is computed."""
 
     def tabulate(self, rows: BeamRows, layers: LayerTables, surroundings: Surroundings, dtype: torch.dtype, device: torch.device) -> Tables:
         """Tables of one beam in one scenario.

@@ -17,7 +17,7 @@ import torch
 from torchimpt.checks import InputError, nearest
 from torchimpt.dose.influence import InfluenceMatrix, influence_matrices
 from torchimpt.dose.model import Partials, Surroundings
-from torchimpt.dose.models import dose_model
+from torchimpt.dose.models import DEFAULT_MODEL, dose_model
 from torchimpt.dose.operator import DEFAULT_CUTOFF, DoseOperator
 from torchimpt.dose.rows import beam_rows
 from torchimpt.machine import Machine
@@ -186,7 +186,7 @@ def scenario_doses(
     cutoff: float = DEFAULT_CUTOFF,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-    model: str = "pencil_beam",
+    model: str = DEFAULT_MODEL,
     backend: str = "auto",
 ) -> ScenarioDoses:
     """Physical doses in every scenario, for the beams and layers of `spots`. Scenarios with one setup shift share their ray tracing.
@@ -208,8 +208,8 @@ def scenario_doses(
     dtype, device, backend
         Of the tables and the products.
     model
-        `"pencil_beam"`: each voxel's own ray. `"sub_spots"`: each spot's protons followed along many rays
-        (`torchimpt.dose.sub_spots`): several times slower, matrix-free and on the CPU only.
+        A key of `torchimpt.dose.models.MODELS`. `"pencil_beam"`: each voxel's own ray. `"sub_spots"`: each spot's protons followed along
+        many rays (`torchimpt.dose.sub_spots`): several times slower, matrix-free and on the CPU only.
     """
     compute, device = dose_model(model, backend), torch.device(device)
     if not 1.0 <= cutoff <= 12.0:
