@@ -23,7 +23,7 @@ from torchimpt.case.sections import (
     Section,
     SpotsConfig,
 )
-from torchimpt.case.text import apply_overrides, describe, dump_toml, read_toml
+from torchimpt.case.text import apply_overrides, describe, dump_toml, read_toml, resolve_paths
 from torchimpt.case.values import Count
 from torchimpt.checks import InputError, nearest
 from torchimpt.evaluate.goals import Goal
@@ -166,10 +166,7 @@ def load_case(path: str | Path, overrides: Iterable[str] = ()) -> Case:
     path = path / "case.toml" if (path / "case.toml").is_file() else path
     data = read_toml(path)
     apply_overrides(data, overrides)
-    for section, key in (("patient", "path"), ("machine", "path"), ("machine", "hu_table"), ("joint", "start")):
-        value = data.get(section, {}).get(key) if isinstance(data.get(section), dict) else None
-        if isinstance(value, str) and value:
-            data[section][key] = str(path.absolute().parent / Path(value).expanduser())
+    resolve_paths(data, Case, path.absolute().parent)
     try:
         case = Case(**data)
     except InputError as error:

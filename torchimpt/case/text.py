@@ -108,6 +108,20 @@ def choices(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str
     return [choice for part in (field.annotation, *field.metadata) for choice in _choices(part)] if field is not None else []
 
 
+def _takes_path(annotation: Any) -> bool:
+    return annotation is Path or any(_takes_path(part) for part in get_args(annotation))
+
+
+def resolve_paths(data: dict[str, Any], model: type[BaseModel], folder: Path) -> None:
+    """Make relative paths in the tree's sections start at `folder`, in place: the values of keys that are declared as paths."""
+    for name, section in data.items():
+        if not isinstance(section, dict):
+            continue
+        for key, field in _section(model, (name, "")).model_fields.items():
+            if isinstance(section.get(key), str) and section[key] and _takes_path(field.annotation):
+                section[key] = str(folder / Path(section[key]).expanduser())
+
+
 def describe(error: ValidationError, model: type[BaseModel], label: str) -> str:
     """One line for the user: the file, the key, what is allowed, what was found, the nearest match."""
     errors = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
