@@ -32,9 +32,6 @@ from torchimpt.objectives import RobustMode, Sum, Term
 from torchimpt.quantities import ConstantRBE, Quantity
 from torchimpt.scenarios import NOMINAL, Scenario, boundary_scenarios
 
-PRESCRIBING = ("min_dose", "min_dvh", "uniform")
-"""Kinds of objective that say what dose a target is to get."""
-
 
 class Case(Section):
     """A planning case: the whole case file. Sections may be given as dicts."""
@@ -116,11 +113,11 @@ class Case(Section):
         return tuple(goal.goal() for goal in self.goal)
 
     def prescriptions(self) -> dict[str, float]:
-        """Gy by ROI: the highest dose that a min_dose, min_dvh or uniform objective asks for."""
+        """Gy by ROI: the highest dose that an objective asks for which prescribes one (min_dose, min_dvh, uniform)."""
         doses: dict[str, float] = {}
-        for objective in self.objective:
-            if objective.kind in PRESCRIBING:
-                doses[objective.roi] = max(objective.dose_gy, doses.get(objective.roi, 0.0))
+        for term in self.terms():
+            if term.prescribes:
+                doses[term.roi] = max(term.dose, doses.get(term.roi, 0.0))
         return doses
 
     def prescription(self) -> float | None:

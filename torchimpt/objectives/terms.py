@@ -65,6 +65,8 @@ class Term:
     kind: ClassVar[str] = ""
     signs: ClassVar[tuple[float, ...]] = ()
     """Of a sum of squared hinges `max(0, sign (d_v - p))^2`: its signs. Empty for every other form."""
+    prescribes: ClassVar[bool] = False
+    """Whether `dose` is what a target is to get."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.dose) and self.dose >= 0):
@@ -118,6 +120,7 @@ class MinDose(_Hinge):
     """
 
     kind: ClassVar[str] = "min_dose"
+    prescribes: ClassVar[bool] = True
     signs: ClassVar[tuple[float, ...]] = (-1.0,)
 
 
@@ -134,6 +137,7 @@ class UniformDose(_Hinge):
     """Every voxel at `dose`: `weight * sum_v (d_v - p)^2`."""
 
     kind: ClassVar[str] = "uniform"
+    prescribes: ClassVar[bool] = True
     signs: ClassVar[tuple[float, ...]] = (-1.0, 1.0)
 
 
@@ -187,6 +191,7 @@ class MinDVH(_DoseVolume):
     """`D_q > p`: at least `volume_percent` of the ROI above `dose`."""
 
     kind: ClassVar[str] = "min_dvh"
+    prescribes: ClassVar[bool] = True
     side: ClassVar[float] = -1.0
 
     def excused(self, n_voxels: int) -> int:
