@@ -3,7 +3,8 @@
 Every term is `weight * sum_v H(d_v - p) (d_v - p)^2` over the voxels of one ROI (Xu et al. 2020, Eq. 1), where `p` is the dose level, Gy,
 and `H` selects the voxels that violate it. A term sees the doses of its own ROI only, `(..., n_voxels)`: leading dimensions are scenarios.
 Sums are not divided by the voxel count here; `Objective` does that. They accumulate in float64 whatever the dose's dtype, because a
-plan's last per cent is lost in the rounding of float32 sums.
+plan's last per cent is lost in the rounding of float32 sums. A further term is a class here and its place in `KINDS`; its parameters are
+keys of the case file's `[[objective]]` by their names.
 """
 
 from __future__ import annotations
