@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 
 import pytest
@@ -116,7 +117,7 @@ def test_what_is_registered_later_is_known(case_file, monkeypatch):
     """Registries are looked at when a case is read, so that a script can add to them."""
     monkeypatch.setitem(MODES, "twice", lambda: Sum((2.0,)))
     assert load_case(case_file, ["robustness.mode=twice"]).mode() == Sum((2.0,))
-    with pytest.raises(InputError, match=r"one of sum, twice, got 'twic' \(did you mean 'twice'\?\)"):
+    with pytest.raises(InputError, match=r"one of sum.*, twice, got 'twic' \(did you mean 'twice'\?\)"):
         load_case(case_file, ["robustness.mode=twic"])
 
 
@@ -143,7 +144,8 @@ def test_rois_are_checked_with_the_key(case_file):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_objective(kind):
-    extra = {"min_dvh": {"volume_percent": 95}, "max_dvh": {"volume_percent": 5}, "gEUD": {"a": 8}}.get(kind, {})
+    parameters = inspect.signature(KINDS[kind]).parameters.values()
+    extra = {p.name: 5.0 for p in parameters if p.default is p.empty and p.name not in ("roi", "dose")}
     case = Case(patient={"source": "phantom", "name": "hn"}, objective=[{"roi": "A", "kind": kind, "dose_gy": 5, **extra}])
     assert case.terms()[0].kind == kind
 
@@ -155,7 +157,7 @@ def test_every_kind_of_objective(kind):
         ("grid_mm=3", r"unknown key 'grid_mm' \(it belongs in \[dose\]\); allowed at the top level: title, seed, patient"),
         (
             "optimizer.method=lbgfs",
-            r"optimizer.method must be one of projected_cg, dyhs_cg, quasi_newton, lbfgs, got 'lbgfs' \(did you mean 'lbfgs'\?\)",
+            r"optimizer.method must be one of projected_cg, dyhs_cg, .*, got 'lbgfs' \(did you mean 'lbfgs'\?\)",
         ),
         ("patient.source=dcm", r"patient.source must be one of openkbp, .*\(did you mean 'dicom'\?\)"),
         ("patient.path=tc", r"patient.path: no such file or folder: .*tc \(did you mean 'ct'\?\)"),
@@ -168,7 +170,7 @@ def test_every_kind_of_objective(kind):
         ("dose.grid_mm=-1", "dose.grid_mm: must be positive, mm, got -1"),
         ("dose.grid_mm=[1,2]", r"one number or three \[x, y, z\]"),
         ("dose.cutoff_sigma=nan", "dose.cutoff_sigma"),
-        ("dose.model=pencil", r"dose.model must be one of pencil_beam, sub_spots, got 'pencil' \(did you mean 'pencil_beam'\?\)"),
+        ("dose.model=pencil", r"dose.model must be one of pencil_beam, sub_spots.*, got 'pencil' \(did you mean 'pencil_beam'\?\)"),
         ("spots.target=[]", "spots.target: must be a ROI's name"),
         ("spots.spacing_mm=0", "spots.spacing_mm must be greater than 0, got 0"),
         ("spots.layer_spacing=0", "'bragg80' or a positive number"),
@@ -188,7 +190,7 @@ def test_every_kind_of_objective(kind):
             r"'min_dvh' takes no wieght \(did you mean 'weight'\?\); it takes roi, kind, dose_gy, weight, volume_percent",
         ),
         ("objective.0.dose=2", r"takes no dose \(did you mean 'dose_gy'\?\)"),
-        ("robustness.mode=some", r"robustness.mode must be one of sum, got 'some' \(did you mean 'sum'\?\)"),
+        ("robustness.mode=some", r"robustness.mode must be one of sum.*, got 'some' \(did you mean 'sum'\?\)"),
         (
             "robustness.setup=2",
             r"mode = 'sum' takes no setup \(did you mean 'setup_mm'\?\); it takes setup_mm, range_percent, mode, weights",
