@@ -43,6 +43,11 @@ def boundary_scenarios(setup: float = 3.0, range_percent: float = 3.0) -> tuple[
         Setup error, mm; 0 leaves the six setup scenarios out.
     range_percent
         Range error, percent of the WEPL (`"range+3%"` is the shorter range); 0 leaves the two range scenarios out.
+
+    Examples
+    --------
+    >>> [scenario.name for scenario in boundary_scenarios(3.0, 3.5)][:4]
+    ['nominal', 'range-3.5%', 'range+3.5%', 'x-3mm']
     """
     if not (0 <= setup < 100 and 0 <= range_percent < 50):
         raise InputError(f"setup must be 0 to 100 mm and range 0 to 50 %, got {setup} mm and {range_percent} %")

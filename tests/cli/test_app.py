@@ -12,7 +12,13 @@ from torchimpt.case import load_case
 from torchimpt.cli.app import main
 from torchimpt.cli.logs import set_up
 from torchimpt.cli.show import show_run
+from torchimpt.dose.models import MODELS
+from torchimpt.io.patient import SOURCES
+from torchimpt.machine import READERS
+from torchimpt.objectives import KINDS, MODES, Sum
+from torchimpt.optim import METHODS
 from torchimpt.phantoms import phantom
+from torchimpt.schemes.schemes import SCHEMES
 
 
 @pytest.fixture
@@ -81,6 +87,16 @@ def test_new_case_loads_and_names_rois_of_its_phantom(run, tmp_path):
     assert case.title == "my case" and len(case.beams()) == 3 and len(case.scenarios()) == 9 and case.prescription() == 70.0
     case.check_plan()
     case.check_rois(phantom(case.patient.name).rois)
+
+
+def test_new_case_names_what_is_registered(run, tmp_path, monkeypatch):
+    """Lists in the template's comments are those of the registries."""
+    monkeypatch.setitem(MODES, "another", Sum)
+    run("new", "case")
+    text = (tmp_path / "case.toml").read_text()
+    for names in (SOURCES, READERS, MODELS, METHODS, SCHEMES, MODES, KINDS):
+        assert " | ".join(names) in text
+    assert "matrix | matrix_free\n" in text and "float32 | float64\n" in text and "{" not in text
 
 
 def test_new_case_with_every_commented_key_loads(run, tmp_path):

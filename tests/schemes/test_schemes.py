@@ -20,14 +20,13 @@ from torchimpt.optim import Status
 from torchimpt.planning.build import build
 from torchimpt.planning.load import set_up
 from torchimpt.schemes.moving import MovingSpots
-from torchimpt.schemes.schemes import optimize
+from torchimpt.schemes.schemes import SCHEMES, optimize
 from torchimpt.schemes.settings import Limits, Motion, Solver
 from torchimpt.spots.delivery import DeliveryModel
 from torchimpt.spots.pruning import heaviest, spots_closer_than
 from torchimpt.watch import Progress
 
 SMALL = ("dose.grid_mm=12", "spots.spacing_mm=16", "dose.engine=matrix_free", "objective[2].dose_gy=0", "spots.stagger=false")
-SCHEMES = ("joint", "alternating", "prune_and_move")
 SOLVER = Solver(max_iterations=30, tolerance=1e-3)
 
 
@@ -505,11 +504,11 @@ def test_nan_in_a_gradient_ends_the_run_and_is_told(built, monkeypatch, scheme, 
     calls, gradient = [], DoseOperator.gradient
 
     def broken(self, *arguments, **options):
-        by_weight, by_position = gradient(self, *arguments, **options)
+        partials = gradient(self, *arguments, **options)
         calls.append(0)
         if len(calls) > after:
-            by_weight[2] = math.nan
-        return by_weight, by_position
+            partials.weight[2] = math.nan
+        return partials
 
     monkeypatch.setattr(DoseOperator, "gradient", broken)
     steps = []

@@ -10,7 +10,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -93,19 +93,40 @@ def _unknown(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
     return f"unknown key '{_dotted(location)}'{hint}; allowed {inside}: {', '.join(allowed)}"
 
 
-def _choices(annotation: Any) -> OneOf:
+def _choices(annotation: Any) -> list[str]:
     """The values of a `Literal` or a `OneOf`, also inside `X | None`."""
     if isinstance(annotation, OneOf):
-        return annotation
+        return list(annotation.names)
     if get_origin(annotation) is Literal:
-        return OneOf(tuple(map(str, get_args(annotation))))
-    return _together(_choices(part) for part in get_args(annotation))
+        return [str(value) for value in get_args(annotation)]
+    return [choice for part in get_args(annotation) for choice in _choices(part)]
 
 
-def _together(ways: Iterable[OneOf]) -> OneOf:
-    """All values of several."""
-    ways = list(ways)
-    return OneOf(tuple(name for way in ways for name in way.names), tuple(pair for way in ways for pair in way.later))
+def _later(annotation: Any) -> dict[str, str]:
+    """What a `OneOf`, also inside `X | None`, will take in a later version, and what to do until then."""
+    if isinstance(annotation, OneOf):
+        return dict(annotation.later)
+    return {name: until for part in get_args(annotation) for name, until in _later(part).items()}
+
+
+def choices(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The names that a key takes, empty where it takes no names: `choices(Case, ("optimizer", "method"))`."""
+    field = _section(model, location).model_fields.get(str(location[-1])) if location else None
+    return [choice for part in (field.annotation, *field.metadata) for choice in _choices(part)] if field is not None else []
+
+
+def _takes_path(annotation: Any) -> bool:
+    return annotation is Path or any(_takes_path(part) for part in get_args(annotation))
+
+
+def resolve_paths(data: dict[str, Any], model: type[BaseModel], folder: Path) -> None:
+    """Make relative paths in the tree's sections start at `folder`, in place: the values of keys that are declared as paths."""
+    for name, section in data.items():
+        if not isinstance(section, dict):
+            continue
+        for key, field in _section(model, (name, "")).model_fields.items():
+            if isinstance(section.get(key), str) and section[key] and _takes_path(field.annotation):
+                section[key] = str(folder / Path(section[key]).expanduser())
 
 
 def describe(error: ValidationError, model: type[BaseModel], label: str) -> str:
@@ -114,20 +135,18 @@ def describe(error: ValidationError, model: type[BaseModel], label: str) -> str:
     first = errors[0]
     location, found, kind = first["loc"], first["input"], first["type"]
     field = _section(model, location).model_fields.get(str(location[-1])) if location else None
-    ways = _together(_choices(part) for part in (field.annotation, *field.metadata)) if field is not None else OneOf(())
-    choices, later = ways.names, dict(ways.later)
-    name = _dotted(location)
+    names, name = choices(model, location), _dotted(location)
     if kind == "extra_forbidden":
         text = _unknown(model, location)
     elif kind == "missing":
         about = (field.description or "").rstrip(".") if field is not None else ""
         about = about[:1].lower() + about[1:] if about[1:2].islower() else about
-        options = f"; one of {', '.join(choices)}" if choices else ""
+        options = f"; one of {', '.join(names)}" if names else ""
         text = f"'{name}' is missing ({about}{options})"
-    elif kind == "literal_error" and str(found) in later:
+    elif kind == "literal_error" and field is not None and str(found) in (later := _later(Annotated[field.annotation, *field.metadata])):
         text = f"{name} = '{found}' comes with a later version; until then {later[str(found)]}"
     elif kind == "literal_error":
-        text = f"{name} must be one of {', '.join(choices)}, got {found!r}{nearest(str(found), choices)}"
+        text = f"{name} must be one of {', '.join(names)}, got {found!r}{nearest(str(found), names)}"
     elif kind == "value_error":
         text = f"{name}: {first['ctx']['error']}" if name else str(first["ctx"]["error"])
     elif kind == "list_type" and isinstance(found, Mapping):

@@ -22,7 +22,9 @@ MAX_NONZEROS = 2**31 - 1
 """An int32 row pointer holds no more; torch's CSR overflows silently past it."""
 
 
-NO_MATRIX = "this dose model has no influence matrix; take dose model 'pencil_beam', or use the operators matrix-free"
+NO_MATRIX = (
+    "this dose model has no influence matrix; take dose model 'pencil_beam', or compute matrix-free, [dose] engine = \"matrix_free\""
+)
 
 
 @dataclass(frozen=True)

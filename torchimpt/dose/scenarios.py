@@ -16,8 +16,8 @@ import torch
 
 from torchimpt.checks import InputError, nearest
 from torchimpt.dose.influence import InfluenceMatrix, influence_matrices
-from torchimpt.dose.model import Surroundings
-from torchimpt.dose.models import dose_model
+from torchimpt.dose.model import Partials, Surroundings
+from torchimpt.dose.models import DEFAULT_MODEL, dose_model
 from torchimpt.dose.operator import DEFAULT_CUTOFF, DoseOperator
 from torchimpt.dose.rows import beam_rows
 from torchimpt.machine import Machine
@@ -90,20 +90,14 @@ class ScenarioDoses(Sequence[DoseOperator]):
         """`D` `(n_scenarios, n_voxels)`, Gy, of spots at `position` `(n_spots, 2)` with `weight` `(n_spots,)`."""
         return torch.stack([operator.dose(position, weight) for operator in self.operators])
 
-    def gradient(
-        self, residual: torch.Tensor, position: torch.Tensor, weight: torch.Tensor, move: bool = True
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Gradients `(n_spots,)` for the weights and `(n_spots, 2)` for the positions (None unless `move`), summed over scenarios.
-
-        `residual = dF/dD` `(n_scenarios, n_voxels)`.
-        """
-        by_weight, by_position = torch.zeros_like(weight.detach()), torch.zeros_like(position.detach()) if move else None
-        for operator, row in zip(self.operators, residual, strict=True):
-            more, way = operator.gradient(row, position, weight, move)
-            by_weight += more
-            if by_position is not None and way is not None:
-                by_position += way
-        return by_weight, by_position
+    def gradient(self, residual: torch.Tensor, position: torch.Tensor, weight: torch.Tensor, move: bool = True) -> Partials:
+        """Gradients for `residual = dF/dD` `(n_scenarios, n_voxels)`, summed over scenarios; positions are left out unless `move`."""
+        total = self.operators[0].gradient(residual[0], position, weight, move)
+        for operator, row in zip(self.operators[1:], residual[1:], strict=True):
+            for whole, more in zip(total, operator.gradient(row, position, weight, move), strict=True):
+                if whole is not None and more is not None:
+                    whole += more
+        return total
 
     def subset(self, index: torch.Tensor) -> ScenarioDoses:
         """Those of the spots `index` `(n_kept,)`, ascending."""
@@ -123,18 +117,17 @@ class AutogradDoses(ScenarioDoses):
         """`D` `(n_scenarios, n_voxels)`, every pair computed."""
         return torch.stack([operator.dense_dose(position.detach(), weight.detach()) for operator in self.operators])
 
-    def gradient(
-        self, residual: torch.Tensor, position: torch.Tensor, weight: torch.Tensor, move: bool = True
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def gradient(self, residual: torch.Tensor, position: torch.Tensor, weight: torch.Tensor, move: bool = True) -> Partials:
         """The gradient of `sum_k r^k' D^k`, one scenario after the other, so that the pairs of one are stored at a time."""
-        by = [weight.detach().requires_grad_(), *([position.detach().requires_grad_()] if move else [])]
+        at = weight.detach().requires_grad_(), position.detach().requires_grad_(move)
+        by = at if move else at[:1]
         total = [torch.zeros_like(variable) for variable in by]
         for operator, row in zip(self.operators, residual, strict=True):
-            image = operator.dense_dose(by[1] if move else position.detach(), by[0]) @ row
+            image = operator.dense_dose(at[1], at[0]) @ row
             if image.requires_grad:  # not where no beam reaches any voxel
-                for sum_of, part in zip(total, torch.autograd.grad(image, by, materialize_grads=True), strict=True):
-                    sum_of += part
-        return total[0], total[1] if move else None
+                for whole, more in zip(total, torch.autograd.grad(image, by, materialize_grads=True), strict=True):
+                    whole += more
+        return Partials(total[0], total[1] if move else None)
 
     def at(self, position: torch.Tensor, engine: str = "matrix_free") -> LinearDose:
         """The linear map for spots that stay; nothing is stored for its gradient, whatever the engine."""
@@ -183,7 +176,7 @@ class MatrixFreeDose:
 
     def adjoint(self, residual: torch.Tensor) -> torch.Tensor:
         """`sum_k A^k' r^k`."""
-        return self.doses.gradient(residual, self.position, torch.zeros_like(self.position[:, 0]), move=False)[0]
+        return self.doses.gradient(residual, self.position, torch.zeros_like(self.position[:, 0]), move=False).weight
 
     def columns(self, spots: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
         """`A^k[:, spots] change` for every scenario: spots of weight zero cost nothing."""
@@ -207,7 +200,7 @@ def scenario_doses(
     cutoff: float = DEFAULT_CUTOFF,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-    model: str = "pencil_beam",
+    model: str = DEFAULT_MODEL,
     backend: str = "auto",
     gradient: str = "analytic",
 ) -> ScenarioDoses:
@@ -230,8 +223,8 @@ def scenario_doses(
     dtype, device, backend
         Of the tables and the products.
     model
-        `"pencil_beam"`: each voxel's own ray. `"sub_spots"`: each spot's protons followed along many rays
-        (`torchimpt.dose.sub_spots`): several times slower, matrix-free and on the CPU only.
+        A key of `torchimpt.dose.models.MODELS`. `"pencil_beam"`: each voxel's own ray. `"sub_spots"`: each spot's protons followed along
+        many rays (`torchimpt.dose.sub_spots`): several times slower, matrix-free and on the CPU only.
     gradient
         A key of `GRADIENTS`; `"autograd"` computes every pair of spot and voxel, and stores those of one scenario.
     """

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from torchimpt.case import Case
+from torchimpt.dose.models import DEFAULT_MODEL, dose_model
 from torchimpt.dose.scenarios import scenario_doses
 from torchimpt.evaluate.goals import check_goals
 from torchimpt.evaluate.tables import roi_doses
@@ -55,15 +56,15 @@ def assess(
     progress: Progress,
     *,
     whole: bool = False,
-    model: str = "pencil_beam",
+    model: str = DEFAULT_MODEL,
 ) -> Assessment:
     """Compute a plan's doses without matrices, and check the case's goals.
 
-    With the model `"sub_spots"` on the CPU wherever the plan was made. The external ROI is part of the scenarios' tables only where a goal
-    or an objective needs it, or when `whole` doses are asked for: it has ten times the voxels of all others.
+    A dose model that knows the CPU only computes there, wherever the plan was made. The external ROI is part of the scenarios' tables only
+    where a goal or an objective needs it, or when `whole` doses are asked for: it has ten times the voxels of all others.
     """
     delivered = spots.subset(spots.weight.detach() > 0) if bool((spots.weight > 0).any()) else spots
-    device = torch.device("cpu") if model == "sub_spots" else compute.device
+    device = torch.device("cpu") if dose_model(model).cpu_only else compute.device
     delivered = delivered.to(device)
     position, weight, quantity = delivered.position.detach(), delivered.weight.detach(), case.quantity()
     options: dict[str, Any] = {"cutoff": case.dose.cutoff_sigma, "dtype": weight.dtype, "device": device, "model": model}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from torchimpt.case import Case
+from torchimpt.dose.models import DEFAULT_MODEL
 from torchimpt.dose.scenarios import LinearDose, ScenarioDoses, scenario_doses
 from torchimpt.io.plan import read_plan
 from torchimpt.machine import Machine
@@ -113,16 +114,9 @@ def build(case: Case, compute: Compute, progress: Progress, times: dict[str, flo
     engine = _engine(case)
     with progress.stage("Influence matrices" if engine == "matrix" else "Dose tables"):
         doses = scenario_doses(
-            patient,
-            machine,
-            spots,
-            voxels,
-            scenarios,
-            cutoff=case.dose.cutoff_sigma,
-            dtype=compute.dtype,
-            device=compute.device,
-            gradient=case.dose.gradient,
-        )
+            patient, machine, spots, voxels, scenarios, cutoff=case.dose.cutoff_sigma, dtype=compute.dtype, device=compute.device,
+            model=case.dose.model or DEFAULT_MODEL, gradient=case.dose.gradient,
+        )  # fmt: skip
         linear = doses.at(spots.position, engine)
     times["dose"] = time.perf_counter() - begin
     return PlanningProblem(case, compute, patient, machine, scenarios, spots, voxels, doses, linear, robust)

@@ -173,10 +173,8 @@ def _dose_of(case: Case, plan_path: Path, out: Path, scenarios: Sequence[Scenari
         patient, machine = load_patient(case), load_machine(case)
         spots = read_plan(plan_path, resolve_beams(case, patient, plan_path), dtype=compute.dtype)
     times["load"] = time.perf_counter() - begin
-    # a spot list has no planned dose to repeat, so it gets the model closest to Monte Carlo; a plan gets the one it was made with
-    sub_spots = plan_path.suffix.lower() == ".csv" if case.dose.sub_spots is None else case.dose.sub_spots
-    log.info("dose model: %s", "sub-spots, each on its own ray" if sub_spots else "each voxel's own ray")
-    model = "sub_spots" if sub_spots else "pencil_beam"
+    model = case.dose.final_model(spot_list=plan_path.suffix.lower() == ".csv")
+    log.info("dose model: %s", model)
     assessment = assess(case, patient, machine, spots, scenarios, compute, progress, whole=case.output.scenarios_dose, model=model)
     times["dose"] = time.perf_counter() - begin - times["load"]
     times["total"] = time.perf_counter() - begin

@@ -73,6 +73,14 @@ def place_spots(
     dtype
         Of the spots' position and weight.
 
+    Examples
+    --------
+    >>> import torchimpt as ti
+    >>> patient = ti.resample(ti.phantom("water"), 10.0)
+    >>> spots = place_spots(patient, ti.machine.generic(), [ti.Beam(gantry=0.0)], patient.targets, spacing=20.0)
+    >>> bool((spots.weight == 1).all()), tuple(spots.position.shape) == (spots.n_spots, 2)
+    (True, True)
+
     Returns
     -------
     Spots sorted by beam and falling energy. Where the machine's lowest energy still has its peak behind a part of the target,
