@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 
 from torchimpt.case.values import Count, ExistingPath, Flag, OneOf, Point, Real, as_grid, as_layer_spacing, as_names
 from torchimpt.checks import nearest
+from torchimpt.dose.cutoff import DEFAULT_CUTOFF, LARGEST_CUTOFF, LEAST_CUTOFF
 from torchimpt.dose.models import DEFAULT_MODEL, MODELS
 from torchimpt.dose.scenarios import ENGINES, GRADIENTS
 from torchimpt.evaluate.dvh import Metric
@@ -123,7 +124,7 @@ class DoseConfig(Section):
 
     grid_mm: Annotated[float | tuple[float, float, float] | None, BeforeValidator(lambda v: None if v is None else as_grid(v))] = None
     """Voxel size of the dose grid, one number or [x, y, z]; omitted: the CT's."""
-    cutoff_sigma: Annotated[Real, Field(gt=0, le=20)] = 4.0
+    cutoff_sigma: Annotated[Real, Field(ge=LEAST_CUTOFF, le=LARGEST_CUTOFF)] = DEFAULT_CUTOFF
     """Lateral cut-off of a spot, in sigmas."""
     engine: Annotated[str, OneOf(ENGINES)] = "matrix"
     """Stored influence matrices, or dose computed anew in each iteration."""

@@ -9,8 +9,9 @@ from torch import nn
 
 from torchimpt.checks import InputError, nearest
 from torchimpt.dose.autograd import SpotDose
+from torchimpt.dose.cutoff import DEFAULT_CUTOFF
 from torchimpt.dose.models import DEFAULT_MODEL
-from torchimpt.dose.operator import DEFAULT_CUTOFF, DoseOperator
+from torchimpt.dose.operator import DoseOperator
 from torchimpt.dose.scenarios import GRADIENTS, scenario_doses
 from torchimpt.geometry import Beam
 from torchimpt.machine import Machine

@@ -15,10 +15,11 @@ from typing import Protocol
 import torch
 
 from torchimpt.checks import InputError, nearest
+from torchimpt.dose.cutoff import DEFAULT_CUTOFF, check_cutoff
 from torchimpt.dose.influence import InfluenceMatrix, influence_matrices
 from torchimpt.dose.model import Partials, Surroundings
 from torchimpt.dose.models import DEFAULT_MODEL, dose_model
-from torchimpt.dose.operator import DEFAULT_CUTOFF, DoseOperator
+from torchimpt.dose.operator import DoseOperator
 from torchimpt.dose.rows import beam_rows
 from torchimpt.machine import Machine
 from torchimpt.patient import Patient
@@ -231,8 +232,7 @@ def scenario_doses(
     if gradient not in GRADIENTS:
         raise InputError(f"gradient must be one of {', '.join(GRADIENTS)}, got '{gradient}'{nearest(gradient, GRADIENTS)}")
     compute, device = dose_model(model, backend), torch.device(device)
-    if not 1.0 <= cutoff <= 12.0:
-        raise InputError(f"cutoff_sigma must lie between 1 and 12 sigmas, got {cutoff}")
+    check_cutoff(cutoff)
     if not scenarios:
         raise InputError("doses need at least one scenario, got none; give (NOMINAL,)")
     rsp = relative_stopping_power(patient, machine)
