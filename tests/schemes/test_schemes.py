@@ -280,6 +280,26 @@ def test_autograd_finds_the_same_plan_and_no_gradient_is_derived_by_hand(tmp_pat
     torch.testing.assert_close(by_torch.spots.weight, by_hand.spots.weight, rtol=0, atol=1e-6)
 
 
+def test_autograd_weighs_its_pairs_before_it_stores_them(built, monkeypatch):
+    monkeypatch.setattr("torchimpt.memory._system_memory", lambda: 1000)
+    with pytest.raises(InputError, match=r"autograd's .* pairs of [\d,]+ voxels and [\d,]+ spots would take .* use gradient = 'analytic'"):
+        ti.scenario_doses(built.patient, built.machine, built.spots, built.voxels, gradient="autograd")
+
+
+def test_dose_tables_are_weighed_before_they_are_made(built, monkeypatch):
+    """A beam's before its own, and those of all scenarios once those of the first are there."""
+    given = built.patient, built.machine, built.spots, built.voxels
+    one = ti.scenario_doses(*given)[0].n_bytes
+    monkeypatch.setattr("torchimpt.memory._system_memory", lambda: one // 8)
+    with pytest.raises(
+        InputError, match=r"the dose tables of a beam \(\d+ energy layers, .* voxels\) would take .* use a coarser grid_mm, a larger"
+    ):
+        ti.scenario_doses(*given)
+    monkeypatch.setattr("torchimpt.memory._system_memory", lambda: 2 * one)
+    with pytest.raises(InputError, match=r"the dose tables of 8 more scenarios would take"):
+        ti.scenario_doses(*given, ti.boundary_scenarios())
+
+
 def test_the_case_s_mode_is_that_of_the_objective(tmp_path, monkeypatch):
     """A mode that counts the nominal scenario alone: the plan's value is that scenario's."""
     monkeypatch.setitem(MODES, "sum", lambda: Sum((1.0, 0.0, 0.0)))

@@ -20,8 +20,9 @@ from torchimpt.dose.influence import InfluenceMatrix, influence_matrices
 from torchimpt.dose.model import Partials, Surroundings
 from torchimpt.dose.models import DEFAULT_MODEL, dose_model
 from torchimpt.dose.operator import DoseOperator
-from torchimpt.dose.rows import beam_rows
+from torchimpt.dose.rows import COARSER, beam_rows
 from torchimpt.machine import Machine
+from torchimpt.memory import check_memory
 from torchimpt.patient import Patient
 from torchimpt.physics.stopping import relative_stopping_power
 from torchimpt.scenarios import NOMINAL, Scenario
@@ -138,6 +139,9 @@ class AutogradDoses(ScenarioDoses):
 GRADIENTS: dict[str, type[ScenarioDoses]] = {"analytic": ScenarioDoses, "autograd": AutogradDoses}
 """Ways to the gradient."""
 
+PAIR_BYTES = 40
+"""About what autograd keeps of a float32 pair of spot and voxel."""
+
 
 class StoredDose:
     """Products with one influence matrix per scenario."""
@@ -235,6 +239,10 @@ def scenario_doses(
     check_cutoff(cutoff)
     if not scenarios:
         raise InputError("doses need at least one scenario, got none; give (NOMINAL,)")
+    if gradient == "autograd":
+        pairs = len(voxels) * spots.n_spots
+        what = f"autograd's {pairs:.2g} pairs of {len(voxels):,} voxels and {spots.n_spots:,} spots"
+        check_memory(what, pairs * PAIR_BYTES * torch.finfo(dtype).bits / 32, device, "use gradient = 'analytic', which stores none")
     rsp = relative_stopping_power(patient, machine)
     voxels = voxels.cpu()
     layer_beam, layer_energy, spot_layer = spots.layer_beam.cpu(), spots.layer_energy.cpu(), spots.layer.cpu()
@@ -254,4 +262,7 @@ def scenario_doses(
         around = {b: Surroundings(rsp, patient.grid, spots.beams[b], machine.sad, shift, scale) for b in used}
         tables = tuple(compute.tabulate(rows[b], curves[b], around[b], dtype, device) for b in used)
         operators.append(DoseOperator(tables, spans, layers, len(voxels), spots.n_spots, scenario, cutoff))
+        if len(operators) == 1 < len(scenarios):
+            rest = operators[0].n_bytes * (len(scenarios) - 1)
+            check_memory(f"the dose tables of {len(scenarios) - 1} more scenarios", rest, device, COARSER)
     return GRADIENTS[gradient](operators)
