@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -13,7 +15,7 @@ from torchimpt.checks import InputError
 from torchimpt.geometry import Beam
 from torchimpt.objectives import KINDS, MODES, MinDVH, Sum
 from torchimpt.scenarios import NOMINAL, boundary_scenarios
-from torchimpt.spots.delivery import DeliveryModel
+from torchimpt.spots.delivery import MACHINES, DeliveryModel
 
 TEXT = """
 title = "H&N"
@@ -76,9 +78,31 @@ def test_joint_start_is_a_path_from_the_case_files_folder(case_file, tmp_path):
 
 def test_delivery_is_the_machines_pace(case_file):
     assert load_case(case_file).delivery.model() == DeliveryModel()
-    keys = {"energy_switch_s": 5.0, "spot_s": 0.003, "speed_x_mm_per_s": 10.0, "speed_y_mm_per_s": 20.0, "mu_per_s": 3.0, "fractions": 30}
+    keys = {
+        "energy_switch_s": 5.0,
+        "spot_s": 0.003,
+        "speed_x_mm_per_s": 10.0,
+        "speed_y_mm_per_s": 20.0,
+        "protons_per_s": 3e9,
+        "fractions": 30,
+    }
     model = load_case(case_file, [f"delivery.{key}={value}" for key, value in {**keys, "min_mu": 0.02}.items()]).delivery.model()
-    assert model == DeliveryModel(5.0, 0.003, 10.0, 20.0, 3.0, 30, 0.02) and model.speed_y == 20.0 and model.mu_per_s == 3.0
+    assert model == DeliveryModel(5.0, 0.003, 10.0, 20.0, 3e9, 1.25e10, 30, 0.02) and model.speed_y == 20.0 and model.protons_per_s == 3e9
+
+
+def test_single_numbers_replace_those_of_the_machine_that_is_named(case_file):
+    case = load_case(case_file, ["delivery.machine=cyclotron", "delivery.spot_s=0.001", "delivery.fractions=30"])
+    assert case.delivery.model() == replace(MACHINES["cyclotron"], spot_s=0.001, fractions=30) != MACHINES["synchrotron"]
+    case = load_case(case_file, ["delivery.spill_protons=inf"])
+    assert case.delivery.model() == replace(DeliveryModel(), spill_protons=math.inf)
+    case_file.write_text(case.to_toml())
+    assert load_case(case_file).delivery == case.delivery
+    with pytest.raises(
+        InputError, match=r"delivery: mu_per_s is gone, .*; give protons_per_s .*, or a machine: synchrotron, cyclotron, fast"
+    ):
+        load_case(case_file, ["delivery.mu_per_s=8.7"])
+    with pytest.raises(InputError, match=r"delivery.machine must be one of synchrotron, .* \(did you mean 'cyclotron'\?\)"):
+        load_case(case_file, ["delivery.machine=cyclotrn"])
 
 
 def test_overrides_reach_everywhere(case_file):

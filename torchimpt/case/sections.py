@@ -28,7 +28,7 @@ from torchimpt.objectives import KINDS, MODES, RobustMode, Term
 from torchimpt.optim import METHODS
 from torchimpt.schemes.schemes import SCHEMES
 from torchimpt.schemes.settings import Motion, Solver
-from torchimpt.spots.delivery import DeliveryModel
+from torchimpt.spots.delivery import MACHINES, DeliveryModel
 
 
 class Section(BaseModel):
@@ -265,7 +265,7 @@ class JointConfig(Section):
 
 
 class DeliveryConfig(Section):
-    """[delivery]: the machine's pace and least dose a spot; the defaults' source is in `torchimpt.spots.delivery`."""
+    """[delivery]: the machine's pace and least dose a spot. Where each machine's numbers are from is told in `torchimpt.spots.delivery`."""
 
     fractions: Annotated[int, Field(strict=True, gt=0)] = 35
     """Fractions of the course; doses and weights are the whole course's, MU of a spot and seconds a fraction's."""
@@ -273,22 +273,40 @@ class DeliveryConfig(Section):
     """Least MU of a spot in a fraction; the final plan has none below it. 0: no minimum."""
     min_layer_share: Annotated[Real, Field(ge=0, lt=1)] = 0.0
     """Leave out energy layers that carry less than this share of the heaviest one's weight."""
-    energy_switch_s: Annotated[Real, Field(ge=0)] = 1.91
+    machine: Annotated[str, OneOf(MACHINES)] = "synchrotron"
+    """Whose pace the delivery time is of; the keys below replace single numbers of it."""
+    energy_switch_s: Annotated[Real, Field(ge=0)] | None = None
     """Seconds from one energy layer to the next."""
-    spot_s: Annotated[Real, Field(ge=0)] = 1.93e-3
+    spot_s: Annotated[Real, Field(ge=0)] | None = None
     """Seconds that a spot costs besides scanning and irradiation."""
-    speed_x_mm_per_s: Annotated[Real, Field(gt=0)] = 5900.0
+    speed_x_mm_per_s: Annotated[Real, Field(gt=0)] | None = None
     """Scan speed along x."""
-    speed_y_mm_per_s: Annotated[Real, Field(gt=0)] = 19300.0
+    speed_y_mm_per_s: Annotated[Real, Field(gt=0)] | None = None
     """Scan speed along y."""
-    mu_per_s: Annotated[Real, Field(gt=0)] = 8.7
-    """MU a second while the beam is on."""
+    protons_per_s: Annotated[Real, Field(gt=0)] | None = None
+    """Protons a second while the beam is on; 6.24e9 are 1 nA."""
+    spill_protons: Annotated[float, Field(strict=True, gt=0)] | None = None
+    """Protons of a synchrotron's filling; inf for a cyclotron."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _protons(cls, data: Any) -> Any:
+        """MU a second are those of one vendor's monitor."""
+        if isinstance(data, Mapping) and "mu_per_s" in data:
+            raise ValueError(
+                "mu_per_s is gone, as a vendor's MU are not those of this program; give protons_per_s (6.24e9 are 1 nA), or a machine: "
+                f"{', '.join(MACHINES)}"
+            )
+        return data
 
     def model(self) -> DeliveryModel:
         """The machine's pace."""
-        return DeliveryModel(
-            self.energy_switch_s, self.spot_s, self.speed_x_mm_per_s, self.speed_y_mm_per_s, self.mu_per_s, self.fractions, self.min_mu
-        )
+        given = {
+            "energy_switch_s": self.energy_switch_s, "spot_s": self.spot_s, "speed_x": self.speed_x_mm_per_s,
+            "speed_y": self.speed_y_mm_per_s, "protons_per_s": self.protons_per_s, "spill_protons": self.spill_protons,
+        }  # fmt: skip
+        own = {name: value for name, value in given.items() if value is not None}
+        return dataclasses.replace(MACHINES[self.machine], fractions=self.fractions, min_mu=self.min_mu, **own)
 
 
 class ObjectiveConfig(OpenSection):
