@@ -300,6 +300,19 @@ def test_light_layers_are_left_out(built, kind):
     assert found.steps[-1]["step"] == "light layers left out" and found.steps[-1]["objective"] > free.solution.value
 
 
+@pytest.mark.parametrize("moving", [False, True])
+def test_layers_have_their_share_above_a_minimum_mu_too(built, moving):
+    """Spots below the minimum take their weight from layers that had their share, so that these must be looked at again."""
+    layer = built.spots.layer
+    limits = Limits(DeliveryModel(min_mu=2.0).min_weight(built.spots, built.machine), 0.08)
+    plan = run(built, limits=limits, box_mm=4.0) if moving else optimize(built.doses, built.objective, built.spots, SOLVER, limits=limits)
+    total = torch.zeros(built.spots.n_layers).index_add_(0, layer[plan.spots.index], plan.spots.weight)[layer[plan.spots.index].unique()]
+    assert bool((total >= 0.08 * total.max()).all()), total / total.max()
+    assert bool((plan.spots.weight >= limits.min_weight[plan.spots.index]).all())
+    assert [step["step"] for step in plan.steps][-2:] == ["minimum MU", "light layers left out"]
+    assert plan.solution.value == pytest.approx(objective_of(built, plan.spots), rel=1e-5)
+
+
 # --- starts -----------------------------------------------------------------------------------------------------------------------------
 
 

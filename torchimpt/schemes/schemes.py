@@ -236,8 +236,7 @@ def _merge(stages: Stages, spots: MovingSpots, solution: Solution | None, distan
 
 def _deliverable(stages: Stages, spots: MovingSpots, solution: Solution | None, limits: Limits, vary: Vary) -> Found:
     """Leave out what the machine does not deliver, and optimize again above the minimum."""
-    while not bool((used := used_layers(spots.weight, stages.placed.layer[spots.index], limits.min_layer_share)).all()):
-        spots, solution = stages.solve("light layers left out", vary, spots.keep(used), stages.solver.max_iterations)
+    spots, solution = _without_light_layers(stages, spots, solution, limits, vary)
     if limits.min_weight is None:
         return spots, solution
     for share in (0.25, 0.5):
@@ -246,7 +245,18 @@ def _deliverable(stages: Stages, spots: MovingSpots, solution: Solution | None, 
     least = limits.min_weight[spots.index]
     spots = spots.keep(_above(spots, 0.5 * least))
     spots = replace(spots, weight=torch.maximum(spots.weight, limits.min_weight[spots.index]))
-    return stages.solve("minimum MU", vary, spots, stages.solver.max_iterations, lower=limits.min_weight)
+    found = stages.solve("minimum MU", vary, spots, stages.solver.max_iterations, lower=limits.min_weight)
+    # the spots that went have shifted weight from layer to layer
+    return _without_light_layers(stages, *found, limits, vary, limits.min_weight)
+
+
+def _without_light_layers(
+    stages: Stages, spots: MovingSpots, solution: Solution | None, limits: Limits, vary: Vary, lower: Tensor | None = None
+) -> Found:
+    """Leave out layers below their least share and optimize the others above `lower`, until every layer that is left has its share."""
+    while not bool((used := used_layers(spots.weight, stages.placed.layer[spots.index], limits.min_layer_share)).all()):
+        spots, solution = stages.solve("light layers left out", vary, spots.keep(used), stages.solver.max_iterations, lower=lower)
+    return spots, solution
 
 
 def _above(spots: MovingSpots, least: Tensor) -> Tensor:
