@@ -123,7 +123,15 @@ def test_interrupt_is_130(monkeypatch, run):
 
 def test_summary_of_a_run(capsys, tmp_path):
     (tmp_path / "report.html").write_text("")
-    goal = {"roi": "CTV", "metric": "d(95)", "unit": "Gy", "limit": "≥ 66.5 Gy", "nominal": 68.0, "worst": 66.0, "worst_scenario": "x+3mm"}
+    goal = {
+        "roi": "CTV",
+        "metric": "d(95)",
+        "unit": "Gy",
+        "limit": "≥ 66.5 Gy",
+        "nominal": 68.0,
+        "worst": 66.0,
+        "worst_scenario": "range+3%",
+    }
     metrics = {
         "title": "A case",
         "goals": [goal | {"passed": False}],
@@ -139,6 +147,7 @@ def test_summary_of_a_run(capsys, tmp_path):
     show_run(metrics, tmp_path)
     out = capsys.readouterr().out
     for text in (
+        "range+3% is more stopping power, shorter range.",
         "A case",
         "D95 ≥ 66.5 Gy",
         "68.0",

@@ -193,7 +193,7 @@ class RobustnessConfig(OpenSection):
     setup_mm: Annotated[Real, Field(ge=0, lt=100)] = 3.0
     """Setup error along each patient axis; 0 leaves the setup scenarios out."""
     range_percent: Annotated[Real, Field(ge=0, lt=50)] = 3.0
-    """Range error; 0 leaves the range scenarios out."""
+    """Range error, percent of the stopping power (the scenario range+3% is the shorter range); 0 leaves the range scenarios out."""
     mode: Annotated[str, OneOf(MODES)] = "sum"
     """What becomes of the scenarios' objectives; sum: all added up (Xu et al. 2020, Eq. 4)."""
 

@@ -70,7 +70,9 @@ def run_plan(
         finally:
             watchers.write_checkpoint()
         with progress.stage("Files and report"):
-            write_plan(out / "plan.json", result.spots, result.machine, title=case.title, rbe=case.dose.rbe)
+            write_plan(
+                out / "plan.json", result.spots, result.machine, title=case.title, rbe=case.dose.rbe, fractions=case.delivery.fractions
+            )
             home = None if case.joint is None else result.home
             parts = case, result.patient, result.machine, result.spots, result.assessment, result.metrics
             _write_results(out, *parts, watchers.history.rows, home)
@@ -177,7 +179,7 @@ def _dose_of(case: Case, plan_path: Path, out: Path, scenarios: Sequence[Scenari
     times["dose"] = time.perf_counter() - begin - times["load"]
     times["total"] = time.perf_counter() - begin
     metrics = {"title": case.title, **dose_metrics(spots, machine, case.delivery.model(), assessment, times, compute)}
-    write_plan(out / "plan.json", spots, machine, title=case.title, rbe=case.dose.rbe)
+    write_plan(out / "plan.json", spots, machine, title=case.title, rbe=case.dose.rbe, fractions=case.delivery.fractions)
     _write_results(out, case, patient, machine, spots, assessment, metrics, [])
     write_json(out / "metrics.json", metrics)
     return RunResult(metrics)
