@@ -48,7 +48,7 @@ def case_file(tmp_path):
 def test_a_small_case_with_defaults(case_file):
     case = load_case(case_file)
     assert case.patient.path == case_file.parent / "ct" and case.machine.name == "generic"
-    assert case.dose.rbe == 1.1 and case.dose.grid_mm is None and case.optimizer.method == "projected_cg"
+    assert case.dose.rbe == 1.1 and case.dose.grid_mm is None and case.optimizer.method is None
     assert case.beams() == (Beam(90.0),) and case.scenarios() == (NOMINAL,)
     assert case.terms() == (MinDVH("PTV70", 70.0, 1000.0, volume_percent=95.0),)
     assert case.goals()[0].limit == "≥ 66.5 Gy" and case.prescription() == 70.0
@@ -159,7 +159,15 @@ def test_every_kind_of_objective(kind):
             "optimizer.method=lbgfs",
             r"optimizer.method must be one of projected_cg, dyhs_cg, .*, got 'lbgfs' \(did you mean 'lbfgs'\?\)",
         ),
-        ("patient.source=dcm", r"patient.source must be one of openkbp, .*\(did you mean 'dicom'\?\)"),
+        ("robustness={mode='minimax'}", r"robustness.mode must be one of sum, got 'minimax'"),
+        ("dose.gradient=autgrad", r"dose.gradient must be one of analytic, autograd, got 'autgrad' \(did you mean 'autograd'\?\)"),
+        ("dose.engine=autograd", r"dose.engine must be one of matrix, matrix_free, got 'autograd'"),
+        ("patient.source=dcm", r"patient.source must be one of openkbp, matrad, image, phantom, got 'dcm'$"),
+        (
+            "patient.source=dicom",
+            r"patient.source = 'dicom' comes with a later version; until then convert the CT and its ROIs to .mha and use",
+        ),
+        ("patient.source=openkpb", r"patient.source must be one of openkbp, .*\(did you mean 'openkbp'\?\)"),
         ("patient.path=tc", r"patient.path: no such file or folder: .*tc \(did you mean 'ct'\?\)"),
         ("patient={path='ct'}", r"'patient.source' is missing \(where the patient comes from; one of openkbp"),
         ("patient={source='image'}", "source = 'image' needs a path"),

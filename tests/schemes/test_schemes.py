@@ -15,6 +15,7 @@ import torchimpt as ti
 from torchimpt.checks import InputError
 from torchimpt.dose.operator import DoseOperator
 from torchimpt.io.plan import read_plan, write_plan
+from torchimpt.objectives import MODES, Sum
 from torchimpt.optim import Status
 from torchimpt.planning.build import build
 from torchimpt.planning.load import set_up
@@ -239,6 +240,53 @@ def test_coinciding_spots_of_the_start_are_merged_or_move_together(built):
     assert double.steps[0]["objective"] == pytest.approx(single.steps[0]["objective"], rel=0.05)
     assert double.spots.n_spots <= once.n_spots and spots_closer_than(double.spots.spots(twice), 2.0) == 0
     assert bool(torch.isfinite(double.spots.position).all() and torch.isfinite(double.spots.weight).all())
+
+
+# --- settings of every stage ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["projected_cg", "dyhs_cg", "quasi_newton", "lbfgs", None])
+@pytest.mark.parametrize("scheme", ["joint", "alternating"])
+def test_every_stage_takes_the_method_that_is_asked_for(built, scheme, method):
+    """Stages with positions and with priced weights too; without one, each takes the method that suits it."""
+    seen = []
+    found = run(
+        built, Solver(method, max_iterations=12, tolerance=1e-3), scheme=scheme, spots=60,
+        callback=lambda r: seen.append(r.state()["inner"]["method"]) and None,
+    )  # fmt: skip
+    assert set(seen) == ({method} if method else {"projected_cg", "quasi_newton"})
+    assert found.solution.value < 0.5 * found.solution.history[0]["value"]
+
+
+@pytest.mark.parametrize("options", [(), ("joint.spots=60",), ("joint.scheme=alternating",)])
+def test_autograd_finds_the_same_plan_and_no_gradient_is_derived_by_hand(tmp_path, monkeypatch, options):
+    small = (*SMALL, "dose.dtype=float64", "optimizer.max_iterations=4", "joint.warm_iterations=3", "joint.box_mm=5", *options)
+    by_hand = ti.plan(tiny(tmp_path, *small))
+    calls, gradient = [], DoseOperator.gradient
+
+    def counted(self, *arguments, **options):
+        calls.append(1)
+        return gradient(self, *arguments, **options)
+
+    monkeypatch.setattr(DoseOperator, "gradient", counted)
+    ti.plan(tiny(tmp_path, *small))
+    usual = len(calls)
+    calls.clear()
+    by_torch = ti.plan(tiny(tmp_path, *small, "dose.gradient=autograd"))
+    # what is left is the scale of each stage, from squares of the doses
+    assert len(calls) == len(by_torch.steps) < usual / 3
+    # the gradients agree to 1e-12, and a few iterations magnify that
+    torch.testing.assert_close(by_torch.spots.position, by_hand.spots.position, rtol=0, atol=1e-6)
+    torch.testing.assert_close(by_torch.spots.weight, by_hand.spots.weight, rtol=0, atol=1e-6)
+
+
+def test_the_case_s_mode_is_that_of_the_objective(tmp_path, monkeypatch):
+    """A mode that counts the nominal scenario alone: the plan's value is that scenario's."""
+    monkeypatch.setitem(MODES, "sum", lambda: Sum((1.0, 0.0, 0.0)))
+    case = tiny(tmp_path, *SMALL)
+    built = build(case, set_up(case, "cpu"), Progress(enabled=False), {})
+    doses = built.linear.forward(built.spots.weight.detach())
+    assert float(built.objective.value(doses)) == pytest.approx(float(built.objective.bound.value(1.1 * doses[:1]).sum()))
 
 
 # --- deliverable plans ------------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from tiny_case import tiny
 
 from torchimpt.checks import InputError
 from torchimpt.dose.cutoff import LARGEST_CUTOFF, LEAST_CUTOFF
-from torchimpt.dose.scenarios import ENGINES, StoredDose, scenario_doses
+from torchimpt.dose.scenarios import ENGINES, AutogradDoses, StoredDose, scenario_doses
 from torchimpt.optim import Composite
 from torchimpt.planning.build import build
 from torchimpt.planning.load import set_up
@@ -31,8 +31,9 @@ def test_engines_are_one_linear_map(built, generator):
     residual = torch.randn(3, len(built.voxels), dtype=torch.float64, generator=generator)
     some = torch.arange(0, built.spots.n_spots, 7)
     doses, adjoints, few = {}, {}, {}
-    for name in ENGINES:
-        linear = built.doses.at(built.spots.position, name)
+    by_torch = AutogradDoses(built.doses.operators)
+    maps = {name: built.doses.at(built.spots.position, name) for name in ENGINES} | {"autograd": by_torch.at(built.spots.position)}
+    for name, linear in maps.items():
         doses[name], adjoints[name] = linear.forward(weight), linear.adjoint(residual)
         few[name] = linear.columns(some, weight[some])
         assert float((doses[name] * residual).sum()) == pytest.approx(float(adjoints[name] @ weight), rel=1e-12)

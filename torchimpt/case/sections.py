@@ -17,10 +17,12 @@ from torchimpt.case.values import Count, ExistingPath, Flag, OneOf, Point, Real,
 from torchimpt.checks import nearest
 from torchimpt.dose.cutoff import DEFAULT_CUTOFF, LARGEST_CUTOFF, LEAST_CUTOFF
 from torchimpt.dose.models import DEFAULT_MODEL, MODELS
-from torchimpt.dose.scenarios import ENGINES
+from torchimpt.dose.scenarios import ENGINES, GRADIENTS
 from torchimpt.evaluate.dvh import Metric
 from torchimpt.evaluate.goals import Goal
+from torchimpt.io.patient import LATER as LATER_SOURCES
 from torchimpt.io.patient import SOURCES, check_source
+from torchimpt.machine import LATER as LATER_MACHINES
 from torchimpt.machine import READERS as MACHINE_READERS
 from torchimpt.objectives import KINDS, MODES, RobustMode, Term
 from torchimpt.optim import METHODS
@@ -76,7 +78,7 @@ class OpenSection(Section):
 class PatientConfig(Section):
     """[patient]: whom to plan for, a built-in phantom or a patient's files."""
 
-    source: Annotated[str, OneOf(SOURCES)]
+    source: Annotated[str, OneOf(SOURCES, LATER_SOURCES)]
     """Where the patient comes from."""
     path: ExistingPath | None = None
     """Folder or file; not for a phantom."""
@@ -94,7 +96,7 @@ class MachineConfig(Section):
 
     name: Literal["generic"] | None = None
     """A machine that is part of the package; what is taken when no file is named."""
-    format: Annotated[str, OneOf(MACHINE_READERS)] | None = None
+    format: Annotated[str, OneOf(MACHINE_READERS, LATER_MACHINES)] | None = None
     """Format of a machine from a file; needs path."""
     path: ExistingPath | None = None
     """The machine's file or folder."""
@@ -124,10 +126,11 @@ class DoseConfig(Section):
     """Voxel size of the dose grid, one number or [x, y, z]; omitted: the CT's."""
     cutoff_sigma: Annotated[Real, Field(ge=LEAST_CUTOFF, le=LARGEST_CUTOFF)] = DEFAULT_CUTOFF
     """Lateral cut-off of a spot, in sigmas."""
-    engine: Annotated[str, OneOf(tuple(name for name in ENGINES if name != "autograd"))] = "matrix"
+    engine: Annotated[str, OneOf(ENGINES)] = "matrix"
     """Stored influence matrices, or dose computed anew in each iteration."""
-    gradient: Literal["analytic", "autograd"] = "analytic"
-    """Hand-derived gradient, or torch's; the same numbers."""
+    gradient: Annotated[str, OneOf(GRADIENTS)] = "analytic"
+    """Hand-derived gradient, or torch's, in every stage; the same numbers. Torch's looks at every pair of spot and voxel: matrix-free
+    whatever the engine, for small cases."""
     dtype: Literal["float32", "float64"] = "float32"
     """Floating-point type of matrices and doses; geometry and tables are always built in float64."""
     model: Annotated[str, OneOf(MODELS)] | None = None
@@ -210,9 +213,10 @@ class RobustnessConfig(OpenSection):
 class OptimizerConfig(Section):
     """[optimizer]: the solver, when it stops, and how the objectives are counted."""
 
-    method: Annotated[str, OneOf(METHODS)] = "projected_cg"
+    method: Annotated[str, OneOf(METHODS)] | None = None
     """Projected conjugate gradients in the best form, in the plain form of Xu et al. 2020 (dyhs_cg), projected L-BFGS (quasi_newton), or
-    SciPy's L-BFGS-B (lbfgs)."""
+    SciPy's L-BFGS-B (lbfgs), in every stage. Omitted: projected_cg for weights or positions alone, quasi_newton for both at once and
+    where spots have a price."""
     max_iterations: Count = 300
     """Where to stop at the latest; spots that move are optimized in several stages, each of which stops there."""
     max_evaluations: Annotated[int, Field(strict=True, gt=0)] | None = None

@@ -12,15 +12,13 @@ from torchimpt.dose.autograd import SpotDose
 from torchimpt.dose.cutoff import DEFAULT_CUTOFF
 from torchimpt.dose.models import DEFAULT_MODEL
 from torchimpt.dose.operator import DoseOperator
-from torchimpt.dose.scenarios import scenario_doses
+from torchimpt.dose.scenarios import GRADIENTS, scenario_doses
 from torchimpt.geometry import Beam
 from torchimpt.machine import Machine
 from torchimpt.patient import Patient
 from torchimpt.quantities import ConstantRBE
 from torchimpt.scenarios import NOMINAL, Scenario
 from torchimpt.spots import Spots
-
-GRADIENTS = ("analytic", "autograd")
 
 
 class PencilBeamDose(nn.Module):

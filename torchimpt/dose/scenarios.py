@@ -2,9 +2,9 @@
 
     D^k_v = sum_s w_s phi^k(v, s; x_s),    k = 1 .. n_scenarios
 
-`ScenarioDoses` is the function, with its gradient. `ScenarioDoses.at(position)` is the map `w -> D` with `forward`, `adjoint`, `columns`:
-as stored matrices, matrix-free, or for autograd to differentiate; all give the same numbers. Stored matrices are faster per product once
-they are built; the pair kernel needs little memory and follows spots that move. Doses are physical.
+`ScenarioDoses` is the function, with its gradient: derived by hand, or in `AutogradDoses` torch's. `ScenarioDoses.at(position)` is the
+map `w -> D` with `forward`, `adjoint`, `columns`: as stored matrices, or matrix-free. All give the same numbers. Stored matrices are
+faster per product once they are built; the pair kernel needs little memory and follows spots that move. Doses are physical.
 """
 
 from __future__ import annotations
@@ -102,13 +102,41 @@ class ScenarioDoses(Sequence[DoseOperator]):
 
     def subset(self, index: torch.Tensor) -> ScenarioDoses:
         """Those of the spots `index` `(n_kept,)`, ascending."""
-        return self if index.numel() == self.n_spots else ScenarioDoses([operator.subset(index) for operator in self.operators])
+        return self if index.numel() == self.n_spots else type(self)([operator.subset(index) for operator in self.operators])
 
     def at(self, position: torch.Tensor, engine: str = "matrix_free") -> LinearDose:
         """The linear map from weights to doses, for spots that stay at `position` `(n_spots, 2)`; `engine` is a key of `ENGINES`."""
         if engine not in ENGINES:
             raise InputError(f"engine must be one of {', '.join(ENGINES)}, got '{engine}'{nearest(engine, ENGINES)}")
         return ENGINES[engine](self, position.detach())
+
+
+class AutogradDoses(ScenarioDoses):
+    """The same by torch's autograd through the plain dense formula, on request: for comparison, not for speed."""
+
+    def dose(self, position: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """`D` `(n_scenarios, n_voxels)`, every pair computed."""
+        return torch.stack([operator.dense_dose(position.detach(), weight.detach()) for operator in self.operators])
+
+    def gradient(self, residual: torch.Tensor, position: torch.Tensor, weight: torch.Tensor, move: bool = True) -> Partials:
+        """The gradient of `sum_k r^k' D^k`, one scenario after the other, so that the pairs of one are stored at a time."""
+        at = weight.detach().requires_grad_(), position.detach().requires_grad_(move)
+        by = at if move else at[:1]
+        total = [torch.zeros_like(variable) for variable in by]
+        for operator, row in zip(self.operators, residual, strict=True):
+            image = operator.dense_dose(at[1], at[0]) @ row
+            if image.requires_grad:  # not where no beam reaches any voxel
+                for whole, more in zip(total, torch.autograd.grad(image, by, materialize_grads=True), strict=True):
+                    whole += more
+        return Partials(total[0], total[1] if move else None)
+
+    def at(self, position: torch.Tensor, engine: str = "matrix_free") -> LinearDose:
+        """The linear map for spots that stay; nothing is stored for its gradient, whatever the engine."""
+        return super().at(position, "matrix_free")
+
+
+GRADIENTS: dict[str, type[ScenarioDoses]] = {"analytic": ScenarioDoses, "autograd": AutogradDoses}
+"""Ways to the gradient."""
 
 
 class StoredDose:
@@ -156,23 +184,9 @@ class MatrixFreeDose:
         return self.forward(torch.zeros_like(self.position[:, 0]).index_copy(0, spots, change))
 
 
-class AutogradDose(MatrixFreeDose):
-    """The adjoint by torch's autograd through the plain dense formula, on request: for comparison, not for speed."""
-
-    def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        """`D^k = A^k w` for every scenario."""
-        return torch.stack([operator.dense_dose(self.position, weight) for operator in self.doses])
-
-    def adjoint(self, residual: torch.Tensor) -> torch.Tensor:
-        """`sum_k A^k' r^k`, as the gradient of `sum_k r^k' A^k w`."""
-        weight = torch.zeros_like(self.position[:, 0], requires_grad=True)
-        return torch.autograd.grad((self.forward(weight) * residual).sum(), weight)[0]
-
-
 ENGINES: dict[str, Callable[[ScenarioDoses, torch.Tensor], LinearDose]] = {
     "matrix": lambda doses, position: StoredDose(influence_matrices(doses, position)),
     "matrix_free": MatrixFreeDose,
-    "autograd": AutogradDose,
 }
 """Ways to the linear map."""
 
@@ -189,6 +203,7 @@ def scenario_doses(
     device: torch.device | str = "cpu",
     model: str = DEFAULT_MODEL,
     backend: str = "auto",
+    gradient: str = "analytic",
 ) -> ScenarioDoses:
     """Physical doses in every scenario, for the beams and layers of `spots`. Scenarios with one setup shift share their ray tracing.
 
@@ -211,7 +226,11 @@ def scenario_doses(
     model
         A key of `torchimpt.dose.models.MODELS`. `"pencil_beam"`: each voxel's own ray. `"sub_spots"`: each spot's protons followed along
         many rays (`torchimpt.dose.sub_spots`): several times slower, matrix-free and on the CPU only.
+    gradient
+        A key of `GRADIENTS`; `"autograd"` computes every pair of spot and voxel, and stores those of one scenario.
     """
+    if gradient not in GRADIENTS:
+        raise InputError(f"gradient must be one of {', '.join(GRADIENTS)}, got '{gradient}'{nearest(gradient, GRADIENTS)}")
     compute, device = dose_model(model, backend), torch.device(device)
     check_cutoff(cutoff)
     if not scenarios:
@@ -235,4 +254,4 @@ def scenario_doses(
         around = {b: Surroundings(rsp, patient.grid, spots.beams[b], machine.sad, shift, scale) for b in used}
         tables = tuple(compute.tabulate(rows[b], curves[b], around[b], dtype, device) for b in used)
         operators.append(DoseOperator(tables, spans, layers, len(voxels), spots.n_spots, scenario, cutoff))
-    return ScenarioDoses(operators)
+    return GRADIENTS[gradient](operators)

@@ -17,18 +17,7 @@ from torchimpt.io.openkbp import read_openkbp
 from torchimpt.patient import Patient
 from torchimpt.phantoms import phantom
 
-
-def _later(path: str | os.PathLike) -> Patient:
-    """What the case file's contract names, and no reader is written for yet."""
-    raise InputError("source = 'dicom' comes with a later version; convert the CT and its ROIs to .mha and use source = 'image'")
-
-
-READERS: dict[str, Callable[..., Patient]] = {
-    "openkbp": read_openkbp,
-    "matrad": read_matrad,
-    "image": read_image,
-    "dicom": _later,
-}
+READERS: dict[str, Callable[..., Patient]] = {"openkbp": read_openkbp, "matrad": read_matrad, "image": read_image}
 """Sources of files: from a folder or file to the patient."""
 
 BUILT_IN: dict[str, Callable[..., Patient]] = {"phantom": phantom}
@@ -37,9 +26,14 @@ BUILT_IN: dict[str, Callable[..., Patient]] = {"phantom": phantom}
 SOURCES: Mapping[str, Callable[..., Patient]] = ChainMap(BUILT_IN, READERS)
 """Every source by its name in a case file."""
 
+LATER = {"dicom": "convert the CT and its ROIs to .mha and use source = 'image'"}
+"""Sources that are not there yet, and what to do until then."""
+
 
 def check_source(source: str, path: str | os.PathLike | None, name: str | None) -> None:
     """Raise when a source has not what it takes: files a path, what is built in a name and no path."""
+    if source in LATER and source not in SOURCES:
+        raise InputError(f"source = '{source}' comes with a later version; until then {LATER[source]}")
     if source not in SOURCES:
         raise InputError(f"there is no patient source '{source}'{nearest(source, SOURCES)}; there are {', '.join(SOURCES)}")
     if source in BUILT_IN and (name is None or path is not None):

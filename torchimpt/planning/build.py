@@ -115,7 +115,7 @@ def build(case: Case, compute: Compute, progress: Progress, times: dict[str, flo
     with progress.stage("Influence matrices" if engine == "matrix" else "Dose tables"):
         doses = scenario_doses(
             patient, machine, spots, voxels, scenarios, cutoff=case.dose.cutoff_sigma, dtype=compute.dtype, device=compute.device,
-            model=case.dose.model or DEFAULT_MODEL,
+            model=case.dose.model or DEFAULT_MODEL, gradient=case.dose.gradient,
         )  # fmt: skip
         linear = doses.at(spots.position, engine)
     times["dose"] = time.perf_counter() - begin
@@ -124,8 +124,6 @@ def build(case: Case, compute: Compute, progress: Progress, times: dict[str, flo
 
 def _engine(case: Case) -> str:
     """How the placed spots' doses are computed: not by matrices where too few iterations come before spots move for them to pay."""
-    if case.dose.gradient == "autograd":
-        return "autograd"
     joint = case.joint
     soon = joint is not None and joint.motion().moves and (joint.scheme == "alternating" or joint.warm_iterations < 20)
-    return "matrix_free" if soon else case.dose.engine
+    return "matrix_free" if soon or case.dose.gradient == "autograd" else case.dose.engine

@@ -122,7 +122,7 @@ class _Watchers:
         figure = dvh_figure(doses, shown, roi_colors(result.patient, case.placement.targets))
         self._board.figure("dvh/band", figure, result.solution.iterations)
         self._board.hyperparameters(
-            {"method": case.optimizer.method, "spacing_mm": case.placement.spacing_mm, "seed": case.seed},
+            {"method": case.optimizer.method or "suited", "spacing_mm": case.placement.spacing_mm, "seed": case.seed},
             {"objective": result.solution.value, "seconds": result.metrics["time_s"]["total"]},
         )
         self._board.close()

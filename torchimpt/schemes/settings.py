@@ -17,7 +17,7 @@ class Solver:
     Attributes
     ----------
     method
-        Of stages in which only weights change; see `torchimpt.optim.minimize`.
+        Of every stage, see `torchimpt.optim.minimize`; None for the one that suits what the stage varies.
     max_iterations
         Of each stage.
     max_evaluations
@@ -26,7 +26,7 @@ class Solver:
         Relative decrease of the objective below which a stage has converged.
     """
 
-    method: str = "projected_cg"
+    method: str | None = None
     max_iterations: int = 300
     max_evaluations: int | None = None
     tolerance: float = 1e-4

@@ -111,7 +111,8 @@ class Stages:
         """One stage in which `vary` changes. The solution is None where an earlier run had finished the stage.
 
         With `sparse`, the solver sees a price on each spot's weight (`sparsity_cost`); all values that are told are without it. `method` is
-        one of `torchimpt.optim.METHODS`; left out, weights alone are found by the solver's, and all else by `"quasi_newton"`.
+        the one of `torchimpt.optim.METHODS` that suits the stage, taken unless the solver's settings name one; left out, `"projected_cg"`
+        for weights alone and `"quasi_newton"` for all else.
         """
         number = len(self.done)
         if self.saved is not None and number < len(self.saved["done"]):
@@ -123,8 +124,7 @@ class Stages:
         last = self.history[-1] if self.history else {"iteration": -1, "evaluations": 0, "seconds": 0.0}
         before = {"done": [dict(record) for record in self.done], "history": list(self.history), "steps": list(self.steps)}
         problem, packing, options = self._problem(vary, spots, lower)
-        if method is None:
-            method = self.solver.method if vary == WEIGHTS and not sparse else "quasi_newton"
+        method = self.solver.method or method or ("projected_cg" if vary == WEIGHTS and not sparse else "quasi_newton")
         priced = problem
         if sparse:
             priced = Penalized(problem, packing.weight_cost(sparsity_cost(spots.weight, self.steps[-1]["objective"])))
