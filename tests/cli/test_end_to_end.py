@@ -214,7 +214,7 @@ def test_a_new_case_plans(tmp_path):
     assert metrics_of(tmp_path / "run")["title"] == "first"
 
 
-MOVING = ("dose.grid_mm=12", "spots.spacing_mm=16", "optimizer.max_iterations=8", "joint.warm_iterations=4", "joint.box_mm=6")
+MOVING = ("dose.grid_mm=10", "spots.spacing_mm=16", "optimizer.max_iterations=8", "joint.warm_iterations=4", "joint.box_mm=6")
 
 
 def sets(*overrides):
