@@ -28,7 +28,7 @@ from torchimpt.case.values import Count
 from torchimpt.checks import InputError, nearest
 from torchimpt.evaluate.goals import Goal
 from torchimpt.geometry import Beam
-from torchimpt.objectives import RobustMode, Sum, Term
+from torchimpt.objectives import KINDS, RobustMode, Sum, Term
 from torchimpt.quantities import ConstantRBE, Quantity
 from torchimpt.scenarios import NOMINAL, Scenario, boundary_scenarios
 
@@ -154,7 +154,7 @@ class Case(Section):
             if goal.goal().metric.kind == "ci" and goal.roi not in prescribed:
                 raise InputError(
                     f"{self.label}: goal[{i}].metric: 'ci' of '{goal.roi}' needs its prescription; give it an [[objective]] of kind "
-                    f"{', '.join(PRESCRIBING)}"
+                    f"{', '.join(name for name, term in KINDS.items() if term.prescribes)}"
                 )
 
     def to_toml(self) -> str:
