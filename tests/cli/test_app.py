@@ -152,7 +152,7 @@ def test_summary_of_a_run(capsys, tmp_path):
         "D95 ≥ 66.5 Gy",
         "68.0",
         "66.0",
-        "x+3mm",
+        "range+3%",
         "not met",
         "100,000 to 12.5",
         "900 of 1,200 spots in 40 layers\n",

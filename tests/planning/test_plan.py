@@ -39,7 +39,7 @@ def test_engines_take_the_same_steps(tmp_path, override):
 
 def test_a_dose_model_that_plans_cannot_be_optimized_with(tmp_path):
     """By its name in the case file; what it lacks is told with the remedy."""
-    small = ("dose.model=sub_spots", "dose.grid_mm=12", "spots.spacing_mm=20")
+    small = ("dose.model=sub_spots", "dose.grid_mm=10", "spots.spacing_mm=20")
     with pytest.raises(ti.InputError, match=r"no influence matrix; .*\[dose\] engine = \"matrix_free\""):
         ti.plan(tiny(tmp_path, *small))
     with pytest.raises(ti.InputError, match="no squares, which scale the optimizer; optimize with dose model 'pencil_beam'"):

@@ -10,7 +10,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -102,11 +102,12 @@ def _choices(annotation: Any) -> list[str]:
     return [choice for part in get_args(annotation) for choice in _choices(part)]
 
 
-def _later(annotation: Any) -> dict[str, str]:
-    """What a `OneOf`, also inside `X | None`, will take in a later version, and what to do until then."""
-    if isinstance(annotation, OneOf):
-        return dict(annotation.later)
-    return {name: until for part in get_args(annotation) for name, until in _later(part).items()}
+def _later(*annotations: Any) -> dict[str, str]:
+    """What a `OneOf` among these, also inside `X | None`, will take in a later version, and what to do until then."""
+    found: dict[str, str] = {}
+    for annotation in annotations:
+        found |= annotation.later if isinstance(annotation, OneOf) else _later(*get_args(annotation))
+    return found
 
 
 def choices(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
@@ -143,7 +144,7 @@ def describe(error: ValidationError, model: type[BaseModel], label: str) -> str:
         about = about[:1].lower() + about[1:] if about[1:2].islower() else about
         options = f"; one of {', '.join(names)}" if names else ""
         text = f"'{name}' is missing ({about}{options})"
-    elif kind == "literal_error" and field is not None and str(found) in (later := _later(Annotated[field.annotation, *field.metadata])):
+    elif kind == "literal_error" and field is not None and str(found) in (later := _later(field.annotation, *field.metadata)):
         text = f"{name} = '{found}' comes with a later version; until then {later[str(found)]}"
     elif kind == "literal_error":
         text = f"{name} must be one of {', '.join(names)}, got {found!r}{nearest(str(found), names)}"
