@@ -102,6 +102,7 @@ def test_start_of_other_beams(refused, tmp_path):
     assert "was planned with other beams than the case's" in refused("joint.start=first/plan.json", "beam[0].gantry_deg=5")
 
 
+@pytest.mark.slow
 def test_resumed_from_another_start(refused, tmp_path):
     few = [flag for override in (*COARSE, "optimizer.log_every=1") for flag in ("--set", override)]
     assert command("plan", "tiny.toml", "--out", "first", *few, cwd=tmp_path).status in (0, 3)
@@ -246,6 +247,7 @@ def test_run_folder_that_cannot_be_made(refused, tmp_path):
     assert (tmp_path / "file").read_text() == ""
 
 
+@pytest.mark.slow
 def test_checkpoints_that_do_not_fit(refused, tmp_path):
     limit = ("--set", "optimizer.max_iterations=2", "--set", "optimizer.log_every=1")
     assert command("plan", "tiny.toml", "--out", "run", *limit, cwd=tmp_path).status == 3
@@ -282,14 +284,15 @@ def compiled(tmp_path_factory):
     assert command("plan", "tiny.toml", "--out", "run", "--set", "optimizer.max_iterations=1", "--quiet", cwd=folder).status == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "logged"),
     [
         pytest.param(300, 0, id="case"),
         pytest.param(4000, 5000, id="log"),
-        pytest.param(4000, 0, id="checkpoint", marks=pytest.mark.slow),
-        pytest.param(30_000, 0, id="dvh", marks=pytest.mark.slow),
-        pytest.param(200_000, 0, id="report", marks=pytest.mark.slow),
+        pytest.param(4000, 0, id="checkpoint"),
+        pytest.param(30_000, 0, id="dvh"),
+        pytest.param(200_000, 0, id="report"),
     ],
 )
 def test_full_disk(compiled, tmp_path, size, logged):

@@ -245,12 +245,13 @@ INTERRUPTIBLE = "import signal; signal.signal(signal.SIGINT, signal.default_int_
 """The command as a child that takes an interrupt even where the tests' own process group ignores them."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scheme", "rows"),
     [
         pytest.param((), 12, id="weights"),
-        pytest.param((*MOVING, "joint.spots=40"), 60, id="joint", marks=pytest.mark.slow),
-        pytest.param((*MOVING, "joint.scheme=alternating", "joint.weight_iterations=3"), 30, id="alternating", marks=pytest.mark.slow),
+        pytest.param((*MOVING, "joint.spots=40"), 60, id="joint"),
+        pytest.param((*MOVING, "joint.scheme=alternating", "joint.weight_iterations=3"), 30, id="alternating"),
     ],
 )
 def test_interrupt_and_resume_give_the_uninterrupted_plan(tmp_path, scheme, rows):
