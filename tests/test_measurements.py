@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.filterwarnings("ignore:ROI .* more than a fifth")  # shortened: voxels of 8 mm
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -43,6 +43,7 @@ def loop_overlap(old: Grid, new: Grid, values: torch.Tensor) -> tuple[torch.Tens
     return total, covered
 
 
+@pytest.mark.filterwarnings("ignore:ROI .* more than a fifth")  # random dots
 @pytest.mark.parametrize("spacing", [(2.0, 2.0, 2.0), (2.1, 1.3, 3.3), (0.9, 3.0, 0.6)])
 def test_against_a_loop_over_voxel_pairs(generator: torch.Generator, spacing: tuple[float, float, float]) -> None:
     patient = random_patient(generator)
@@ -57,6 +58,7 @@ def test_against_a_loop_over_voxel_pairs(generator: torch.Generator, spacing: tu
     assert result.name == "noise"
 
 
+@pytest.mark.filterwarnings("ignore:ROI .* more than a fifth")  # random dots
 @pytest.mark.parametrize("spacing", [3.0, (2.0, 2.5, 4.0), 1.0])
 def test_new_grid_covers_the_box_with_less_than_a_voxel_to_spare(generator: torch.Generator, spacing) -> None:
     old, new = (patient := random_patient(generator)).grid, resample(patient, spacing).grid
@@ -130,6 +132,18 @@ def test_a_roi_that_vanishes_says_so_and_names_itself_when_used() -> None:
         result = resample(patient, 3.0)
     with pytest.raises(InputError, match="ROI Chiasm has no voxel on this grid"):
         result.union("Chiasm")
+
+
+def test_a_roi_that_loses_more_than_a_fifth_says_so() -> None:
+    """10 x 10 x 10 voxels become 27 of 27 voxels each, 73 %; 10 x 9 x 9 become as many, 90 %."""
+    mask = torch.zeros(12, 12, 12, dtype=torch.bool)
+    mask[:10, :10, :10] = True
+    cube, plate = ROI("Cube", mask), ROI("Plate", mask.clone())
+    plate.mask[:, 9:, :], plate.mask[:, :, 9:] = False, False
+    patient = Patient(torch.zeros(12, 12, 12), Grid((12,) * 3, (1,) * 3, (0,) * 3), {"Cube": cube, "Plate": plate})
+    with pytest.warns(PhysicsWarning) as told:
+        resample(patient, 3.0)
+    assert [str(warning.message).split(":")[0] for warning in told] == ["ROI Cube (1 to 0.73 cm3)"]
 
 
 def test_an_empty_roi_stays_empty_without_a_word() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -110,6 +111,10 @@ class Patient:
         if not mask.any():
             raise InputError(f"ROI {', '.join(names)} has no voxel on this grid; use a finer grid_mm, or another ROI")
         return mask
+
+    def volume(self, name: str) -> float:
+        """Volume of the ROI, mm^3."""
+        return float(self.roi(name).mask.sum()) * math.prod(self.grid.spacing)
 
     @property
     def external(self) -> ROI | None:

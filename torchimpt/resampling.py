@@ -23,6 +23,8 @@ MOST_VOXELS = 100_000_000
 
 _ROUNDING = 1e-6
 """Fraction of a voxel by which a grid may fall short of the CT's box."""
+_TOLD_LOSS = 0.2
+"""Share of a ROI's volume whose loss is told."""
 _TIE = 1e-5
 """Rounding allowance, so that a voxel filled by exactly one half counts as inside on every machine (fractions are float32)."""
 
@@ -43,7 +45,7 @@ def resample(patient: Patient, spacing: float | Sequence[float]) -> Patient:
     Returns
     -------
     A new patient; the old one itself where the spacing is already this. A ROI too thin for the grid stays in it, empty, with a
-    `PhysicsWarning`, so that using it names it.
+    `PhysicsWarning`, so that using it names it; one that loses more than a fifth of its volume is told, too.
     """
     spacing = triple("spacing", spacing)
     if min(spacing) <= 0:
@@ -62,15 +64,26 @@ def resample(patient: Patient, spacing: float | Sequence[float]) -> Patient:
     hu = _apply(patient.hu.double(), weights)
     hu /= inside[0][:, None, None] * inside[1][None, :, None] * inside[2][None, None, :]
     rois = {name: _resample_roi(roi, grid, weights) for name, roi in patient.rois.items()}
-    lost = [name for name, roi in rois.items() if not roi.mask.any() and patient.rois[name].mask.any()]
+    result = replace(patient, hu=hu.to(patient.hu.dtype), grid=grid, rois=rois)
+    _tell_lost(patient, result)
+    return result
+
+
+def _tell_lost(old: Patient, new: Patient) -> None:
+    """Warn of ROIs that have lost much of their volume, or all of it."""
+    size, lost, shrunk = " x ".join(f"{s:g}" for s in new.grid.spacing), [], []
+    for name in old.rois:
+        before, now = old.volume(name), new.volume(name)
+        if before > 0 and now == 0:
+            lost.append(name)
+        elif now < (1.0 - _TOLD_LOSS) * before:
+            shrunk.append(f"{name} ({before / 1000:.2g} to {now / 1000:.2g} cm3)")
     if lost:
-        size = " x ".join(f"{s:g}" for s in spacing)
-        warnings.warn(
-            f"ROI {', '.join(lost)}: no voxel of {size} mm is filled by half, so it is empty on this grid; use a finer grid",
-            PhysicsWarning,
-            stacklevel=2,
-        )
-    return replace(patient, hu=hu.to(patient.hu.dtype), grid=grid, rois=rois)
+        told = f"ROI {', '.join(lost)}: no voxel of {size} mm is filled by half, so it is empty on this grid; use a finer grid"
+        warnings.warn(told, PhysicsWarning, stacklevel=3)
+    if shrunk:
+        told = f"ROI {', '.join(shrunk)}: more than a fifth of the volume is lost on voxels of {size} mm, filled by half or not at all"
+        warnings.warn(f"{told}; its doses are those of what is left; use a finer grid", PhysicsWarning, stacklevel=3)
 
 
 def _covering(old: Grid, spacing: tuple[float, float, float]) -> Grid:

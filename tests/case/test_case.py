@@ -9,10 +9,12 @@ from dataclasses import replace
 
 import pytest
 
+from torchimpt import machine
 from torchimpt.case import Case, load_case
 from torchimpt.case.text import dump_toml
 from torchimpt.checks import InputError
 from torchimpt.geometry import Beam
+from torchimpt.io import patient
 from torchimpt.objectives import KINDS, MODES, MinDVH, Sum
 from torchimpt.scenarios import NOMINAL, boundary_scenarios
 from torchimpt.spots.delivery import MACHINES, DeliveryModel
@@ -143,6 +145,14 @@ def test_what_is_registered_later_is_known(case_file, monkeypatch):
     assert load_case(case_file, ["robustness.mode=twice"]).mode() == Sum((2.0,))
     with pytest.raises(InputError, match=r"one of sum.*, twice, got 'twic' \(did you mean 'twice'\?\)"):
         load_case(case_file, ["robustness.mode=twic"])
+    for registry, name, override in (
+        (patient.READERS, "dicom", "patient={source='dicom', path='ct'}"),
+        (machine.READERS, "bdl", "machine={format='bdl', path='ct'}"),
+    ):
+        with pytest.raises(InputError, match="comes with a later version"):
+            load_case(case_file, [override])
+        monkeypatch.setitem(registry, name, lambda path: None)
+        load_case(case_file, [override])
 
 
 def test_from_python():
@@ -183,7 +193,7 @@ def test_every_kind_of_objective(kind):
             "optimizer.method=lbgfs",
             r"optimizer.method must be one of projected_cg, dyhs_cg, .*, got 'lbgfs' \(did you mean 'lbfgs'\?\)",
         ),
-        ("robustness={mode='minimax'}", r"robustness.mode must be one of sum, got 'minimax'"),
+        ("robustness={mode='minimax'}", r"robustness.mode must be one of sum.*, got 'minimax'"),
         ("dose.gradient=autgrad", r"dose.gradient must be one of analytic, autograd, got 'autgrad' \(did you mean 'autograd'\?\)"),
         ("dose.engine=autograd", r"dose.engine must be one of matrix, matrix_free, got 'autograd'"),
         ("patient.source=dcm", r"patient.source must be one of openkbp, matrad, image, phantom, got 'dcm'$"),

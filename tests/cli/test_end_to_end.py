@@ -214,7 +214,7 @@ def test_a_new_case_plans(tmp_path):
     assert metrics_of(tmp_path / "run")["title"] == "first"
 
 
-MOVING = ("dose.grid_mm=12", "spots.spacing_mm=16", "optimizer.max_iterations=8", "joint.warm_iterations=4", "joint.box_mm=6")
+MOVING = ("dose.grid_mm=10", "spots.spacing_mm=16", "optimizer.max_iterations=8", "joint.warm_iterations=4", "joint.box_mm=6")
 
 
 def sets(*overrides):
@@ -245,12 +245,13 @@ INTERRUPTIBLE = "import signal; signal.signal(signal.SIGINT, signal.default_int_
 """The command as a child that takes an interrupt even where the tests' own process group ignores them."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scheme", "rows"),
     [
         pytest.param((), 12, id="weights"),
-        pytest.param((*MOVING, "joint.spots=40"), 60, id="joint", marks=pytest.mark.slow),
-        pytest.param((*MOVING, "joint.scheme=alternating", "joint.weight_iterations=3"), 30, id="alternating", marks=pytest.mark.slow),
+        pytest.param((*MOVING, "joint.spots=40"), 60, id="joint"),
+        pytest.param((*MOVING, "joint.scheme=alternating", "joint.weight_iterations=3"), 30, id="alternating"),
     ],
 )
 def test_interrupt_and_resume_give_the_uninterrupted_plan(tmp_path, scheme, rows):

@@ -26,6 +26,8 @@ from torchimpt.spots.delivery import DeliveryModel
 from torchimpt.spots.pruning import heaviest, spots_closer_than
 from torchimpt.watch import Progress
 
+pytestmark = pytest.mark.filterwarnings("ignore:ROI Target .* more than a fifth")  # voxels of 12 mm
+
 SMALL = ("dose.grid_mm=12", "spots.spacing_mm=16", "dose.engine=matrix_free", "objective[2].dose_gy=0", "spots.stagger=false")
 SOLVER = Solver(max_iterations=30, tolerance=1e-3)
 

@@ -16,6 +16,8 @@ from torchimpt.schemes.variables import JOINT, POSITIONS, Packing, Positions, Ro
 from torchimpt.schemes.weights import jacobi_scale
 from torchimpt.watch import Progress
 
+pytestmark = pytest.mark.filterwarnings("ignore:ROI Target .* more than a fifth")  # voxels of 12 mm
+
 SMALL = ("dose.grid_mm=12", "spots.spacing_mm=20", "dose.dtype=float64", "dose.engine=matrix_free", "spots.stagger=false")
 NINE = "robustness={setup_mm=4.0, range_percent=5.0}"
 

@@ -28,7 +28,7 @@ from torchimpt.case.values import Count
 from torchimpt.checks import InputError, nearest
 from torchimpt.evaluate.goals import Goal
 from torchimpt.geometry import Beam
-from torchimpt.objectives import RobustMode, Sum, Term
+from torchimpt.objectives import KINDS, RobustMode, Sum, Term
 from torchimpt.quantities import ConstantRBE, Quantity
 from torchimpt.scenarios import NOMINAL, Scenario, boundary_scenarios
 
@@ -133,16 +133,29 @@ class Case(Section):
         if missing:
             raise InputError(f"{self.label}: planning needs {', '.join(needed)}; missing: {', '.join(missing)}")
 
+    def used_rois(self) -> list[tuple[str, str]]:
+        """Key and name of every ROI that the case names."""
+        used = [("spots.target", name) for name in (self.spots.targets if self.spots else ())]
+        used += [(f"objective[{i}].roi", objective.roi) for i, objective in enumerate(self.objective)]
+        return used + [(f"goal[{i}].roi", goal.roi) for i, goal in enumerate(self.goal)]
+
     def check_rois(self, names: Iterable[str]) -> None:
         """Raise when a ROI that the case names is none of the patient's `names`; the key, the nearest and all are told."""
         names = sorted(names)
-        used = [("spots.target", name) for name in (self.spots.targets if self.spots else ())]
-        used += [(f"objective[{i}].roi", objective.roi) for i, objective in enumerate(self.objective)]
-        used += [(f"goal[{i}].roi", goal.roi) for i, goal in enumerate(self.goal)]
-        for key, name in used:
+        for key, name in self.used_rois():
             if name not in names:
                 has = ", ".join(names) or "none"
                 raise InputError(f"{self.label}: {key}: the patient has no ROI '{name}'{nearest(name, names)}; it has {has}")
+
+    def check_goals(self) -> None:
+        """Raise when a goal asks for what the case does not say."""
+        prescribed = self.prescriptions()
+        for i, goal in enumerate(self.goal):
+            if goal.goal().metric.kind == "ci" and goal.roi not in prescribed:
+                raise InputError(
+                    f"{self.label}: goal[{i}].metric: 'ci' of '{goal.roi}' needs its prescription; give it an [[objective]] of kind "
+                    f"{', '.join(name for name, term in KINDS.items() if term.prescribes)}"
+                )
 
     def to_toml(self) -> str:
         """The case with every default written out and every path absolute; it loads back to an equal case."""

@@ -1,4 +1,4 @@
-"""Doses of a finished plan: nominal on the whole body, every scenario on the ROIs."""
+"""Doses of a finished plan: nominal on the whole body and the ROIs, every scenario on the ROIs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Assessment:
     Attributes
     ----------
     dose
-        Nominal dose `(z, y, x)`, Gy.
+        Nominal dose `(z, y, x)`, Gy, of the body and of all ROIs; 0 elsewhere.
     roi_doses
         `{scenario: {roi: (n_roi,)}}`, Gy, nominal first.
     scenario_doses
@@ -60,6 +60,8 @@ def assess(
 ) -> Assessment:
     """Compute a plan's doses without matrices, and check the case's goals.
 
+    Every ROI's voxels have the dose that the model computes there, inside the body or not, in the nominal scenario as in all others and as
+    the optimizer sees them; the nominal dose besides at every voxel of the body.
     A dose model that knows the CPU only computes there, wherever the plan was made. The external ROI is part of the scenarios' tables only
     where a goal or an objective needs it, or when `whole` doses are asked for: it has ten times the voxels of all others.
     """
@@ -71,7 +73,8 @@ def assess(
     asked, external = whole, patient.external
     named = {o.roi for o in case.objective} | {g.roi for g in case.goal}
     whole = whole or external is None or external.name in named or any(g.metric == "ci" for g in case.goal)
-    body = patient.body.flatten().nonzero().flatten()
+    within = patient.body | patient.union(patient.rois) if patient.rois else patient.body
+    body = within.flatten().nonzero().flatten()
     with progress.stage("Dose in every scenario", total=len(scenarios) + 1) as stage:
         operator = scenario_doses(patient, machine, delivered, body, (NOMINAL,), **options)[0]
         nominal = quantity.value(operator.dose(position, weight)).cpu()
@@ -79,7 +82,7 @@ def assess(
         del operator
         stage.advance()
         viewed = patient if whole else replace(patient, rois={n: r for n, r in patient.rois.items() if r.role != "external"})
-        voxels = body if whole else patient.union(viewed.rois).flatten().nonzero().flatten() if viewed.rois else body
+        voxels = body if whole or not viewed.rois else patient.union(viewed.rois).flatten().nonzero().flatten()
         # nominal first, and where it is not among the scenarios it is still what goals compare with
         ordered = (NOMINAL, *(s for s in scenarios if (s.shift, s.range_scale) != (NOMINAL.shift, NOMINAL.range_scale)))
         inside = torch.zeros(patient.grid.n_voxels, dtype=nominal.dtype).index_put_((body,), nominal)
