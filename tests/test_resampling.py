@@ -160,5 +160,19 @@ def test_bad_spacing_is_refused(generator: torch.Generator, spacing) -> None:
 
 
 def test_a_grid_that_would_fill_the_memory_is_refused(generator: torch.Generator) -> None:
-    with pytest.raises(InputError, match=r"makes a grid of .* voxels \(at most 5e\+08\); use a larger spacing"):
-        resample(random_patient(generator), 0.005)
+    patient = random_patient(generator)
+    for spacing in (0.005, 1e-9, 5e-324):
+        with pytest.raises(
+            InputError, match=r"a grid of .* mm has .* voxels, at most 1e\+08 are taken; use a spacing \(grid_mm\) .* times as"
+        ):
+            resample(patient, spacing)
+
+
+def test_a_grid_is_weighed_before_it_is_made(generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all its ROIs a patient may be too large for this machine where the number of voxels alone is not."""
+    patient = random_patient(generator)
+    fine = resample(patient, 1.0)
+    kept = sum(t.numel() * t.element_size() for t in (fine.hu, *(roi.mask for roi in fine.rois.values())))
+    monkeypatch.setattr("torchimpt.memory._system_memory", lambda: kept)
+    with pytest.raises(InputError, match=r"the patient on a grid of 1 x 1 x 1 mm \(.* voxels, \d+ ROIs\) would take .* GB, .* GB are free"):
+        resample(patient, 1.0)

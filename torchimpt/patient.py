@@ -61,6 +61,15 @@ class Patient:
         For titles and files.
     hu_table
         The CT's own HU-to-stopping-power table, if its file has one.
+
+    Examples
+    --------
+    >>> mask = torch.zeros(4, 4, 4, dtype=torch.bool)
+    >>> mask[1:3, 1:3, 1:3] = True
+    >>> grid = Grid((4, 4, 4), (5.0, 5.0, 5.0), (0.0, 0.0, 0.0))
+    >>> patient = Patient(torch.zeros(4, 4, 4), grid, {"CTV": ROI("CTV", mask, "target")})
+    >>> patient.targets, patient.centroid("CTV")
+    (('CTV',), (7.5, 7.5, 7.5))
     """
 
     hu: torch.Tensor

@@ -15,9 +15,12 @@ import torch
 
 from torchimpt.checks import InputError, PhysicsWarning, triple
 from torchimpt.geometry import Grid
+from torchimpt.memory import check_memory
 from torchimpt.patient import ROI, Patient
 
-_MOST_VOXELS = 500_000_000
+MOST_VOXELS = 100_000_000
+"""A CT of 512 x 512 x 380. What is finer than a CT adds no detail."""
+
 _ROUNDING = 1e-6
 """Fraction of a voxel by which a grid may fall short of the CT's box."""
 _TOLD_LOSS = 0.2
@@ -51,6 +54,10 @@ def resample(patient: Patient, spacing: float | Sequence[float]) -> Patient:
     if spacing == old.spacing:
         return patient
     grid = _covering(old, spacing)
+    # the CT in float64, the volume it is divided by, the CT in its own type, and a byte for each ROI
+    needed = grid.n_voxels * (8 + 8 + patient.hu.element_size() + len(patient.rois))
+    what = f"the patient on a grid of {' x '.join(f'{s:g}' for s in spacing)} mm ({grid.n_voxels:.2g} voxels, {len(patient.rois)} ROIs)"
+    check_memory(what, needed, "cpu", "use a larger spacing (grid_mm)")
     weights = [_overlap(old, grid, axis) for axis in range(3)]
 
     inside = [w.sum(dim=1) for w in weights]
@@ -82,16 +89,19 @@ def _tell_lost(old: Patient, new: Patient) -> None:
 def _covering(old: Grid, spacing: tuple[float, float, float]) -> Grid:
     """The smallest grid of this spacing, with the same centre, that covers `old`'s box."""
     counts, origin = [], []
+    estimate = math.prod(max(1.0, old.shape[2 - axis] * old.spacing[axis] / spacing[axis]) for axis in range(3))
+    if estimate > MOST_VOXELS:
+        enough = (estimate / MOST_VOXELS) ** (1 / 3)
+        raise InputError(
+            f"a grid of {' x '.join(f'{s:g}' for s in spacing)} mm has {estimate:.2g} voxels, at most {MOST_VOXELS:.0e} are taken; use a "
+            f"spacing (grid_mm) {1.05 * enough:.2g} times as large"
+        )
     for axis in range(3):
         n_old, step = old.shape[2 - axis], old.spacing[axis]
         # The tolerance keeps 100 x 3 mm from becoming 101 voxels of 3 mm by rounding.
         n = max(1, math.ceil(n_old * step / spacing[axis] - _ROUNDING))
         counts.append(n)
         origin.append(old.origin[axis] + 0.5 * (n_old - 1) * step - 0.5 * (n - 1) * spacing[axis])
-    if math.prod(counts) > _MOST_VOXELS:
-        raise InputError(
-            f"spacing {list(spacing)} mm makes a grid of {math.prod(counts):.3g} voxels (at most {_MOST_VOXELS:.0e}); use a larger spacing"
-        )
     return Grid(shape=tuple(reversed(counts)), spacing=spacing, origin=tuple(origin))
 
 

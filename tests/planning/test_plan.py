@@ -37,6 +37,15 @@ def test_engines_take_the_same_steps(tmp_path, override):
     assert float((other.solution.x - stored.solution.x).norm() / stored.solution.x.norm()) < 1e-8
 
 
+def test_a_dose_model_that_plans_cannot_be_optimized_with(tmp_path):
+    """By its name in the case file; what it lacks is told with the remedy."""
+    small = ("dose.model=sub_spots", "dose.grid_mm=10", "spots.spacing_mm=20")
+    with pytest.raises(ti.InputError, match=r"no influence matrix; .*\[dose\] engine = \"matrix_free\""):
+        ti.plan(tiny(tmp_path, *small))
+    with pytest.raises(ti.InputError, match="no squares, which scale the optimizer; optimize with dose model 'pencil_beam'"):
+        ti.plan(tiny(tmp_path, *small, "dose.engine=matrix_free"))
+
+
 def test_methods_find_the_same_objective(planned, tmp_path):
     limits = ("dose.dtype=float64", "optimizer.max_iterations=2000", "optimizer.tolerance=1e-4")
     ours, paper, scipy = (ti.plan(tiny(tmp_path, f"optimizer.method={m}", *limits)).solution for m in ("projected_cg", "dyhs_cg", "lbfgs"))

@@ -14,7 +14,7 @@ from rich.text import Text
 from torchimpt.evaluate.dvh import Metric
 from torchimpt.report.compare import Row
 from torchimpt.report.course import delivery_text, motion_text
-from torchimpt.report.numbers import amount, seconds
+from torchimpt.report.numbers import amount, scenario_note, seconds
 
 
 def console() -> Console:
@@ -61,6 +61,8 @@ def show_run(metrics: Mapping[str, Any], folder: str | Path) -> None:
     out.print(Text(metrics.get("title") or "Untitled case", style="bold"))
     if metrics.get("goals"):
         out.print(goals_table(metrics["goals"]))
+        if note := scenario_note(goal["worst_scenario"] for goal in metrics["goals"]):
+            out.print(note)
     elif metrics.get("scenarios"):
         out.print(_regions_table(metrics))
     if "iterations" in metrics:

@@ -17,6 +17,9 @@ from torchimpt.physics.wepl import wepl
 ROW_HEIGHT = 4.0
 """Height of a BEV row, mm: a little more than a usual voxel, much less than a spot's reach."""
 
+COARSER = "use a coarser grid_mm, a larger layer_spacing, or fewer beams or scenarios"
+"""What to do where the tables of so many voxels and layers do not fit."""
+
 CELL_WIDTH = 2.0
 """Width of a cell of a row, mm: runs begin and end at cells, which needs no search (bisection took a quarter of the kernel's time)."""
 
@@ -89,7 +92,6 @@ def beam_rows(
     beam: Beam,
     sad: tuple[float, float],
     shift: tuple[float, float, float] = (0.0, 0.0, 0.0),
-    field: tuple[torch.Tensor, torch.Tensor, float] | None = None,
 ) -> BeamRows:
     """Sort the voxels into a beam's rows and trace a ray to each.
 
@@ -107,22 +109,11 @@ def beam_rows(
         Distances of the two virtual sources from the isocentre `(x, y)`, mm.
     shift
         Setup shift of the patient, LPS, mm.
-    field
-        Lower and upper corner `(2,)` of a rectangle in the isocentre plane, and a margin in each voxel's own plane, mm: voxels beyond it
-        are left out, before their rays are traced. None keeps all.
     """
     points = grid.centers(voxels)
     u, v, depth = to_bev(points, beam, shift).unbind(dim=1)
     m_x, m_y = magnification(depth, sad)
     p, q = u / m_x, v / m_y
-    if field is not None:
-        low, high, margin = field
-        beside = torch.maximum(torch.maximum(low[0] - p, p - high[0]) * m_x, torch.maximum(low[1] - q, q - high[1]) * m_y)
-        near = (beside <= margin).nonzero().flatten()
-        points, depth, m_x, m_y, p, q = (t[near] for t in (points, depth, m_x, m_y, p, q))
-    if p.numel() == 0:
-        none = torch.zeros(0, dtype=torch.int64)
-        return BeamRows(none, p, p, p, p, p, p, torch.zeros(1, dtype=torch.int64), 0.0)
     first = float(q.min())
     row = ((q - first) / ROW_HEIGHT).long()
     by_p = torch.argsort(p, stable=True)
@@ -130,5 +121,4 @@ def beam_rows(
     row_start = torch.searchsorted(row[order], torch.arange(int(row.max()) + 2))
     path = wepl(rsp, grid, beam, sad, points, shift)
     values = {"p": p, "q": q, "magnification": m_x, "ratio": (m_y / m_x) ** 2, "depth": depth, "wepl": path}
-    columns = {k: t[order].contiguous() for k, t in values.items()}
-    return BeamRows(order=order if field is None else near[order], row_start=row_start, first=first, **columns)
+    return BeamRows(order=order, row_start=row_start, first=first, **{k: t[order].contiguous() for k, t in values.items()})

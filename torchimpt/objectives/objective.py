@@ -16,7 +16,7 @@ from torch import Tensor
 
 from torchimpt.checks import InputError, nearest
 from torchimpt.objectives.bound import BoundObjective, BoundTerm
-from torchimpt.objectives.terms import MaxDose, Term
+from torchimpt.objectives.terms import Term
 from torchimpt.patient import Patient
 
 OVERLAPS = ("exclude", "keep")
@@ -75,23 +75,7 @@ class Objective:
         """Flat grid indices `(n,)`, ascending, of the voxels that any term needs: all that a planning dose has to cover."""
         return torch.stack(self._masks(patient)).any(0).nonzero().flatten()
 
-    def sampled(self, patient: Patient, above: int) -> tuple[Tensor, Tensor]:
-        """Which voxels every term's sum has to have, and which may be sampled: two flat masks `(n_grid,)` without a voxel in common.
-
-        Sampled are the voxels that only `max_dose` terms see, each of a ROI with more than `above` of them.
-        """
-        masks = self._masks(patient)
-        needed = torch.zeros(patient.grid.n_voxels, dtype=torch.bool)
-        for term, mask in zip(self.terms, masks, strict=True):
-            if not isinstance(term, MaxDose):
-                needed |= mask
-        large = [isinstance(t, MaxDose) and int((m & ~needed).sum()) > above for t, m in zip(self.terms, masks, strict=True)]
-        for is_large, mask in zip(large, masks, strict=True):
-            if not is_large:
-                needed |= mask
-        return needed, torch.stack(masks).any(0) & ~needed
-
-    def on(self, patient: Patient, voxels: Tensor | None = None, stands_for: Tensor | None = None) -> BoundObjective:
+    def on(self, patient: Patient, voxels: Tensor | None = None) -> BoundObjective:
         """Bind the terms to the entries of a dose vector.
 
         Parameters
@@ -100,10 +84,6 @@ class Objective:
             Whose ROIs the terms name.
         voxels
             Flat grid index of each entry of the dose vector `(n_voxels,)`, without repetition; the whole grid in order when left out.
-        stands_for
-            Of a sample, `(n_voxels,)`: how many of its ROIs' voxels each entry stands for, the inverse of the probability that it came
-            into the sample (Horvitz and Thompson, J Am Stat Assoc 47:663, 1952), so that the expected sum is that over all voxels.
-            `max_dose` terms then do without voxels that are not there. They are divided by the voxel count of the whole ROI.
         """
         n_grid = patient.grid.n_voxels
         masks = self._masks(patient)
@@ -115,18 +95,13 @@ class Objective:
         bound = []
         for term, mask in zip(self.terms, masks, strict=True):
             index = mask.nonzero().flatten()
-            factor = 1.0 / len(index) if self.normalize else 1.0
-            own = None
             if place is not None:
                 index = place[index]
-                if stands_for is not None and isinstance(term, MaxDose):
-                    index = index[index >= 0]
-                    own = stands_for.cpu()[index]
                 missing = int((index < 0).sum())
                 if missing:
                     raise InputError(
                         f"objective {term.kind} of '{term.roi}' needs {missing} voxels that the dose does not cover; "
                         "compute the dose on Objective.voxels(patient)"
                     )
-            bound.append(BoundTerm(term, index, factor, own))
+            bound.append(BoundTerm(term, index, 1.0 / len(index) if self.normalize else 1.0))
         return BoundObjective(bound, n_voxels)

@@ -9,21 +9,16 @@ from typing import Any
 import torch
 
 from torchimpt.case import Case
+from torchimpt.dose.models import DEFAULT_MODEL, dose_model
 from torchimpt.dose.scenarios import scenario_doses
-from torchimpt.dose.sweep import sweep
 from torchimpt.evaluate.goals import check_goals
-from torchimpt.evaluate.hottest import hottest_outside_targets
 from torchimpt.evaluate.tables import roi_doses
 from torchimpt.machine import Machine
 from torchimpt.patient import Patient
 from torchimpt.planning.load import Compute
 from torchimpt.scenarios import NOMINAL, Scenario
-from torchimpt.schemes.sampling import Whole
 from torchimpt.spots import Spots
 from torchimpt.watch import Progress
-
-WIDE = 8.0
-"""Cut-off in sigmas that the case's is compared with: it leaves out exp(-32)."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +37,6 @@ class Assessment:
         Rows of `check_goals`.
     discarded_fraction
         Share of the nominal integral dose that the lateral cut-off leaves out.
-    hottest
-        From `hottest_outside_targets`.
     """
 
     dose: torch.Tensor
@@ -51,13 +44,6 @@ class Assessment:
     scenario_doses: dict[str, torch.Tensor]
     goals: list[dict]
     discarded_fraction: float
-    hottest: dict
-
-
-def assessed_voxels(patient: Patient) -> torch.Tensor:
-    """Flat indices of the voxels that have dose: the body's, and those of ROIs that reach out of it."""
-    masks = [patient.body, *(roi.mask for roi in patient.rois.values())]
-    return torch.stack(masks).any(0).flatten().nonzero().flatten()
 
 
 def assess(
@@ -70,47 +56,47 @@ def assess(
     progress: Progress,
     *,
     whole: bool = False,
-    model: str = "pencil_beam",
-    seen: Whole | None = None,
+    model: str = DEFAULT_MODEL,
 ) -> Assessment:
     """Compute a plan's doses without matrices, and check the case's goals.
 
     Every ROI's voxels have the dose that the model computes there, inside the body or not, in the nominal scenario as in all others and as
-    the optimizer sees them. With the model `"sub_spots"`, on the CPU wherever the plan was made and slow, scenarios other than the nominal
-    one are computed on the body only where a goal or an objective needs it, or when `whole` doses are asked for, else on the other ROIs.
-    `seen`: doses of these spots that are known already.
+    the optimizer sees them; the nominal dose besides at every voxel of the body.
+    A dose model that knows the CPU only computes there, wherever the plan was made. The external ROI is part of the scenarios' tables only
+    where a goal or an objective needs it, or when `whole` doses are asked for: it has ten times the voxels of all others.
     """
-    used = spots.weight.detach() > 0
-    device = torch.device("cpu") if model == "sub_spots" else compute.device
-    delivered = (spots.subset(used) if bool(used.any()) else spots).to(device)
+    delivered = spots.subset(spots.weight.detach() > 0) if bool((spots.weight > 0).any()) else spots
+    device = torch.device("cpu") if dose_model(model).cpu_only else compute.device
+    delivered = delivered.to(device)
     position, weight, quantity = delivered.position.detach(), delivered.weight.detach(), case.quantity()
-    cutoff = case.dose.cutoff_sigma
-    options: dict[str, Any] = {"dtype": weight.dtype, "device": device, "model": model}
-    external, body = patient.external, assessed_voxels(patient)
+    options: dict[str, Any] = {"cutoff": case.dose.cutoff_sigma, "dtype": weight.dtype, "device": device, "model": model}
+    asked, external = whole, patient.external
     named = {o.roi for o in case.objective} | {g.roi for g in case.goal}
-    everywhere = whole or model != "sub_spots" or external is None or external.name in named or any(g.metric == "ci" for g in case.goal)
-    viewed = patient if everywhere else replace(patient, rois={n: r for n, r in patient.rois.items() if r.role != "external"})
-    voxels = body if everywhere or not viewed.rois else patient.union(viewed.rois).flatten().nonzero().flatten()
-    # nominal first, and where it is not among the scenarios it is still what goals compare with
-    others = [s for s in scenarios if (s.shift, s.range_scale) != (NOMINAL.shift, NOMINAL.range_scale)]
-    with progress.stage("Dose in every scenario", total=len(others) + 1) as stage:
-        operator = scenario_doses(patient, machine, delivered, body, (NOMINAL,), cutoff=cutoff, reach=max(WIDE, cutoff), **options)[0]
+    whole = whole or external is None or external.name in named or any(g.metric == "ci" for g in case.goal)
+    within = patient.body | patient.union(patient.rois) if patient.rois else patient.body
+    body = within.flatten().nonzero().flatten()
+    with progress.stage("Dose in every scenario", total=len(scenarios) + 1) as stage:
+        operator = scenario_doses(patient, machine, delivered, body, (NOMINAL,), **options)[0]
         nominal = quantity.value(operator.dose(position, weight)).cpu()
-        discarded = operator.discarded_fraction(position, weight, WIDE)
+        discarded = operator.discarded_fraction(position, weight)
         del operator
         stage.advance()
+        viewed = patient if whole else replace(patient, rois={n: r for n, r in patient.rois.items() if r.role != "external"})
+        voxels = body if whole or not viewed.rois else patient.union(viewed.rois).flatten().nonzero().flatten()
+        # nominal first, and where it is not among the scenarios it is still what goals compare with
+        ordered = (NOMINAL, *(s for s in scenarios if (s.shift, s.range_scale) != (NOMINAL.shift, NOMINAL.range_scale)))
         inside = torch.zeros(patient.grid.n_voxels, dtype=nominal.dtype).index_put_((body,), nominal)
-        if seen is None or model == "sub_spots":
-            rows = sweep(patient, machine, delivered, voxels, others, cutoff=cutoff, done=stage.advance, **options)
-        else:
-            rows = seen.doses[[k for k, s in enumerate(scenarios) if s in others]]
-    doses = {NOMINAL.name: inside[voxels], **{s.name: quantity.value(dose) for s, dose in zip(others, rows, strict=True)}}
+        doses = {NOMINAL.name: inside[voxels]}
+        for scenario in ordered[1:]:
+            operator = scenario_doses(patient, machine, delivered, voxels, (scenario,), **options)[0]
+            doses[scenario.name] = quantity.value(operator.dose(position, weight)).cpu()
+            stage.advance()
     tables = roi_doses(viewed, doses, voxels)
-    goals = check_goals(case.goals(), tables, prescriptions=case.prescriptions(), body=doses if everywhere else None)
-    prescribed = [*dict.fromkeys((*case.prescriptions(), *(case.spots.targets if case.spots else ())))] or patient.targets
-    hottest = hottest_outside_targets(patient, voxels, doses, prescribed, max(case.prescriptions().values(), default=None))
-    shape, full = patient.grid.shape, {}
-    if whole:
+    needs_body = {name: dose for name, dose in doses.items()} if whole else None
+    goals = check_goals(case.goals(), tables, prescriptions=case.prescriptions(), body=needs_body)
+    shape = patient.grid.shape
+    full = {}
+    if asked:
         for name, dose in doses.items():
             full[name] = torch.zeros(patient.grid.n_voxels, dtype=dose.dtype).index_put_((voxels,), dose).reshape(shape)
-    return Assessment(inside.reshape(shape), tables, full, goals, discarded, hottest)
+    return Assessment(inside.reshape(shape), tables, full, goals, discarded)

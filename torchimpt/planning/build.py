@@ -5,20 +5,18 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from torchimpt.case import Case
+from torchimpt.dose.models import DEFAULT_MODEL
 from torchimpt.dose.scenarios import LinearDose, ScenarioDoses, scenario_doses
 from torchimpt.io.plan import read_plan
 from torchimpt.machine import Machine
-from torchimpt.objectives import BoundObjective, Objective, RobustObjective
+from torchimpt.objectives import Objective, RobustObjective
 from torchimpt.patient import Patient
-from torchimpt.planning.assess import assessed_voxels
 from torchimpt.planning.load import Compute, load_machine, load_patient, resolve_beams
 from torchimpt.scenarios import Scenario
-from torchimpt.schemes.sampling import Sampling
 from torchimpt.schemes.stages import PlanIteration
 from torchimpt.spots import Spots
 from torchimpt.spots.placement import place_spots, stagger
@@ -45,8 +43,6 @@ class PlanningProblem:
         Physical doses in the scenarios, and their linear map for the placed spots.
     objective
         What is asked of them.
-    sampling
-        Where the objective is sampled: what `voxels`, `doses`, `linear` and `objective` were taken from at the start.
     """
 
     case: Case
@@ -59,29 +55,20 @@ class PlanningProblem:
     doses: ScenarioDoses
     linear: LinearDose
     objective: RobustObjective
-    sampling: Sampling | None = None
-
-    def named(self, rows: list[dict]) -> list[dict]:
-        """Rows of `RobustObjective.terms` with the scenarios' names in the place of their numbers."""
-        return [{**row, "scenario": self.doses.names[row["scenario"]]} for row in rows]
 
     def terms(self, doses: torch.Tensor) -> list[dict]:
-        """The objective's terms at an iteration's doses `(n_scenarios, n_voxels)`, each with the scenario's name."""
-        return self.named((self.sampling or self).objective.terms(doses))
+        """The objective's terms at doses `(n_scenarios, n_voxels)`, each with the scenario's name."""
+        return [{**row, "scenario": self.doses.names[row["scenario"]]} for row in self.objective.terms(doses)]
 
     def nominal_doses(self, doses: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Of doses `(n_scenarios, n_voxels)` the nominal ones of the ROIs that have objectives, `{roi: (n_roi,)}`, as goals see them.
-
-        ROIs on sampled voxels are left out.
-        """
-        dose, voxels = self.objective.quantity.value(doses[self.doses.nominal]), (self.sampling or self).voxels
+        """Of doses `(n_scenarios, n_voxels)` the nominal ones of the ROIs that have objectives, `{roi: (n_roi,)}`, as goals see them."""
+        dose = self.objective.quantity.value(doses[self.doses.nominal])
         place = torch.full((self.patient.grid.n_voxels,), -1)
-        place[voxels] = torch.arange(len(voxels))
+        place[self.voxels] = torch.arange(len(self.voxels))
         by_roi = {}
         for name in dict.fromkeys(term.roi for term in self.case.terms()):
             index = place[self.patient.roi(name).voxels]
-            if bool((index >= 0).all()):
-                by_roi[name] = dose[index.to(dose.device)]
+            by_roi[name] = dose[index[index >= 0].to(dose.device)]
         return by_roi
 
     def moving(self, iteration: PlanIteration) -> tuple[Spots, torch.Tensor]:
@@ -113,10 +100,6 @@ def _start(case: Case, patient: Patient, machine: Machine, scenarios: tuple[Scen
 def build(case: Case, compute: Compute, progress: Progress, times: dict[str, float]) -> PlanningProblem:
     """Load, place, trace and build what the schemes need; the seconds go into `times`."""
     case.check_plan()
-
-    def bind(bound: BoundObjective) -> RobustObjective:
-        return RobustObjective(bound, case.mode(), case.quantity())
-
     begin = time.perf_counter()
     with progress.stage("Patient, machine and spots"):
         patient, machine = load_patient(case), load_machine(case)
@@ -124,32 +107,23 @@ def build(case: Case, compute: Compute, progress: Progress, times: dict[str, flo
         spots = _start(case, patient, machine, scenarios, compute)
         log.info("%d spots in %d energy layers of %d beams", spots.n_spots, spots.n_layers, len(spots.beams))
         objective = Objective(case.terms(), normalize=case.optimizer.normalize, overlap=case.optimizer.overlap)
-        sampled = bool(objective.sampled(patient, case.optimizer.sample_above)[1].any())
+        voxels = objective.voxels(patient)
+        robust = RobustObjective(objective.on(patient, voxels), case.mode(), case.quantity())
     times["load"] = time.perf_counter() - begin
     begin = time.perf_counter()
     engine = _engine(case)
-    options: dict[str, Any] = {"cutoff": case.dose.cutoff_sigma, "dtype": compute.dtype, "device": compute.device}
     with progress.stage("Influence matrices" if engine == "matrix" else "Dose tables"):
-        sampling = None
-        if sampled:
-            sampling = Sampling(
-                patient, machine, spots, scenarios, objective, bind, whole=assessed_voxels(patient), above=case.optimizer.sample_above,
-                engine=engine, seed=case.seed, **options,
-            )  # fmt: skip
-            voxels, doses, linear, robust = sampling.voxels, sampling.doses, sampling.linear, sampling.objective
-            log.info("%d of %d voxels are sampled", len(voxels), sampling.n_pool)
-        else:
-            voxels = objective.voxels(patient)
-            doses = scenario_doses(patient, machine, spots, voxels, scenarios, **options)
-            linear, robust = doses.at(spots.position, engine), bind(objective.on(patient, voxels))
+        doses = scenario_doses(
+            patient, machine, spots, voxels, scenarios, cutoff=case.dose.cutoff_sigma, dtype=compute.dtype, device=compute.device,
+            model=case.dose.model or DEFAULT_MODEL, gradient=case.dose.gradient,
+        )  # fmt: skip
+        linear = doses.at(spots.position, engine)
     times["dose"] = time.perf_counter() - begin
-    return PlanningProblem(case, compute, patient, machine, scenarios, spots, voxels, doses, linear, robust, sampling)
+    return PlanningProblem(case, compute, patient, machine, scenarios, spots, voxels, doses, linear, robust)
 
 
 def _engine(case: Case) -> str:
     """How the placed spots' doses are computed: not by matrices where too few iterations come before spots move for them to pay."""
-    if case.dose.gradient == "autograd":
-        return "autograd"
     joint = case.joint
     soon = joint is not None and joint.motion().moves and (joint.scheme == "alternating" or joint.warm_iterations < 20)
-    return "matrix_free" if soon else case.dose.engine
+    return "matrix_free" if soon or case.dose.gradient == "autograd" else case.dose.engine

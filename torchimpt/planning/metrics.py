@@ -43,7 +43,6 @@ def dose_metrics(
         "scenarios": scenarios,
         "worst": worst_table(scenarios),
         "goals": assessment.goals,
-        "hottest_outside_targets": assessment.hottest,
         "delivery": delivery_time(spots, machine, model),
         "matrix": {"discarded_fraction": assessment.discarded_fraction},
         "time_s": {name: round(seconds, 4) for name, seconds in times.items()},
@@ -69,15 +68,11 @@ def plan_metrics(problem: PlanningProblem, optimized: Optimized, spots: Spots, a
             "final": solution.value,
             "normalized": case.optimizer.normalize,
             "projected_gradient_norm": solution.projected_gradient_norm,
-            "terms": problem.terms(optimized.doses) if optimized.whole is None else problem.named(optimized.whole.terms),
+            "terms": problem.terms(optimized.doses),
         },
         "steps": optimized.steps,
         **dose_metrics(spots, problem.machine, case.delivery.model(), assessment, times, problem.compute, home),
     }
     metrics["spots"]["placed"] = problem.spots.n_spots
-    linear = (problem.sampling or problem).linear
-    metrics["matrix"] |= {"nonzeros": linear.n_nonzeros, "bytes": linear.n_bytes}
-    if problem.sampling is not None and optimized.whole is not None:
-        error = optimized.sampled_value / optimized.whole.value - 1.0 if optimized.whole.value > 0 else 0.0
-        metrics["sampling"] = {"voxels": len(problem.sampling.voxels), "of": problem.sampling.n_pool, "error": error}
+    metrics["matrix"] |= {"nonzeros": problem.linear.n_nonzeros, "bytes": problem.linear.n_bytes}
     return metrics

@@ -96,7 +96,7 @@ def plan(
     spots = optimized.spots.spots(problem.spots).cpu()
     assessment = assess(
         case, problem.patient, problem.machine, spots, problem.scenarios, compute, progress, whole=case.output.scenarios_dose,
-        model="sub_spots" if case.dose.sub_spots else "pencil_beam", seen=optimized.whole,
+        model=case.dose.final_model(),
     )  # fmt: skip
     times["evaluate"] = time.perf_counter() - started
     times["total"] = time.perf_counter() - begin
@@ -115,7 +115,7 @@ def _optimize(problem: PlanningProblem, progress: Progress, times: dict[str, flo
         optimized = optimize(
             problem.doses, problem.objective, spots, case.optimizer.solver(), None if case.joint is None else case.joint.motion(),
             limits=Limits(least, case.delivery.min_layer_share), linear=problem.linear, uniform=not given,
-            sampling=problem.sampling, callback=together(stage, callback), state=state,
+            callback=together(stage, callback), state=state,
         )  # fmt: skip
     times["optimize"] = time.perf_counter() - begin
     for step in optimized.steps:

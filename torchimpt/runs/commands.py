@@ -70,7 +70,9 @@ def run_plan(
         finally:
             watchers.write_checkpoint()
         with progress.stage("Files and report"):
-            write_plan(out / "plan.json", result.spots, result.machine, title=case.title, rbe=case.dose.rbe)
+            write_plan(
+                out / "plan.json", result.spots, result.machine, title=case.title, rbe=case.dose.rbe, fractions=case.delivery.fractions
+            )
             home = None if case.joint is None else result.home
             parts = case, result.patient, result.machine, result.spots, result.assessment, result.metrics
             _write_results(out, *parts, watchers.history.rows, home)
@@ -120,7 +122,7 @@ class _Watchers:
         figure = dvh_figure(doses, shown, roi_colors(result.patient, case.placement.targets))
         self._board.figure("dvh/band", figure, result.solution.iterations)
         self._board.hyperparameters(
-            {"method": case.optimizer.method, "spacing_mm": case.placement.spacing_mm, "seed": case.seed},
+            {"method": case.optimizer.method or "suited", "spacing_mm": case.placement.spacing_mm, "seed": case.seed},
             {"objective": result.solution.value, "seconds": result.metrics["time_s"]["total"]},
         )
         self._board.close()
@@ -171,15 +173,13 @@ def _dose_of(case: Case, plan_path: Path, out: Path, scenarios: Sequence[Scenari
         patient, machine = load_patient(case), load_machine(case)
         spots = read_plan(plan_path, resolve_beams(case, patient, plan_path), dtype=compute.dtype)
     times["load"] = time.perf_counter() - begin
-    # a spot list has no planned dose to repeat, so it gets the model closest to Monte Carlo; a plan gets the one it was made with
-    sub_spots = plan_path.suffix.lower() == ".csv" if case.dose.sub_spots is None else case.dose.sub_spots
-    log.info("dose model: %s", "sub-spots, each on its own ray" if sub_spots else "each voxel's own ray")
-    model = "sub_spots" if sub_spots else "pencil_beam"
+    model = case.dose.final_model(spot_list=plan_path.suffix.lower() == ".csv")
+    log.info("dose model: %s", model)
     assessment = assess(case, patient, machine, spots, scenarios, compute, progress, whole=case.output.scenarios_dose, model=model)
     times["dose"] = time.perf_counter() - begin - times["load"]
     times["total"] = time.perf_counter() - begin
     metrics = {"title": case.title, **dose_metrics(spots, machine, case.delivery.model(), assessment, times, compute)}
-    write_plan(out / "plan.json", spots, machine, title=case.title, rbe=case.dose.rbe)
+    write_plan(out / "plan.json", spots, machine, title=case.title, rbe=case.dose.rbe, fractions=case.delivery.fractions)
     _write_results(out, case, patient, machine, spots, assessment, metrics, [])
     write_json(out / "metrics.json", metrics)
     return RunResult(metrics)

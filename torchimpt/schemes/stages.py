@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -16,13 +15,10 @@ from torchimpt.dose.scenarios import LinearDose, ScenarioDoses
 from torchimpt.objectives import RobustObjective
 from torchimpt.optim import Composite, Iteration, Penalized, Solution, Status, minimize
 from torchimpt.schemes.moving import MovingSpots
-from torchimpt.schemes.sampling import AGREE, Sampling, Whole
 from torchimpt.schemes.settings import Solver
-from torchimpt.schemes.variables import JOINT, WEIGHTS, Packing, Room, SpotProblem, Vary
+from torchimpt.schemes.variables import WEIGHTS, Packing, Room, SpotProblem, Vary
 from torchimpt.spots import Spots
 from torchimpt.spots.pruning import sparsity_cost
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,17 +55,12 @@ class Optimized:
         `(n_scenarios, n_voxels)`, Gy, physical, at the voxels that the objective sees.
     steps
         What each step left: `step`, `spots`, `objective`, `iterations`, `evaluations`, `seconds`.
-    whole
-        The plan on the whole grid, where the objective was sampled; `solution.value` then is that of all voxels, and
-        `sampled_value` what the solver saw.
     """
 
     spots: MovingSpots
     solution: Solution
     doses: Tensor
     steps: list[dict]
-    whole: Whole | None = None
-    sampled_value: float = math.nan
 
 
 @dataclass
@@ -90,8 +81,6 @@ class Stages:
         The linear map of the placed spots where they stand, if there is one faster than `doses`.
     saved
         The state of an interrupted run.
-    sampling
-        Where the objective is sampled: what `doses`, `objective` and `linear` come from.
     """
 
     doses: ScenarioDoses
@@ -102,13 +91,10 @@ class Stages:
     callback: Callback | None
     linear: LinearDose | None
     saved: dict | None
-    sampling: Sampling | None = None
-    looks: list[tuple[Tensor, bool]] = field(default_factory=list)
     done: list[dict] = field(default_factory=list)
     history: list[dict] = field(default_factory=list)
     steps: list[dict] = field(default_factory=list)
     _image: Callable[[], Tensor] = field(init=False, repr=False)
-    _seen: tuple[MovingSpots, Whole] | None = field(default=None, init=False, repr=False)
 
     def solve(
         self,
@@ -120,10 +106,13 @@ class Stages:
         tolerance: float | None = None,
         lower: Tensor | None = None,
         sparse: bool = False,
+        method: str | None = None,
     ) -> tuple[MovingSpots, Solution | None]:
         """One stage in which `vary` changes. The solution is None where an earlier run had finished the stage.
 
-        With `sparse`, the solver sees a price on each spot's weight (`sparsity_cost`); all values that are told are without it.
+        With `sparse`, the solver sees a price on each spot's weight (`sparsity_cost`); all values that are told are without it. `method` is
+        the one of `torchimpt.optim.METHODS` that suits the stage, taken unless the solver's settings name one; left out, `"projected_cg"`
+        for weights alone and `"quasi_newton"` for all else.
         """
         number = len(self.done)
         if self.saved is not None and number < len(self.saved["done"]):
@@ -134,12 +123,11 @@ class Stages:
         self.saved = None
         last = self.history[-1] if self.history else {"iteration": -1, "evaluations": 0, "seconds": 0.0}
         before = {"done": [dict(record) for record in self.done], "history": list(self.history), "steps": list(self.steps)}
-        before["looks"] = list(self.looks)
         problem, packing, options = self._problem(vary, spots, lower)
+        method = self.solver.method or method or ("projected_cg" if vary == WEIGHTS and not sparse else "quasi_newton")
         priced = problem
         if sparse:
             priced = Penalized(problem, packing.weight_cost(sparsity_cost(spots.weight, self.steps[-1]["objective"])))
-            options["method"] = "quasi_newton"
 
         def shifted(row: dict) -> dict:
             first = {"iteration": last["iteration"] + 1, "evaluations": last["evaluations"], "seconds": last["seconds"]}
@@ -158,7 +146,7 @@ class Stages:
         left = None if self.solver.max_evaluations is None else max(1, self.solver.max_evaluations - int(last["evaluations"]))
         solution = minimize(
             priced, options.pop("start"), max_iterations=iterations, tolerance=self.solver.tolerance if tolerance is None else tolerance,
-            max_evaluations=left, callback=watch, state=inner, **options,
+            max_evaluations=left, callback=watch, state=inner, method=method, **options,
         )  # fmt: skip
         if isinstance(priced, Penalized):
             solution = replace(solution, value=solution.value - priced.penalty(solution.x))
@@ -183,30 +171,6 @@ class Stages:
             raise StoppedStage(spots, solution)
         return spots, solution
 
-    def look(self, spots: MovingSpots, quick: bool = False) -> bool:
-        """Look at the plan of the last stage on the whole grid, and take into the sample what is hot there.
-
-        True where the objective on the sample was off by more than `AGREE`, which a `quick` look does not ask. False where nothing is sampled.
-        """
-        if self.sampling is None:
-            return False
-        number, off = len(self.looks), False
-        if self.saved is not None and number < len(self.saved["looks"]):
-            hot, off = self.saved["looks"][number]
-        elif quick:
-            hot = self.sampling.glance(spots)
-        else:
-            whole = self.sampling.look(spots)
-            self._seen = spots, whole
-            off = abs(self.steps[-1]["objective"] - whole.value) > AGREE * abs(whole.value)
-            hot = self.sampling.hot(whole.voxels, whole.doses)
-            log.info("objective %.6g on all voxels, %.6g on the sample", whole.value, self.steps[-1]["objective"])
-        self.looks.append((hot, off))
-        if quick or off:
-            self.sampling.take(hot)
-            self.doses, self.objective, self.linear = self.sampling.doses, self.sampling.objective, self.sampling.linear
-        return off
-
     @property
     def spent(self) -> bool:
         """Whether the evaluations of all stages are used up."""
@@ -218,11 +182,7 @@ class Stages:
             raise InputError("the run to resume has gone as far as the case asks; start without --resume, or raise its limits")
         last = self.history[-1]
         solution = replace(solution, iterations=last["iteration"], evaluations=last["evaluations"], history=self.history)
-        whole = None
-        if self.sampling is not None:
-            whole = self._seen[1] if self._seen is not None and self._seen[0] is spots else self.sampling.look(spots)
-            solution = replace(solution, value=whole.value)
-        return Optimized(spots, solution, self._image(), self.steps, whole, self.steps[-1]["objective"])
+        return Optimized(spots, solution, self._image(), self.steps)
 
     def _note(self, record: dict) -> None:
         self.done.append(record)
@@ -238,12 +198,10 @@ class Stages:
         # a position is home + u, rounded, and the u that comes back may be past its bound by that
         start = torch.clamp(packing.pack(spots), low, high)
         options: dict[str, Any] = {"start": start, "lower": low, "upper": high, "scale": packing.scale(room)}
-        if vary is WEIGHTS:
+        if vary == WEIGHTS:
             stay = spots.n_spots == self.placed.n_spots and torch.equal(spots.position, self.placed.position)
             linear = self.linear if self.linear is not None and stay else doses.at(spots.position)
-            return Composite(linear, self.objective), packing, {**options, "method": self.solver.method}
-        if vary is JOINT:
-            options["method"] = "quasi_newton"
+            return Composite(linear, self.objective), packing, options
         return SpotProblem(doses, self.objective, packing), packing, options
 
     def _rectangle(self, spots: MovingSpots) -> tuple[Tensor, Tensor]:
