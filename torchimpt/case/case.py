@@ -120,6 +120,10 @@ class Case(Section):
                 doses[term.roi] = max(term.dose, doses.get(term.roi, 0.0))
         return doses
 
+    def highest_prescription(self) -> float | None:
+        """The highest dose that any objective prescribes, Gy; None where none does."""
+        return max(self.prescriptions().values(), default=None)
+
     def prescription(self) -> float | None:
         """The spots' target's prescription, Gy (the highest of several); None where no objective says one."""
         doses = self.prescriptions()

@@ -227,6 +227,9 @@ class OptimizerConfig(Section):
     """Divide each objective by its ROI's voxel count."""
     overlap: Literal["exclude", "keep"] = "exclude"
     """Whether an organ's objectives leave out the target's voxels."""
+    sample_above: Count = 5000
+    """A max_dose objective of a ROI with more voxels than this, besides those that other objectives need, is computed on a sample of them
+    that has all hot ones, and is checked against all."""
     log_every: Annotated[int, Field(strict=True, gt=0)] = 10
     """Iterations between two looks at the DVHs and between two checkpoints."""
 

@@ -80,9 +80,9 @@ class BeamRows:
 
     def keep(self, mask: torch.Tensor) -> BeamRows:
         """The rows without the voxels where `mask` is False."""
-        before = torch.cat((torch.zeros(1, dtype=torch.int64), mask.cumsum(0)))
+        before, kept = torch.cat((torch.zeros(1, dtype=torch.int64), mask.cumsum(0))), mask.nonzero().flatten()
         names = ("order", "p", "q", "magnification", "ratio", "depth", "wepl")
-        return BeamRows(**{name: getattr(self, name)[mask] for name in names}, row_start=before[self.row_start], first=self.first)
+        return BeamRows(**{name: getattr(self, name)[kept] for name in names}, row_start=before[self.row_start], first=self.first)
 
 
 def beam_rows(

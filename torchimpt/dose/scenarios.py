@@ -9,6 +9,7 @@ faster per product once they are built; the pair kernel needs little memory and 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
@@ -235,14 +236,40 @@ def scenario_doses(
     """
     if gradient not in GRADIENTS:
         raise InputError(f"gradient must be one of {', '.join(GRADIENTS)}, got '{gradient}'{nearest(gradient, GRADIENTS)}")
-    compute, device = dose_model(model, backend), torch.device(device)
-    check_cutoff(cutoff)
+    device = torch.device(device)
     if not scenarios:
         raise InputError("doses need at least one scenario, got none; give (NOMINAL,)")
     if gradient == "autograd":
         pairs = len(voxels) * spots.n_spots
         what = f"autograd's {pairs:.2g} pairs of {len(voxels):,} voxels and {spots.n_spots:,} spots"
         check_memory(what, pairs * PAIR_BYTES * torch.finfo(dtype).bits / 32, device, "use gradient = 'analytic', which stores none")
+    operators: list[DoseOperator] = []
+    for operator in scenario_operators(
+        patient, machine, spots, voxels, scenarios, cutoff=cutoff, dtype=dtype, device=device, model=model, backend=backend
+    ):
+        operators.append(operator)
+        if len(operators) == 1 < len(scenarios):
+            rest = operator.n_bytes * (len(scenarios) - 1)
+            check_memory(f"the dose tables of {len(scenarios) - 1} more scenarios", rest, device, COARSER)
+    return GRADIENTS[gradient](operators)
+
+
+def scenario_operators(
+    patient: Patient,
+    machine: Machine,
+    spots: Spots,
+    voxels: torch.Tensor,
+    scenarios: Sequence[Scenario],
+    *,
+    cutoff: float = DEFAULT_CUTOFF,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    model: str = DEFAULT_MODEL,
+    backend: str = "auto",
+) -> Iterator[DoseOperator]:
+    """The operators of `scenario_doses`, made one after the other: for those that need each one once, and not the memory of all."""
+    compute, device = dose_model(model, backend), torch.device(device)
+    check_cutoff(cutoff)
     rsp = relative_stopping_power(patient, machine)
     voxels = voxels.cpu()
     layer_beam, layer_energy, spot_layer = spots.layer_beam.cpu(), spots.layer_energy.cpu(), spots.layer.cpu()
@@ -253,7 +280,7 @@ def scenario_doses(
     layers = tuple((spot_layer[i:j] - first_layer[b]).to(device) for b, (i, j) in zip(used, spans, strict=True))
     curves = {b: machine.layers(layer_energy[first_layer[b] : first_layer[b + 1]]) for b in used}
     by_shift: dict[tuple, dict] = {}
-    operators = []
+    left = Counter(scenario.shift for scenario in scenarios)
     for scenario in scenarios:
         shift, scale = scenario.shift, scenario.range_scale
         if shift not in by_shift:
@@ -261,8 +288,7 @@ def scenario_doses(
         rows = by_shift[shift]
         around = {b: Surroundings(rsp, patient.grid, spots.beams[b], machine.sad, shift, scale) for b in used}
         tables = tuple(compute.tabulate(rows[b], curves[b], around[b], dtype, device) for b in used)
-        operators.append(DoseOperator(tables, spans, layers, len(voxels), spots.n_spots, scenario, cutoff))
-        if len(operators) == 1 < len(scenarios):
-            rest = operators[0].n_bytes * (len(scenarios) - 1)
-            check_memory(f"the dose tables of {len(scenarios) - 1} more scenarios", rest, device, COARSER)
-    return GRADIENTS[gradient](operators)
+        left[shift] -= 1
+        if not left[shift]:
+            del by_shift[shift], rows
+        yield DoseOperator(tables, spans, layers, len(voxels), spots.n_spots, scenario, cutoff)

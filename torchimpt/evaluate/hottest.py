@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ WARN_PERCENT = 107.0
 
 
 def hottest_outside_targets(
-    patient: Patient, voxels: torch.Tensor, doses: Mapping[str, torch.Tensor], targets: Sequence[str], prescription: float | None
+    patient: Patient, doses: Iterable[tuple[str, torch.Tensor]], targets: Sequence[str], prescription: float | None
 ) -> dict[str, Any]:
     """The hottest 1 cm^3 outside the targets, in the nominal scenario and in the worst.
 
@@ -26,10 +26,9 @@ def hottest_outside_targets(
     ----------
     patient
         On the dose grid.
-    voxels
-        `(n,)`, flat indices that the entries of each dose stand for.
     doses
-        By scenario, `(n,)`, Gy; the first is the nominal one.
+        Scenario and its dose on the whole grid `(z, y, x)`, Gy; the first is the nominal one. A scenario's dose may be 0 wherever it is
+        not hot.
     targets
         ROIs that dose is prescribed to; none of their voxels counts.
     prescription
@@ -39,26 +38,23 @@ def hottest_outside_targets(
     -------
     `volume_cm3`; `nominal` and `worst`, each with `scenario`, `d1cm3_gy` (the least dose of the hottest voxels that make up 1 cm^3, at
     least one voxel), `max_gy`, `position_mm` (LPS, of the hottest voxel), `roi` (the smallest ROI that it lies in, the body aside; None
-    for none), and, where there is a prescription, `percent`; `scenarios`, how many were looked at; `warning`, a sentence, where either is
-    above 107 % of the prescription, else None. An empty dict where the targets leave no voxel.
+    for none), and, where there is a prescription, `percent`; `warning`, a sentence, where the worst is above 107 % of the prescription,
+    else None. An empty dict where the targets leave no voxel.
     """
-    shield = torch.zeros(patient.grid.n_voxels, dtype=torch.bool)
+    shield = torch.zeros(patient.grid.shape, dtype=torch.bool)
     for name in targets:
-        shield |= patient.roi(name).mask.flatten()
-    outside = ~shield[voxels.cpu()]
-    places = voxels.cpu()[outside]
-    if not len(places):
+        shield |= patient.roi(name).mask
+    outside = int((~shield).sum())
+    if not outside:
         return {}
-    count = min(len(places), max(1, round(1000.0 * VOLUME_CM3 / math.prod(patient.grid.spacing))))
+    count = min(outside, max(1, round(1000.0 * VOLUME_CM3 / math.prod(patient.grid.spacing))))
     found: list[dict[str, Any]] = []
-    for scenario, dose in doses.items():
-        top = dose.cpu()[outside].topk(count)
-        found.append(
-            {"scenario": scenario, "d1cm3_gy": float(top.values[-1]), "max_gy": float(top.values[0]), "at": int(places[top.indices[0]])}
-        )
+    for scenario, dose in doses:
+        top = dose.cpu().masked_fill(shield, -torch.inf).flatten().topk(count)
+        found.append({"scenario": scenario, "d1cm3_gy": float(top.values[-1]), "max_gy": float(top.values[0]), "at": int(top.indices[0])})
     nominal, worst = found[0], max(found, key=lambda row: row["d1cm3_gy"])
     told = {name: _told(patient, row, prescription) for name, row in (("nominal", nominal), ("worst", worst))}
-    return {"volume_cm3": VOLUME_CM3, **told, "scenarios": len(found), "warning": _warning(told["worst"], prescription)}
+    return {"volume_cm3": VOLUME_CM3, **told, "warning": _warning(told["worst"], prescription)}
 
 
 def _told(patient: Patient, row: Mapping[str, Any], prescription: float | None) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import torch
 
@@ -75,8 +76,18 @@ class Machine:
         energies
             Nominal energies `(n_layers,)`, MeV, in any order, between `energy_min` and `energy_max`.
         """
-        energy = self._inside(energies)
-        return self.curves.layers(energy, self.optics.start, self.optics.step, self.optics.variance(energy))
+        return self._layers(tuple(self._inside(energies).tolist()))
+
+    @cached_property
+    def _layers(self) -> Callable[[tuple[float, ...]], LayerTables]:
+        """The tables of some energies, the last ones kept: a plan asks for those of its beams again and again."""
+
+        @lru_cache(maxsize=16)
+        def tables(energies: tuple[float, ...]) -> LayerTables:
+            energy = torch.tensor(energies, dtype=torch.float64)
+            return self.curves.layers(energy, self.optics.start, self.optics.step, self.optics.variance(energy))
+
+        return tables
 
     def r80(self, energy: float | Sequence[float] | torch.Tensor) -> torch.Tensor:
         """Distal 80 % depth in water, mm, of energies in MeV; shape as given."""

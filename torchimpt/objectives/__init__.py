@@ -3,7 +3,7 @@
 from torchimpt.objectives.bound import BoundObjective, BoundTerm
 from torchimpt.objectives.mode import OverValues, RobustMode
 from torchimpt.objectives.modes import MODES, Sum
-from torchimpt.objectives.objective import OVERLAPS, Objective
+from torchimpt.objectives.objective import OVERLAPS, Objective, Split
 from torchimpt.objectives.robust import RobustObjective
 from torchimpt.objectives.terms import GEUD, KINDS, MaxDose, MaxDVH, MeanDose, MinDose, MinDVH, Term, UniformDose
 
@@ -23,6 +23,7 @@ __all__ = [
     "OverValues",
     "RobustMode",
     "RobustObjective",
+    "Split",
     "Sum",
     "Term",
     "UniformDose",

@@ -19,11 +19,38 @@ from torchimpt.objectives.terms import Term, as_loss
 
 @dataclass(frozen=True)
 class BoundTerm:
-    """A term, where its voxels stand in the dose vector `(n_roi,)`, and the factor on its value."""
+    """A term and where its voxels stand in the dose vector.
+
+    Attributes
+    ----------
+    term
+        What is asked.
+    index
+        `(n_roi,)` int64.
+    factor
+        On its value.
+    stands_for
+        `(n_roi,)`: how many voxels each of a sample stands for; None where the index has all. Of hinges only.
+    """
 
     term: Term
     index: Tensor
     factor: float
+    stands_for: Tensor | None = None
+
+    @property
+    def gain(self) -> Tensor:
+        """`(n_roi,)` float64: the weight of each voxel."""
+        one = torch.ones(self.index.numel(), dtype=torch.float64) if self.stands_for is None else self.stands_for.cpu().double()
+        return self.factor * self.term.weight * one
+
+    def value(self, dose: Tensor) -> float:
+        """The term's share of the objective at the dose vector `(n_voxels,)`."""
+        own = dose[self.index.to(dose.device)]
+        if self.stands_for is None:
+            return self.factor * float(self.term.value_and_grad(own)[0])
+        excess = [(sign * (own.double() - self.term.dose)).clamp_min(0).square() for sign in self.term.signs]
+        return float(self.gain.to(own.device) @ sum(excess))
 
 
 class Ray:
@@ -59,12 +86,12 @@ class _Packed:
         count = torch.zeros(len(voxels), dtype=torch.int64)
         for bound, _ in hinges:
             count[place[bound.index.cpu()]] += 1
-        level, sign_, gain = torch.zeros(3, int(count.max()), len(voxels), dtype=torch.float64)
+        level, sign_, gain = torch.zeros(3, int(count.max()) if len(count) else 0, len(voxels), dtype=torch.float64)
         count.zero_()
         for bound, sign in hinges:
             here = place[bound.index.cpu()]
             slot = count[here]
-            level[slot, here], sign_[slot, here], gain[slot, here] = bound.term.dose, sign, bound.factor * bound.term.weight
+            level[slot, here], sign_[slot, here], gain[slot, here] = bound.term.dose, sign, bound.gain
             count[here] += 1
         where = {"device": device, "dtype": dtype}
         self.voxels = None if len(voxels) == n_voxels else voxels.to(device)
@@ -131,16 +158,13 @@ class BoundObjective:
 
     def terms(self, dose: Tensor) -> list[dict]:
         """Each term's share of the objective at the dose `(n_voxels,)` of one scenario: `roi`, `kind`, `value`."""
-        return [
-            {"roi": b.term.roi, "kind": b.term.kind, "value": b.factor * float(b.term.value_and_grad(dose[b.index.to(dose.device)])[0])}
-            for b in self.bound_terms
-        ]
+        return [{"roi": b.term.roi, "kind": b.term.kind, "value": b.value(dose)} for b in self.bound_terms]
 
     def curvature(self, like: Tensor) -> Tensor:
         """Sum of the weights of all terms at each voxel `(n_voxels,)`, in the dtype and on the device of `like`."""
         gain = like.new_zeros(self.n_voxels)
         for bound in self.bound_terms:
-            gain.index_add_(0, bound.index.to(gain.device), gain.new_full((bound.index.numel(),), bound.factor * bound.term.weight))
+            gain.index_add_(0, bound.index.to(gain.device), bound.gain.to(gain))
         return gain
 
     def along(self, dose: Tensor, rate: Tensor) -> Ray:

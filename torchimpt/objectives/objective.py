@@ -10,16 +10,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from torchimpt.checks import InputError, nearest
 from torchimpt.objectives.bound import BoundObjective, BoundTerm
-from torchimpt.objectives.terms import Term
+from torchimpt.objectives.terms import MaxDose, Term
 from torchimpt.patient import Patient
 
 OVERLAPS = ("exclude", "keep")
+
+
+class Split(NamedTuple):
+    """An objective's voxels: two flat masks `(n_grid,)` without a voxel in common, and the `max_dose` terms of the second.
+
+    Attributes
+    ----------
+    needed
+        What every sum has to have.
+    pool
+        What may be sampled.
+    limits
+        Terms of positive weight whose ROI is sampled.
+    """
+
+    needed: Tensor
+    pool: Tensor
+    limits: tuple[Term, ...]
 
 
 @dataclass(frozen=True)
@@ -75,7 +94,23 @@ class Objective:
         """Flat grid indices `(n,)`, ascending, of the voxels that any term needs: all that a planning dose has to cover."""
         return torch.stack(self._masks(patient)).any(0).nonzero().flatten()
 
-    def on(self, patient: Patient, voxels: Tensor | None = None) -> BoundObjective:
+    def split(self, patient: Patient, above: int) -> Split:
+        """Which voxels every term's sum has to have, and which may be sampled: those that only `max_dose` terms see, each of a ROI with
+        more than `above` such voxels.
+        """
+        masks = self._masks(patient)
+        needed = torch.zeros(patient.grid.n_voxels, dtype=torch.bool)
+        for term, mask in zip(self.terms, masks, strict=True):
+            if not isinstance(term, MaxDose):
+                needed |= mask
+        large = [isinstance(t, MaxDose) and int((m & ~needed).sum()) > above for t, m in zip(self.terms, masks, strict=True)]
+        for is_large, mask in zip(large, masks, strict=True):
+            if not is_large:
+                needed |= mask
+        limits = tuple(term for term, is_large in zip(self.terms, large, strict=True) if is_large and term.weight > 0)
+        return Split(needed, torch.stack(masks).any(0) & ~needed, limits)
+
+    def on(self, patient: Patient, voxels: Tensor | None = None, stands_for: Tensor | None = None) -> BoundObjective:
         """Bind the terms to the entries of a dose vector.
 
         Parameters
@@ -84,6 +119,10 @@ class Objective:
             Whose ROIs the terms name.
         voxels
             Flat grid index of each entry of the dose vector `(n_voxels,)`, without repetition; the whole grid in order when left out.
+        stands_for
+            Of a sample, `(n_voxels,)`: how many voxels of its ROIs each entry stands for, the inverse of the probability that it came into
+            the sample (Horvitz and Thompson, J Am Stat Assoc 47:663, 1952), so that the expected sum is that over all voxels. `max_dose`
+            terms then do without voxels that are not there; they are divided by the voxel count of the whole ROI as ever.
         """
         n_grid = patient.grid.n_voxels
         masks = self._masks(patient)
@@ -95,13 +134,17 @@ class Objective:
         bound = []
         for term, mask in zip(self.terms, masks, strict=True):
             index = mask.nonzero().flatten()
+            factor, own = 1.0 / len(index) if self.normalize else 1.0, None
             if place is not None:
                 index = place[index]
+                if stands_for is not None and isinstance(term, MaxDose):
+                    index = index[index >= 0]
+                    own = stands_for.cpu()[index]
                 missing = int((index < 0).sum())
                 if missing:
                     raise InputError(
                         f"objective {term.kind} of '{term.roi}' needs {missing} voxels that the dose does not cover; "
                         "compute the dose on Objective.voxels(patient)"
                     )
-            bound.append(BoundTerm(term, index, 1.0 / len(index) if self.normalize else 1.0))
+            bound.append(BoundTerm(term, index, factor, own))
         return BoundObjective(bound, n_voxels)

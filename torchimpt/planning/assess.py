@@ -9,11 +9,13 @@ from typing import Any
 import torch
 
 from torchimpt.case import Case
+from torchimpt.dose.body import BodyDoses, body_doses
 from torchimpt.dose.models import DEFAULT_MODEL, dose_model
-from torchimpt.dose.scenarios import scenario_doses
 from torchimpt.evaluate.goals import check_goals
+from torchimpt.evaluate.hottest import hottest_outside_targets
 from torchimpt.evaluate.tables import roi_doses
 from torchimpt.machine import Machine
+from torchimpt.objectives import MaxDose
 from torchimpt.patient import Patient
 from torchimpt.planning.load import Compute
 from torchimpt.scenarios import NOMINAL, Scenario
@@ -37,6 +39,8 @@ class Assessment:
         Rows of `check_goals`.
     discarded_fraction
         Share of the nominal integral dose that the lateral cut-off leaves out.
+    hottest
+        From `hottest_outside_targets`.
     """
 
     dose: torch.Tensor
@@ -44,6 +48,20 @@ class Assessment:
     scenario_doses: dict[str, torch.Tensor]
     goals: list[dict]
     discarded_fraction: float
+    hottest: dict[str, Any]
+
+
+def asked_voxels(case: Case, patient: Patient, whole: bool = False) -> torch.Tensor:
+    """Mask `(z, y, x)` of the voxels whose doses are told in every scenario: of all ROIs but the body, which is told only where a goal
+    or an objective other than `max_dose` is about it, where there is no other ROI, or when the `whole` is asked for.
+    """
+    rois = [name for name, roi in patient.rois.items() if roi.role != "external" and bool(roi.mask.any())]
+    body = "" if patient.external is None else patient.external.name
+    told = any(goal.roi == body or goal.metric == "ci" for goal in case.goal)
+    told = told or any(term.roi == body and not isinstance(term, MaxDose) for term in case.terms())
+    if whole or told or not body or not rois:
+        return patient.body | patient.union(patient.rois) if patient.rois else patient.body
+    return patient.union(rois)
 
 
 def assess(
@@ -57,46 +75,42 @@ def assess(
     *,
     whole: bool = False,
     model: str = DEFAULT_MODEL,
+    seen: BodyDoses | None = None,
 ) -> Assessment:
     """Compute a plan's doses without matrices, and check the case's goals.
 
     Every ROI's voxels have the dose that the model computes there, inside the body or not, in the nominal scenario as in all others and as
-    the optimizer sees them; the nominal dose besides at every voxel of the body.
-    A dose model that knows the CPU only computes there, wherever the plan was made. The external ROI is part of the scenarios' tables only
-    where a goal or an objective needs it, or when `whole` doses are asked for: it has ten times the voxels of all others.
+    the optimizer sees them; the nominal dose besides at every voxel of the body, and the other scenarios' wherever it may get hot.
+    A dose model that knows the CPU only computes there, wherever the plan was made, and is too slow to look beyond the ROIs. All of the
+    external ROI is part of the scenarios' tables only where it is told (`asked_voxels`): it has ten times the voxels of all others. `seen`
+    are doses of these spots in these scenarios that are known already.
     """
-    delivered = spots.subset(spots.weight.detach() > 0) if bool((spots.weight > 0).any()) else spots
-    device = torch.device("cpu") if dose_model(model).cpu_only else compute.device
-    delivered = delivered.to(device)
-    position, weight, quantity = delivered.position.detach(), delivered.weight.detach(), case.quantity()
-    options: dict[str, Any] = {"cutoff": case.dose.cutoff_sigma, "dtype": weight.dtype, "device": device, "model": model}
-    asked, external = whole, patient.external
-    named = {o.roi for o in case.objective} | {g.roi for g in case.goal}
-    whole = whole or external is None or external.name in named or any(g.metric == "ci" for g in case.goal)
-    within = patient.body | patient.union(patient.rois) if patient.rois else patient.body
-    body = within.flatten().nonzero().flatten()
-    with progress.stage("Dose in every scenario", total=len(scenarios) + 1) as stage:
-        operator = scenario_doses(patient, machine, delivered, body, (NOMINAL,), **options)[0]
-        nominal = quantity.value(operator.dose(position, weight)).cpu()
-        discarded = operator.discarded_fraction(position, weight)
-        del operator
-        stage.advance()
-        viewed = patient if whole else replace(patient, rois={n: r for n, r in patient.rois.items() if r.role != "external"})
-        voxels = body if whole or not viewed.rois else patient.union(viewed.rois).flatten().nonzero().flatten()
-        # nominal first, and where it is not among the scenarios it is still what goals compare with
-        ordered = (NOMINAL, *(s for s in scenarios if (s.shift, s.range_scale) != (NOMINAL.shift, NOMINAL.range_scale)))
-        inside = torch.zeros(patient.grid.n_voxels, dtype=nominal.dtype).index_put_((body,), nominal)
-        doses = {NOMINAL.name: inside[voxels]}
-        for scenario in ordered[1:]:
-            operator = scenario_doses(patient, machine, delivered, voxels, (scenario,), **options)[0]
-            doses[scenario.name] = quantity.value(operator.dose(position, weight)).cpu()
-            stage.advance()
-    tables = roi_doses(viewed, doses, voxels)
-    needs_body = {name: dose for name, dose in doses.items()} if whole else None
-    goals = check_goals(case.goals(), tables, prescriptions=case.prescriptions(), body=needs_body)
-    shape = patient.grid.shape
-    full = {}
-    if asked:
-        for name, dose in doses.items():
-            full[name] = torch.zeros(patient.grid.n_voxels, dtype=dose.dtype).index_put_((voxels,), dose).reshape(shape)
-    return Assessment(inside.reshape(shape), tables, full, goals, discarded)
+    quantity, prescription = case.quantity(), case.highest_prescription()
+    level = torch.inf if prescription is None or dose_model(model).cpu_only else prescription
+    # nominal first, and where it is not among the scenarios it is still what goals compare with
+    ordered = (NOMINAL, *(s for s in scenarios if (s.shift, s.range_scale) != (NOMINAL.shift, NOMINAL.range_scale)))
+    if seen is None or whole or model != DEFAULT_MODEL or tuple(scenarios) != ordered:
+        device = torch.device("cpu") if dose_model(model).cpu_only else compute.device
+        with progress.stage("Dose in every scenario", total=len(ordered)) as stage:
+            seen = body_doses(
+                patient, machine, spots.to(device), ordered, asked=asked_voxels(case, patient, whole).flatten(),
+                level=level, quantity=quantity, discarded=True, done=stage.advance, cutoff=case.dose.cutoff_sigma,
+                dtype=spots.weight.dtype, device=device, model=model,
+            )  # fmt: skip
+    inside, mask = (torch.zeros(patient.grid.n_voxels, dtype=dtype) for dtype in (seen.nominal.dtype, torch.bool))
+    inside[seen.body], mask[seen.voxels] = quantity.value(seen.nominal), True
+    doses = {scenario.name: quantity.value(dose) for scenario, dose in zip(ordered, seen.doses, strict=True)}
+    everywhere = bool(mask[seen.body].all())
+    viewed = patient if everywhere else replace(patient, rois={n: r for n, r in patient.rois.items() if r.role != "external"})
+    tables = roi_doses(viewed, doses, seen.voxels)
+    goals = check_goals(case.goals(), tables, prescriptions=case.prescriptions(), body=doses if everywhere else None)
+    targets = [*dict.fromkeys((*case.prescriptions(), *(case.spots.targets if case.spots else ())))] or patient.targets
+
+    def whole_grid(dose: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(patient.grid.n_voxels, dtype=dose.dtype).index_put_((seen.voxels,), dose).reshape(patient.grid.shape)
+
+    dose = inside.reshape(patient.grid.shape)
+    on_grid = ((name, dose if name == NOMINAL.name else whole_grid(one)) for name, one in doses.items())
+    hottest = hottest_outside_targets(patient, on_grid, targets, prescription)
+    full = {name: whole_grid(one) for name, one in doses.items()} if whole else {}
+    return Assessment(dose, tables, full, goals, seen.discarded_fraction, hottest)

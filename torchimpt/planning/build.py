@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from torchimpt.case import Case
+from torchimpt.dose.body import BodyDoses, body_doses
 from torchimpt.dose.models import DEFAULT_MODEL
 from torchimpt.dose.scenarios import LinearDose, ScenarioDoses, scenario_doses
 from torchimpt.io.plan import read_plan
 from torchimpt.machine import Machine
-from torchimpt.objectives import Objective, RobustObjective
+from torchimpt.objectives import BoundObjective, Objective, RobustObjective, Split
 from torchimpt.patient import Patient
+from torchimpt.planning.assess import asked_voxels
 from torchimpt.planning.load import Compute, load_machine, load_patient, resolve_beams
 from torchimpt.scenarios import Scenario
+from torchimpt.schemes.sampling import Sampling
 from torchimpt.schemes.stages import PlanIteration
 from torchimpt.spots import Spots
 from torchimpt.spots.placement import place_spots, stagger
@@ -43,6 +48,8 @@ class PlanningProblem:
         Physical doses in the scenarios, and their linear map for the placed spots.
     objective
         What is asked of them.
+    sampling
+        Where the objective is sampled: what `voxels`, `doses`, `linear` and `objective` are taken from, as they were at the start.
     """
 
     case: Case
@@ -55,18 +62,31 @@ class PlanningProblem:
     doses: ScenarioDoses
     linear: LinearDose
     objective: RobustObjective
+    sampling: Sampling | None = None
+
+    @property
+    def now(self) -> PlanningProblem | Sampling:
+        """What has the `voxels`, `doses`, `linear` and `objective` that the solver sees by now."""
+        return self.sampling or self
+
+    def named(self, rows: list[dict]) -> list[dict]:
+        """Rows of `RobustObjective.terms` with the scenarios' names in the place of their numbers."""
+        return [{**row, "scenario": self.doses.names[row["scenario"]]} for row in rows]
 
     def terms(self, doses: torch.Tensor) -> list[dict]:
-        """The objective's terms at doses `(n_scenarios, n_voxels)`, each with the scenario's name."""
-        return [{**row, "scenario": self.doses.names[row["scenario"]]} for row in self.objective.terms(doses)]
+        """The objective's terms at an iteration's doses `(n_scenarios, n_voxels)`, each with the scenario's name."""
+        return self.named(self.now.objective.terms(doses))
 
     def nominal_doses(self, doses: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Of doses `(n_scenarios, n_voxels)` the nominal ones of the ROIs that have objectives, `{roi: (n_roi,)}`, as goals see them."""
-        dose = self.objective.quantity.value(doses[self.doses.nominal])
+        """Of an iteration's doses `(n_scenarios, n_voxels)` the nominal ones of the ROIs that have objectives, `{roi: (n_roi,)}`, as goals
+        see them; a ROI that is sampled is left out.
+        """
+        dose, voxels = self.objective.quantity.value(doses[self.doses.nominal]), self.now.voxels
+        sampled = {term.roi for term in self.sampling.limits} if self.sampling is not None else ()
         place = torch.full((self.patient.grid.n_voxels,), -1)
-        place[self.voxels] = torch.arange(len(self.voxels))
+        place[voxels] = torch.arange(len(voxels))
         by_roi = {}
-        for name in dict.fromkeys(term.roi for term in self.case.terms()):
+        for name in dict.fromkeys(term.roi for term in self.case.terms() if term.roi not in sampled):
             index = place[self.patient.roi(name).voxels]
             by_roi[name] = dose[index[index >= 0].to(dose.device)]
         return by_roi
@@ -107,19 +127,46 @@ def build(case: Case, compute: Compute, progress: Progress, times: dict[str, flo
         spots = _start(case, patient, machine, scenarios, compute)
         log.info("%d spots in %d energy layers of %d beams", spots.n_spots, spots.n_layers, len(spots.beams))
         objective = Objective(case.terms(), normalize=case.optimizer.normalize, overlap=case.optimizer.overlap)
-        voxels = objective.voxels(patient)
-        robust = RobustObjective(objective.on(patient, voxels), case.mode(), case.quantity())
+        split = objective.split(patient, case.optimizer.sample_above)
     times["load"] = time.perf_counter() - begin
     begin = time.perf_counter()
+    options: dict[str, Any] = {"cutoff": case.dose.cutoff_sigma, "dtype": compute.dtype, "device": compute.device}
+    options["model"] = case.dose.model or DEFAULT_MODEL
     engine = _engine(case)
+
+    def bind(bound: BoundObjective) -> RobustObjective:
+        return RobustObjective(bound, case.mode(), case.quantity())
+
+    def tabulate(voxels: torch.Tensor) -> tuple[ScenarioDoses, LinearDose]:
+        doses = scenario_doses(patient, machine, spots, voxels, scenarios, gradient=case.dose.gradient, **options)
+        return doses, doses.at(spots.position, engine)
+
     with progress.stage("Influence matrices" if engine == "matrix" else "Dose tables"):
-        doses = scenario_doses(
-            patient, machine, spots, voxels, scenarios, cutoff=case.dose.cutoff_sigma, dtype=compute.dtype, device=compute.device,
-            model=case.dose.model or DEFAULT_MODEL, gradient=case.dose.gradient,
-        )  # fmt: skip
-        linear = doses.at(spots.position, engine)
+        sampling: Sampling | None = None
+        if split.limits and bool(split.needed.any()):
+            look = _look(case, patient, machine, scenarios, split, options)
+            sampling = Sampling(patient, objective, split, bind, tabulate=tabulate, look=look, seed=case.seed)
+            voxels, doses, linear, robust = sampling.voxels, sampling.doses, sampling.linear, sampling.objective
+        else:
+            voxels = objective.voxels(patient)
+            (doses, linear), robust = tabulate(voxels), bind(objective.on(patient, voxels))
     times["dose"] = time.perf_counter() - begin
-    return PlanningProblem(case, compute, patient, machine, scenarios, spots, voxels, doses, linear, robust)
+    return PlanningProblem(case, compute, patient, machine, scenarios, spots, voxels, doses, linear, robust, sampling)
+
+
+def _look(
+    case: Case, patient: Patient, machine: Machine, scenarios: tuple[Scenario, ...], split: Split, options: dict[str, Any]
+) -> Callable[[Spots, bool], BodyDoses]:
+    """What `Sampling` looks at a plan with: as `assess` does, so that a finished plan's doses are computed once."""
+    level = min([term.dose for term in split.limits] + [case.highest_prescription() or torch.inf])
+    asked = asked_voxels(case, patient).flatten()
+
+    def look(spots: Spots, final: bool) -> BodyDoses:
+        return body_doses(
+            patient, machine, spots, scenarios, asked=asked, level=level, quantity=case.quantity(), discarded=final, **options
+        )
+
+    return look
 
 
 def _engine(case: Case) -> str:

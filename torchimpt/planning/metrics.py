@@ -42,6 +42,7 @@ def dose_metrics(
         "spots": spot_counts(spots, machine, model, home),
         "scenarios": scenarios,
         "worst": worst_table(scenarios),
+        "hottest_outside_targets": assessment.hottest,
         "goals": assessment.goals,
         "delivery": delivery_time(spots, machine, model),
         "matrix": {"discarded_fraction": assessment.discarded_fraction},
@@ -68,11 +69,15 @@ def plan_metrics(problem: PlanningProblem, optimized: Optimized, spots: Spots, a
             "final": solution.value,
             "normalized": case.optimizer.normalize,
             "projected_gradient_norm": solution.projected_gradient_norm,
-            "terms": problem.terms(optimized.doses),
+            "terms": problem.terms(optimized.doses) if optimized.whole is None else problem.named(optimized.whole.terms),
         },
         "steps": optimized.steps,
         **dose_metrics(spots, problem.machine, case.delivery.model(), assessment, times, problem.compute, home),
     }
     metrics["spots"]["placed"] = problem.spots.n_spots
-    metrics["matrix"] |= {"nonzeros": problem.linear.n_nonzeros, "bytes": problem.linear.n_bytes}
+    linear = problem.now.linear
+    metrics["matrix"] |= {"nonzeros": linear.n_nonzeros, "bytes": linear.n_bytes}
+    if problem.sampling is not None and optimized.whole is not None:
+        sampled = optimized.steps[-1]["objective"]
+        metrics["sampling"] = {"voxels": len(problem.sampling.voxels), "of": problem.sampling.n_all, "objective": sampled}
     return metrics

@@ -96,7 +96,7 @@ def plan(
     spots = optimized.spots.spots(problem.spots).cpu()
     assessment = assess(
         case, problem.patient, problem.machine, spots, problem.scenarios, compute, progress, whole=case.output.scenarios_dose,
-        model=case.dose.final_model(),
+        model=case.dose.final_model(), seen=None if optimized.whole is None else optimized.whole.seen,
     )  # fmt: skip
     times["evaluate"] = time.perf_counter() - started
     times["total"] = time.perf_counter() - begin
@@ -115,7 +115,7 @@ def _optimize(problem: PlanningProblem, progress: Progress, times: dict[str, flo
         optimized = optimize(
             problem.doses, problem.objective, spots, case.optimizer.solver(), None if case.joint is None else case.joint.motion(),
             limits=Limits(least, case.delivery.min_layer_share), linear=problem.linear, uniform=not given,
-            callback=together(stage, callback), state=state,
+            sampling=problem.sampling, callback=together(stage, callback), state=state,
         )  # fmt: skip
     times["optimize"] = time.perf_counter() - begin
     for step in optimized.steps:

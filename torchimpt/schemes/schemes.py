@@ -30,6 +30,7 @@ from torchimpt.patient import Patient
 from torchimpt.quantities import ConstantRBE
 from torchimpt.scenarios import NOMINAL, Scenario
 from torchimpt.schemes.moving import MovingSpots
+from torchimpt.schemes.sampling import FIRST, ROUNDS, Sampling
 from torchimpt.schemes.settings import Limits, Motion, Solver
 from torchimpt.schemes.stages import Callback, Optimized, Stages, StoppedStage
 from torchimpt.schemes.variables import JOINT, WEIGHTS, Vary
@@ -62,6 +63,7 @@ def optimize(
     limits: Limits | None = None,
     linear: LinearDose | None = None,
     uniform: bool = True,
+    sampling: Sampling | None = None,
     callback: Callback | None = None,
     state: dict | None = None,
 ) -> Optimized:
@@ -86,6 +88,9 @@ def optimize(
         The linear map of all spots where they stand, if there is one that is faster than `doses`.
     uniform
         Start from the best multiple of the weights (True), or from the weights as they are.
+    sampling
+        What `doses`, `objective` and `linear` come from, where the objective is sampled: all voxels are looked at after some iterations on
+        weights, and at the end, with more iterations where the sample was off.
     callback
         Called with every iteration of every stage.
     state
@@ -93,18 +98,28 @@ def optimize(
     """
     solver, limits = solver or Solver(), limits or Limits()
     scheme = None if motion is None else _scheme(motion.scheme)
-    stages = Stages(doses, objective, spots, solver, motion.box_mm if motion is not None else 0.0, callback, linear, state)
+    stages = Stages(doses, objective, spots, solver, motion.box_mm if motion is not None else 0.0, callback, linear, state, sampling)
     start = MovingSpots.start(spots)
     if uniform:
         start = replace(start, weight=best_uniform_weight(linear or doses.at(start.position), objective, start.weight))
     vary = scheme.vary(spots) if scheme is not None and motion is not None and motion.moves else WEIGHTS
     try:
-        found = _weights(stages, start) if motion is None or scheme is None else scheme.run(stages, start, motion, vary)
+        begun = 0
+        if sampling is not None:
+            begun = min(FIRST, solver.max_iterations // 2)
+            start, _ = stages.solve("weights, before a look at all voxels", WEIGHTS, start, begun)
+            stages.look(start, first=True)
+        found = _weights(stages, start, begun) if motion is None or scheme is None else scheme.run(stages, start, motion, vary)
         if motion is not None:
             found = _merge(stages, *found, motion.merge_mm)
             # spots that have been merged must not come close again
             vary = WEIGHTS if motion.merge_mm > 0 else vary
         found = _deliverable(stages, *found, limits, vary)
+        for _ in range(ROUNDS):
+            if not stages.look(found[0]):
+                break
+            found = stages.solve("hot voxels taken in", vary, found[0], solver.max_iterations)
+            found = _deliverable(stages, *found, limits, vary)
     except StoppedStage as stopped:
         found = stopped.spots, stopped.solution
     return stages.finish(*found)
@@ -115,9 +130,9 @@ def _name(vary: Vary) -> str:
     return vary[0].name if len(vary) == 1 else "joint"
 
 
-def _weights(stages: Stages, spots: MovingSpots) -> Found:
-    """Weights alone."""
-    return stages.solve("weights", WEIGHTS, spots, stages.solver.max_iterations)
+def _weights(stages: Stages, spots: MovingSpots, begun: int = 0) -> Found:
+    """Weights alone, after so many iterations."""
+    return stages.solve("weights", WEIGHTS, spots, stages.solver.max_iterations - begun)
 
 
 def _joint(stages: Stages, spots: MovingSpots, motion: Motion, vary: Vary) -> Found:
@@ -170,13 +185,14 @@ def _alternating(stages: Stages, spots: MovingSpots, motion: Motion, vary: Vary)
         spots, _ = stages.solve("weights, before moving", WEIGHTS, spots, motion.warm_iterations)
         spots = _thin(stages, spots, motion.spots, WEIGHTS)
     others = tuple(variable for variable in vary if variable not in WEIGHTS)
+    begun = len(stages.steps)
     while True:
         spots, solution = stages.solve("weights", WEIGHTS, spots, motion.weight_iterations, tolerance=0.0)
         if others:
             # few steps, each down the gradient, as published: from one step a quasi-Newton method learns nothing
             spots, solution = stages.solve(_name(others), others, spots, motion.position_steps, tolerance=0.0, method="projected_cg")
         # the turns' own records, so that a resumed run stops where the whole one does
-        turns = [{"value": s["objective"], "projected_gradient_norm": 1.0} for s in stages.steps]
+        turns = [{"value": s["objective"], "projected_gradient_norm": 1.0} for s in stages.steps[begun:]]
         if is_converged(turns, stages.solver.tolerance):
             return spots, solution and replace(solution, status=Status.CONVERGED)
         if stages.history[-1]["iteration"] >= stages.solver.max_iterations:

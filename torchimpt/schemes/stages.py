@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -15,10 +16,13 @@ from torchimpt.dose.scenarios import LinearDose, ScenarioDoses
 from torchimpt.objectives import RobustObjective
 from torchimpt.optim import Composite, Iteration, Penalized, Solution, Status, minimize
 from torchimpt.schemes.moving import MovingSpots
+from torchimpt.schemes.sampling import AGREE, Sampling, Whole
 from torchimpt.schemes.settings import Solver
 from torchimpt.schemes.variables import WEIGHTS, Packing, Room, SpotProblem, Vary
 from torchimpt.spots import Spots
 from torchimpt.spots.pruning import sparsity_cost
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -55,12 +59,15 @@ class Optimized:
         `(n_scenarios, n_voxels)`, Gy, physical, at the voxels that the objective sees.
     steps
         What each step left: `step`, `spots`, `objective`, `iterations`, `evaluations`, `seconds`.
+    whole
+        The plan on all voxels, where the objective was sampled; `solution.value` then is the one on all voxels, too.
     """
 
     spots: MovingSpots
     solution: Solution
     doses: Tensor
     steps: list[dict]
+    whole: Whole | None = None
 
 
 @dataclass
@@ -81,6 +88,8 @@ class Stages:
         The linear map of the placed spots where they stand, if there is one faster than `doses`.
     saved
         The state of an interrupted run.
+    sampling
+        What `doses`, `objective` and `linear` come from, where the objective is sampled.
     """
 
     doses: ScenarioDoses
@@ -91,10 +100,12 @@ class Stages:
     callback: Callback | None
     linear: LinearDose | None
     saved: dict | None
+    sampling: Sampling | None = None
     done: list[dict] = field(default_factory=list)
     history: list[dict] = field(default_factory=list)
     steps: list[dict] = field(default_factory=list)
     _image: Callable[[], Tensor] = field(init=False, repr=False)
+    _judged: tuple[MovingSpots, Whole] | None = field(default=None, init=False, repr=False)
 
     def solve(
         self,
@@ -171,6 +182,36 @@ class Stages:
             raise StoppedStage(spots, solution)
         return spots, solution
 
+    def look(self, spots: MovingSpots, *, first: bool = False) -> bool:
+        """Look at all voxels, and take those into the sample that it lacks; whether there is reason to go on optimizing.
+
+        There is where the objective on the sample was off by more than `AGREE`. At the `first` look the sample is drawn.
+        """
+        if self.sampling is None:
+            return False
+        number = len(self.done)
+        if self.saved is not None and number < len(self.saved["done"]):
+            record = self.saved["done"][number]
+        elif first:
+            record = self.sampling.choose(self.sampling.look(spots.spots(self.placed)), draw=True)
+        else:
+            whole, sampled = self._judge(spots), self.steps[-1]["objective"]
+            off = abs(sampled - whole.value) > AGREE * abs(whole.value)
+            log.info("objective %.6g on all voxels, %.6g on the sample", whole.value, sampled)
+            record = self.sampling.choose(whole.seen) if off else {}
+        self.done.append(record)
+        if record:
+            self.sampling.take(**record)
+            self.doses, self.objective, self.linear = self.sampling.doses, self.sampling.objective, self.sampling.linear
+        return bool(record)
+
+    def _judge(self, spots: MovingSpots) -> Whole:
+        """The plan on all voxels, computed once."""
+        assert self.sampling is not None  # asked by those who have it
+        if self._judged is None or self._judged[0] is not spots:
+            self._judged = spots, self.sampling.judge(self.sampling.look(spots.spots(self.placed), final=True))
+        return self._judged[1]
+
     @property
     def spent(self) -> bool:
         """Whether the evaluations of all stages are used up."""
@@ -182,7 +223,10 @@ class Stages:
             raise InputError("the run to resume has gone as far as the case asks; start without --resume, or raise its limits")
         last = self.history[-1]
         solution = replace(solution, iterations=last["iteration"], evaluations=last["evaluations"], history=self.history)
-        return Optimized(spots, solution, self._image(), self.steps)
+        if self.sampling is None:
+            return Optimized(spots, solution, self._image(), self.steps)
+        whole = self._judge(spots)
+        return Optimized(spots, replace(solution, value=whole.value), self._image(), self.steps, whole)
 
     def _note(self, record: dict) -> None:
         self.done.append(record)

@@ -1,0 +1,124 @@
+"""Doses of a plan where they matter: nominal in the whole body, in every scenario at chosen voxels and wherever it may get hot.
+
+A body has tens of times the voxels of the ROIs, and most of what its doses cost is tracing and tabulating, once per scenario. A scenario
+moves the dose by a few mm, so that tissue which gets little in the nominal scenario, with nothing warm beside it, is not hot in any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.functional import max_pool3d
+
+from torchimpt.dose.scenarios import scenario_operators
+from torchimpt.geometry import Grid
+from torchimpt.machine import Machine
+from torchimpt.patient import Patient
+from torchimpt.quantities import Quantity
+from torchimpt.scenarios import NOMINAL, Scenario
+from torchimpt.spots import Spots
+
+WARM = 0.5
+"""Share of a dose level that tissue must have in the nominal scenario, or beside it, to be looked at in the others."""
+
+WIDE = 8.0
+"""Sigmas of the cut-off that the discarded dose is measured against; it leaves out exp(-32)."""
+
+
+@dataclass(frozen=True)
+class BodyDoses:
+    """A plan's physical doses, Gy, on the CPU.
+
+    Attributes
+    ----------
+    body, nominal
+        Flat grid indices `(n,)`, ascending, of the body and all ROIs; the nominal dose there.
+    voxels, doses
+        Those of them that are looked at in every scenario `(m,)`, ascending, and `(n_scenarios, m)`.
+    discarded_fraction
+        Share of the nominal integral dose that the lateral cut-off leaves out; NaN where it was not asked for.
+    """
+
+    body: torch.Tensor
+    nominal: torch.Tensor
+    voxels: torch.Tensor
+    doses: torch.Tensor
+    discarded_fraction: float
+
+
+def body_doses(
+    patient: Patient,
+    machine: Machine,
+    spots: Spots,
+    scenarios: Sequence[Scenario],
+    *,
+    asked: torch.Tensor,
+    level: float,
+    quantity: Quantity,
+    discarded: bool = False,
+    done: Callable[[], object] = lambda: None,
+    **options: Any,
+) -> BodyDoses:
+    """Compute a plan's doses, matrix-free, scenario by scenario.
+
+    Parameters
+    ----------
+    patient, machine, spots, scenarios
+        As for `scenario_doses`; spots without weight cost nothing.
+    asked
+        Flat mask `(n_grid,)` of voxels to look at in every scenario.
+    level
+        Gy, in the `quantity`: what is `WARM` of it or more in the nominal scenario is looked at in all, with what lies within a
+        scenario's reach of it.
+    discarded
+        Whether to measure `discarded_fraction`.
+    done
+        Called after each scenario.
+    options
+        `cutoff`, `dtype`, `device`, `model` and `backend` of `scenario_doses`.
+    """
+    used = spots.weight.detach() > 0
+    spots = spots.subset(used) if bool(used.any()) else spots
+    position, weight = spots.position.detach(), spots.weight.detach()
+    body = (patient.body | patient.union(patient.rois) if patient.rois else patient.body).flatten().nonzero().flatten()
+    operator = next(scenario_operators(patient, machine, spots, body, (NOMINAL,), **options))
+    nominal = operator.dose(position, weight).cpu()
+    fraction = operator.discarded_fraction(position, weight, WIDE) if discarded else torch.nan
+    del operator
+    done()
+    others = [k for k, s in enumerate(scenarios) if (s.shift, s.range_scale) != (NOMINAL.shift, NOMINAL.range_scale)]
+    grid = torch.zeros(patient.grid.n_voxels, dtype=nominal.dtype)
+    grid[body] = quantity.value(nominal)
+    looked_at = asked.clone()
+    if others:
+        looked_at |= _beside(grid >= WARM * level, patient.grid, max(_reach(scenarios[k]) for k in others))
+    place = looked_at[body]
+    voxels = body[place]
+    doses = nominal[place].repeat(len(scenarios), 1)
+    operators = scenario_operators(patient, machine, spots, voxels, [scenarios[k] for k in others], **options)
+    for k, operator in zip(others, operators, strict=True):
+        doses[k] = operator.dose(position, weight).cpu()
+        done()
+    return BodyDoses(body, nominal, voxels, doses, fraction)
+
+
+_DEPTH = 200.0
+"""Depth that a range error counts for, mm of water: that of the deepest targets in a head; in lung half of it, as water, is as far."""
+
+
+def _reach(scenario: Scenario) -> float:
+    """How far a scenario may move the dose, mm."""
+    return sum(x * x for x in scenario.shift) ** 0.5 + abs(scenario.range_scale - 1.0) * _DEPTH
+
+
+def _beside(mask: torch.Tensor, grid: Grid, reach: float) -> torch.Tensor:
+    """Flat mask `(n_grid,)` of the box of `reach` mm, rounded up to voxels, around every voxel of a flat mask."""
+    wide = mask.reshape(1, 1, *grid.shape).float()
+    for axis, spacing in enumerate(reversed(grid.spacing)):
+        half = [0, 0, 0]
+        half[axis] = int(-(-reach // spacing))
+        wide = max_pool3d(wide, [2 * h + 1 for h in half], stride=1, padding=half)
+    return wide.flatten() > 0

@@ -1,0 +1,165 @@
+"""Objectives of large ROIs on sampled voxels: which, how many each stands for, and whether the whole grid agrees.
+
+A `max_dose` on the body asks about tens of times more voxels than all other objectives, of which few are ever too hot. Its sum
+
+    sum_v H(D_v - p) (D_v - p)^2   is taken as   sum_{v in sample} (1 / pi_v) H(D_v - p) (D_v - p)^2
+
+over voxels that come into the sample with the probability `pi_v`: an unbiased estimate (Horvitz and Thompson, J Am Stat Assoc 47:663,
+1952). The first iterations do without these objectives; then the plan's doses in the body say how likely a voxel is to become hot. Hot
+ones and nearly hot ones all come into the sample (`pi_v = 1`), of cooler ones a share that falls with the dose, drawn at random in strata.
+When the solver has stopped, the doses of all scenarios are computed again; where the objective on all voxels and on the sample disagree,
+hot voxels that were missed are added and the optimization goes on. (Martin et al., Phys Med Biol 52:7211, 2007, draw other voxels in each
+iteration; here the draw stays, because the solvers want one function, and grows by what it has missed.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torchimpt.dose.body import BodyDoses
+from torchimpt.dose.joined import JoinedLinear, joined
+from torchimpt.dose.scenarios import LinearDose, ScenarioDoses
+from torchimpt.objectives import BoundObjective, Objective, RobustObjective, Split, Term
+from torchimpt.patient import Patient
+from torchimpt.spots import Spots
+
+FIRST = 20
+"""Weight iterations before the first look at the body: doses are within some Gy of the plan's by then."""
+
+ROUNDS = 3
+"""Most rounds of further optimization after looks that disagree."""
+
+AGREE = 0.01
+"""Relative difference between the objective on the sample and on all voxels that is good enough."""
+
+HOT = 0.97
+"""Share of an objective's dose level from which on a voxel counts as hot: what is there may be above it some iterations later."""
+
+STRATA = ((0.9, 0.25), (0.7, 0.05), (0.0, 0.001))
+"""Cooler voxels: from which share of the lowest level on, and which share of them is drawn."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A plan on all voxels.
+
+    Attributes
+    ----------
+    seen
+        Its doses.
+    value, terms
+        The objective, and rows of `RobustObjective.terms`.
+    """
+
+    seen: BodyDoses
+    value: float
+    terms: list[dict]
+
+
+class Sampling:
+    """The sample and what it makes of the problem: doses, their linear map, and the objective, at `voxels`.
+
+    Parameters
+    ----------
+    patient
+        On the dose grid.
+    objective, split, bind
+        What is asked, of which voxels, and what makes it an objective over scenarios.
+    tabulate
+        Doses of the placed spots at voxels (flat grid indices), and their linear map.
+    look
+        Doses of any spots in the body; `True` for all that is to be known of a finished plan.
+    seed
+        Of the draw.
+
+    Attributes
+    ----------
+    voxels, stands_for
+        Flat grid indices `(n,)`, and how many voxels each stands for.
+    doses, linear, objective
+        At these voxels.
+    """
+
+    def __init__(
+        self,
+        patient: Patient,
+        objective: Objective,
+        split: Split,
+        bind: Callable[[BoundObjective], RobustObjective],
+        *,
+        tabulate: Callable[[Tensor], tuple[ScenarioDoses, LinearDose]],
+        look: Callable[[Spots, bool], BodyDoses],
+        seed: int,
+    ) -> None:
+        self._patient, self._terms, self._split, self._bind = patient, objective, split, bind
+        self._tabulate, self._look, self._seed = tabulate, look, seed
+        self.voxels, self.stands_for = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.float64)
+        self._parts: list[tuple[ScenarioDoses, LinearDose]] = []
+        self._add(split.needed.nonzero().flatten(), 1.0)
+
+    @property
+    def limits(self) -> tuple[Term, ...]:
+        """The terms that are sampled."""
+        return self._split.limits
+
+    @property
+    def n_all(self) -> int:
+        """How many voxels the objective asks about."""
+        return int((self._split.needed | self._split.pool).sum())
+
+    def look(self, spots: Spots, final: bool = False) -> BodyDoses:
+        """The plan's doses in the body."""
+        return self._look(spots, final)
+
+    def judge(self, seen: BodyDoses) -> Whole:
+        """The objective on all voxels: what was not looked at in every scenario is cold, and adds nothing."""
+        objective = self._bind(self._terms.on(self._patient, seen.voxels, torch.ones(len(seen.voxels))))
+        return Whole(seen, float(objective.value(seen.doses)), objective.terms(seen.doses))
+
+    def choose(self, seen: BodyDoses, draw: bool = False) -> dict[str, Tensor]:
+        """What to `take`, from a plan's doses: all hot voxels; with `draw`, of the cooler ones those that the strata draw.
+
+        `voxels`, flat grid indices `(n,)`, ascending; `stands_for` `(n,)`, how many voxels each stands for.
+        """
+        top = torch.zeros(self._patient.grid.n_voxels, dtype=seen.doses.dtype)
+        top[seen.body] = self.objective.quantity.value(seen.nominal)
+        top[seen.voxels] = self.objective.quantity.value(seen.doses).amax(0)
+        stands_for = torch.zeros(len(top), dtype=torch.float64)
+        pool, limits = self._split.pool, self.limits
+        hot = torch.zeros_like(pool)
+        for term in limits:
+            hot |= pool & self._patient.roi(term.roi).mask.flatten() & (top > HOT * term.dose)
+        stands_for[hot] = 1.0
+        level, left = min((term.dose for term in limits), default=0.0), pool & ~hot
+        generator = torch.Generator().manual_seed(self._seed)
+        for lowest, share in STRATA if draw else ():
+            stratum = (left & (top >= lowest * level)).nonzero().flatten()
+            left[stratum] = False
+            count = -int(-share * len(stratum) // 1)
+            stands_for[stratum[torch.randperm(len(stratum), generator=generator)[:count]]] = len(stratum) / max(count, 1)
+        found = stands_for.nonzero().flatten()
+        return {"voxels": found, "stands_for": stands_for[found]}
+
+    def take(self, voxels: Tensor, stands_for: Tensor) -> None:
+        """Bring voxels into the sample; those that it has already stand for the smaller number from now on."""
+        grid = torch.full((self._patient.grid.n_voxels,), torch.inf, dtype=torch.float64)
+        grid[voxels] = stands_for
+        self.stands_for = torch.minimum(self.stands_for, grid[self.voxels])
+        grid[self.voxels] = torch.inf
+        more = grid.isfinite().nonzero().flatten()
+        self._add(more, grid[more])
+
+    def _add(self, voxels: Tensor, stands_for: Tensor | float) -> None:
+        """Tabulate doses at further voxels, and bind the objective to all."""
+        if len(voxels):
+            self._parts.append(self._tabulate(voxels))
+        self.voxels = torch.cat((self.voxels, voxels))
+        self.stands_for = torch.cat((self.stands_for, torch.as_tensor(stands_for, dtype=torch.float64).expand(len(voxels))))
+        self.doses = joined([doses for doses, _ in self._parts])
+        maps = [linear for _, linear in self._parts]
+        self.linear = maps[0] if len(maps) == 1 else JoinedLinear(maps, [doses.n_voxels for doses, _ in self._parts])
+        self.objective = self._bind(self._terms.on(self._patient, self.voxels, self.stands_for))
