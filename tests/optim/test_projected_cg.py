@@ -191,8 +191,19 @@ def test_a_closure_that_is_not_finite_says_so() -> None:
         optimizer.step(closure_of(optimizer, lambda: x.sum() * float("nan")))
 
 
-def test_the_weights_of_spots_bring_their_own_bound():
+def test_a_copy_of_an_optimizer_keeps_its_parameters_own_bounds():
+    x = nn.Parameter(torch.ones(3, dtype=torch.float64))
+    x.lower = 0.0
+    twin = copy.deepcopy(ProjectedCG([x]))
+    y = twin.param_groups[0]["params"][0]
+    run(twin, lambda: (y + 3).square().sum(), 10)
+    assert y is not x and not y.any()
+
+
+@pytest.mark.parametrize("copied", [False, True], ids=["itself", "a deep copy"])
+def test_the_weights_of_spots_bring_their_own_bound(copied):
     spots = Spots.from_columns([Beam(isocenter=(0, 0, 0))], [0, 0], [100.0, 100.0], [-5.0, 5.0], [0.0, 0.0], [1.0, 1.0], torch.float64)
+    spots = copy.deepcopy(spots) if copied else spots
     optimizer = ProjectedCG(spots.parameters(), beta="dyhs")
 
     def closure():
