@@ -136,6 +136,8 @@ def test_every_kind_of_objective(kind):
         ("dose.grid_mm=-1", "dose.grid_mm: must be positive, mm, got -1"),
         ("dose.grid_mm=[1,2]", r"one number or three \[x, y, z\]"),
         ("dose.cutoff_sigma=nan", "dose.cutoff_sigma"),
+        ("dose.cutoff_sigma=0.99", "dose.cutoff_sigma must be greater than or equal to 1, got 0.99"),
+        ("dose.cutoff_sigma=12.01", "dose.cutoff_sigma must be less than or equal to 12, got 12.01"),
         ("spots.target=[]", "spots.target: must be a ROI's name"),
         ("spots.spacing_mm=0", "spots.spacing_mm must be greater than 0, got 0"),
         ("spots.layer_spacing=0", "'bragg80' or a positive number"),

@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 from torchimpt.case.values import Count, ExistingPath, Flag, OneOf, Point, Real, as_grid, as_layer_spacing, as_names
 from torchimpt.checks import nearest
+from torchimpt.dose.cutoff import DEFAULT_CUTOFF, LARGEST_CUTOFF, LEAST_CUTOFF
 from torchimpt.dose.scenarios import ENGINES
 from torchimpt.evaluate.dvh import Metric
 from torchimpt.evaluate.goals import Goal
@@ -83,7 +84,7 @@ class DoseConfig(Section):
 
     grid_mm: Annotated[float | tuple[float, float, float] | None, BeforeValidator(lambda v: None if v is None else as_grid(v))] = None
     """Voxel size of the dose grid, one number or [x, y, z]; omitted: the CT's."""
-    cutoff_sigma: Annotated[Real, Field(gt=0, le=20)] = 4.0
+    cutoff_sigma: Annotated[Real, Field(ge=LEAST_CUTOFF, le=LARGEST_CUTOFF)] = DEFAULT_CUTOFF
     """Lateral cut-off of a spot, in sigmas."""
     engine: Annotated[str, OneOf(tuple(name for name in ENGINES if name != "autograd"))] = "matrix"
     """Stored influence matrices, or dose computed anew in each iteration."""

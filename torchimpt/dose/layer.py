@@ -9,7 +9,8 @@ from torch import nn
 
 from torchimpt.checks import InputError, nearest
 from torchimpt.dose.autograd import SpotDose
-from torchimpt.dose.operator import DEFAULT_CUTOFF, DoseOperator
+from torchimpt.dose.cutoff import DEFAULT_CUTOFF
+from torchimpt.dose.operator import DoseOperator
 from torchimpt.dose.scenarios import scenario_doses
 from torchimpt.geometry import Beam
 from torchimpt.machine import Machine

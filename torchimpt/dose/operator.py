@@ -11,9 +11,6 @@ from torchimpt.checks import InputError
 from torchimpt.dose.model import Tables
 from torchimpt.scenarios import Scenario
 
-DEFAULT_CUTOFF = 4.0
-"""Lateral cut-off, in sigmas of each component: a Gaussian keeps all but exp(-8) = 0.03 % of itself."""
-
 
 @dataclass(frozen=True)
 class DoseOperator:

@@ -15,10 +15,11 @@ from typing import Protocol
 import torch
 
 from torchimpt.checks import InputError, nearest
+from torchimpt.dose.cutoff import DEFAULT_CUTOFF, check_cutoff
 from torchimpt.dose.influence import InfluenceMatrix, influence_matrices
 from torchimpt.dose.model import Surroundings
 from torchimpt.dose.models import dose_model
-from torchimpt.dose.operator import DEFAULT_CUTOFF, DoseOperator
+from torchimpt.dose.operator import DoseOperator
 from torchimpt.dose.rows import beam_rows
 from torchimpt.machine import Machine
 from torchimpt.patient import Patient
@@ -218,8 +219,7 @@ def scenario_doses(
         (`torchimpt.dose.sub_spots`): several times slower, matrix-free and on the CPU only.
     """
     compute, device = dose_model(model, backend), torch.device(device)
-    if not 1.0 <= cutoff <= 12.0:
-        raise InputError(f"cutoff_sigma must lie between 1 and 12 sigmas, got {cutoff}")
+    check_cutoff(cutoff)
     if not scenarios:
         raise InputError("doses need at least one scenario, got none; give (NOMINAL,)")
     rsp = relative_stopping_power(patient, machine)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from torchimpt.checks import InputError, nearest
-from torchimpt.dose.operator import DEFAULT_CUTOFF
+from torchimpt.dose.cutoff import DEFAULT_CUTOFF
 from torchimpt.dose.scenarios import LinearDose, ScenarioDoses, scenario_doses
 from torchimpt.machine import Machine
 from torchimpt.objectives import Objective, RobustObjective

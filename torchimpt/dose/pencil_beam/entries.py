@@ -11,6 +11,7 @@ import numba
 import numpy as np
 import torch
 
+from torchimpt.dose.cutoff import largest_exponent
 from torchimpt.dose.inlines import FAST, exp_minus, row_range, run, use_torch_threads
 from torchimpt.dose.model import SpotRows
 from torchimpt.dose.pencil_beam.tables import PairTables
@@ -139,7 +140,7 @@ def _arguments(tables: PairTables, layer: torch.Tensor, position: torch.Tensor, 
     }  # fmt: skip
     what = {
         "p": tables.p.cpu().numpy(), "q": tables.q.cpu().numpy(), "ratio": tables.ratio.cpu().numpy(), "amplitude": amplitude,
-        "falloff": tables.falloff.cpu().numpy(), "t_max": amplitude.dtype.type(0.5 * cutoff**2),
+        "falloff": tables.falloff.cpu().numpy(), "t_max": amplitude.dtype.type(largest_exponent(cutoff)),
     }  # fmt: skip
     return where, what
 
