@@ -18,6 +18,7 @@ from torchimpt.dose.pencil_beam import entries
 from torchimpt.geometry import Grid
 from torchimpt.io.image import write_image
 from torchimpt.io.plan import read_plan
+from torchimpt.memory import check_memory
 
 
 @pytest.fixture
@@ -218,19 +219,15 @@ def test_damaged_plan(refused, tmp_path):
     assert "is not JSON, it may be cut off" in refused(arguments=("dose", "tiny.toml", "--plan", "plan.json", "--out", "run"))
 
 
-def test_matrices_that_would_not_fit_are_refused_before_they_are_made(refused, monkeypatch):
-    monkeypatch.setattr(influence, "available_memory", lambda device: 1_000_000)
+def test_matrices_that_would_not_fit_are_refused_before_they_are_made(refused, monkeypatch, tmp_path):
+    monkeypatch.setattr(influence, "check_memory", lambda what, size, *rest: check_memory(what, 1e6 * size, *rest))
     monkeypatch.delattr(entries, "rows")
     line = refused()
     assert re.search(
-        r"would take \d+\.\d GB \(3 scenarios, [\d.e+]+ entries\), 0\.0 GB are free; use \[dose\] engine = \"matrix_free\"", line
+        r"\(3 scenarios, [\d.e+]+ entries\) would take \d+\.\d GB, \d+\.\d GB are free; use \[dose\] engine = \"matrix_free\"", line
     )
-    assert (
-        command(
-            "plan", "tiny.toml", "--out", "r", "--set", "dose.engine=matrix_free", "--set", "optimizer.max_iterations=1", cwd="."
-        ).status
-        == 2
-    )
+    advised = ("--set", "dose.engine=matrix_free", "--set", "optimizer.max_iterations=1")
+    assert command("plan", "tiny.toml", "--out", "r", *advised, cwd=tmp_path).status == 3
 
 
 def test_run_folder_that_cannot_be_made(refused, tmp_path):
