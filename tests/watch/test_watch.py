@@ -25,6 +25,7 @@ def iteration(number, value=None):
         step_length=0.5,
         beta=math.nan,
         projected_gradient_norm=1.0,
+        promised=0.1,
         x=torch.tensor([float(number)]),
         seconds=0.1 * number,
         state=dict,
