@@ -222,7 +222,7 @@ class OptimizerConfig(Section):
     max_evaluations: Annotated[int, Field(strict=True, gt=0)] | None = None
     """Most evaluations of objective and gradient, those of all stages; omitted: no limit."""
     tolerance: Annotated[Real, Field(gt=0, lt=1)] = 1e-4
-    """Relative decrease of the objective below which the plan has converged."""
+    """Relative decrease of the objective in an iteration below which the plan has converged, whatever the method."""
     normalize: Flag = True
     """Divide each objective by its ROI's voxel count."""
     overlap: Literal["exclude", "keep"] = "exclude"

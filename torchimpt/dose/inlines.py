@@ -1,4 +1,4 @@
-"""What the numba kernels of all dose models share: the thread count, exp, and which voxels a spot's reach can touch.
+"""What the numba kernels of all dose models share: the thread count, the cut Gaussian, and which voxels a spot's reach can touch.
 
 The intrinsics and inlines are compiled into the kernels that call them; none is called from Python but `use_torch_threads` and
 `row_turns`.
@@ -93,6 +93,12 @@ def _overloadexp_minus(t):  # pragma: no cover
         return r * _power_of_two(n, f)
 
     return double
+
+
+@numba.njit(fastmath=FAST, inline="always")
+def cut_gaussian(t, cut):  # pragma: no cover
+    """`exp(-t) + a + b t + c t^2` of `torchimpt.dose.cutoff`, right for `t < t_max`: what lies beyond, the caller makes zero."""
+    return exp_minus(min(t, cut.t_max)) + (cut.a + t * (cut.b + t * cut.c))  # no condition here, where LLVM may leave the loop scalar
 
 
 @numba.njit(inline="always")

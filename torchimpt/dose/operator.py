@@ -111,6 +111,13 @@ class DoseOperator:
         return replace(self, tables=tables, cutoff=self.cutoff * 2.0**0.5)
 
     def discarded_fraction(self, position: torch.Tensor, weight: torch.Tensor, wide: float = 8.0) -> float:
-        """Share of the integral dose that the cut-off discards: against a cut-off of `wide` sigmas, which leaves out exp(-32)."""
-        kept, whole = (self.dose(position, weight, c).sum(dtype=torch.float64) for c in (self.cutoff, max(wide, self.cutoff)))
-        return float(1.0 - kept / whole) if whole > 0 else 0.0
+        """Share of the integral dose that the cut-off leaves at other voxels than a cut-off of `wide` sigmas does.
+
+            sum_v |D_v - D_wide,v| / (2 sum_v D_wide,v)
+
+        The cut Gaussian keeps its integral, so that nothing is lost: what lies beyond the cut-off, exp(-cutoff^2 / 2) of a spot, is put
+        back inside, a few sigmas from where it was, and in a plan's dose most of that evens out.
+        """
+        kept, whole = (self.dose(position, weight, c).double() for c in (self.cutoff, max(wide, self.cutoff)))
+        total = float(whole.sum())
+        return float((kept - whole).abs().sum()) / (2.0 * total) if total > 0 else 0.0

@@ -38,9 +38,13 @@ class Assessment:
     goals
         Rows of `check_goals`.
     discarded_fraction
+<<<<<<< HEAD
         Share of the nominal integral dose that the lateral cut-off leaves out.
     hottest
         From `hottest_outside_targets`.
+=======
+        Share of the nominal integral dose that the lateral cut-off puts elsewhere (`DoseOperator.discarded_fraction`).
+>>>>>>> main
     """
 
     dose: torch.Tensor
