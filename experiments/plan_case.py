@@ -51,8 +51,9 @@ def main(config: Config) -> dict:
     beams, scenarios, targets = resolve_beams(case, patient), case.scenarios(), case.spots.targets
     spots = ti.place_spots(patient, machine, beams, targets, config.spacing, margin=case.spots.margin_mm, scenarios=scenarios)
 
-    # Doses are needed where the objective looks, in every scenario.
-    goal = ti.Objective(case.terms())
+    # Doses are needed where the objective looks, in every scenario: here without the body, which `ti.plan` samples.
+    terms = [term for term in case.terms() if patient.roi(term.roi).role != "external"]
+    goal = ti.Objective(terms)
     voxels = goal.voxels(patient)
     objective = ti.RobustObjective(goal.on(patient, voxels), quantity=case.quantity())
     physical = ti.scenario_doses(patient, machine, spots, voxels, scenarios)
@@ -106,7 +107,7 @@ def main(config: Config) -> dict:
             torch.save({**state, **made_with}, out / "checkpoint.pt")
     board.close()
 
-    rois = list(dict.fromkeys(term.roi for term in case.terms()))
+    rois = list(dict.fromkeys(term.roi for term in terms))
     dvh_figure(tables, rois, roi_colors(patient, targets), prescription=case.prescription()).savefig(out / "dvh.png", dpi=150)
     found = {"objective": value, "d95_worst_gy": lowest, "evaluations": evaluations, "seconds": seconds, "spots": spots.n_spots}
     write_json(out / "results.json", {**made_with, **found})

@@ -33,3 +33,19 @@ def test_a_target_that_reaches_out_of_the_body_has_its_dose_there_in_every_scena
     assert float((nominal - shifted).abs().max()) < 0.1
     assert found.goals[0]["worst"] == pytest.approx(found.goals[0]["nominal"], abs=0.1)
     assert torch.equal(found.dose.flatten()[result.patient.roi("Target").voxels], nominal), "as in dose.mha"
+
+
+def test_a_hot_spot_where_nothing_is_asked_is_told(tmp_path):
+    """Half of the target is asked for; the organ before it gets more than any target, and that is what the plan says."""
+    organ = torch.zeros((12, 12, 12), dtype=torch.bool)
+    organ[4:8, 1:4, 4:8] = True
+    write_images(tmp_path / "ct", organ=organ)
+    asked = ("objective=[{roi='Target', kind='min_dose', dose_gy=50, weight=100}]", "beam=[{gantry_deg=0}]", "optimizer.max_iterations=30")
+    found = ti.plan(tiny(tmp_path, *IMAGE, *asked))
+    told = found.metrics["hottest_outside_targets"]
+    outside = ~found.patient.roi("Target").mask
+    for name in ("nominal", "worst"):
+        assert told[name]["d1cm3_gy"] > 50.0 and told[name]["percent"] == pytest.approx(2.0 * told[name]["d1cm3_gy"])
+    hottest = float(found.assessment.dose[outside].max())
+    assert told["nominal"]["max_gy"] == hottest, "a voxel is 1 cm3"
+    assert told["worst"]["d1cm3_gy"] >= hottest

@@ -37,6 +37,19 @@ class Balance(HTMLParser):
         self.open.pop()
 
 
+def test_the_hottest_tissue_outside_the_targets_is_told_and_warned_of(report_data):
+    row = {"scenario": "x+3mm", "d1cm3_gy": 66.0, "max_gy": 70.0, "position_mm": [1.0, 2.0, 3.0], "roi": None, "percent": 110.0}
+    hottest = {"volume_cm3": 1.0, "nominal": row, "worst": row, "warning": "hot spot outside the targets"}
+    page = render_report(replace(report_data, metrics={**report_data.metrics, "hottest_outside_targets": hottest}))
+    assert (
+        "Hottest 1 cm³ outside the targets: 66.0 Gy (110 % of the prescription) in the scenario x+3mm, at (1, 2, 3) mm LPS, in no ROI."
+        in page
+    )
+    assert "Warning: hot spot outside the targets." in page and "Hot spot outside the targets: 66.0 Gy, 110 %" in page
+    cool = render_report(replace(report_data, metrics={**report_data.metrics, "hottest_outside_targets": {**hottest, "warning": None}}))
+    assert "Hottest 1 cm³" in cool and "Warning" not in cool and "Hot spot" not in cool
+
+
 def test_page_is_well_formed_and_refers_to_nothing_outside(report_data):
     page = render_report(report_data)
     parser = Balance()

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from torchimpt.evaluate.dvh import Metric
+from torchimpt.evaluate.hottest import hottest_text
 from torchimpt.report.compare import Row
 from torchimpt.report.course import delivery_text, motion_text
 from torchimpt.report.numbers import amount, scenario_note, seconds
@@ -65,6 +66,10 @@ def show_run(metrics: Mapping[str, Any], folder: str | Path) -> None:
             out.print(note)
     elif metrics.get("scenarios"):
         out.print(_regions_table(metrics))
+    if hottest := metrics.get("hottest_outside_targets"):
+        out.print(f"Hottest 1 cm3 outside the targets: {hottest_text(hottest)}")
+        if hottest["warning"]:
+            out.print(Text(f"Warning: {hottest['warning']}", style="yellow"))
     if "iterations" in metrics:
         out.print(
             f"{metrics['stop_reason']}\n{metrics['iterations']:,} iterations, {metrics['evaluations']:,} evaluations, objective "

@@ -67,10 +67,17 @@ def _told(patient: Patient, row: Mapping[str, Any], prescription: float | None) 
     return told if prescription is None else {**told, "percent": 100.0 * told["d1cm3_gy"] / prescription}
 
 
-def place_text(row: Mapping[str, Any]) -> str:
+def _place(row: Mapping[str, Any]) -> str:
     """Where a row's hottest voxel lies, in words."""
     x, y, z = row["position_mm"]
-    return f"at ({x:g}, {y:g}, {z:g}) mm LPS" + (f", in {row['roi']}" if row["roi"] else ", in no contoured organ")
+    return f"at ({x:g}, {y:g}, {z:g}) mm LPS" + (f", in {row['roi']}" if row["roi"] else ", in no ROI")
+
+
+def hottest_text(hottest: Mapping[str, Any]) -> str:
+    """What was found, in words: dose, scenario, place."""
+    worst = hottest["worst"]
+    share = f" ({worst['percent']:.0f} % of the prescription)" if "percent" in worst else ""
+    return f"{worst['d1cm3_gy']:.1f} Gy{share} in the scenario {worst['scenario']}, {_place(worst)}"
 
 
 def _warning(worst: Mapping[str, Any], prescription: float | None) -> str | None:
@@ -79,5 +86,5 @@ def _warning(worst: Mapping[str, Any], prescription: float | None) -> str | None
         return None
     return (
         f"hot spot outside the targets: 1 cm3 gets {worst['d1cm3_gy']:.1f} Gy or more, {worst['percent']:.0f} % of {prescription:g} Gy "
-        f"({worst['scenario']}), {place_text(worst)}; a max_dose objective on the body or on that organ would hold it down"
+        f"({worst['scenario']}), {_place(worst)}; a max_dose objective on the body or on that ROI holds it down"
     )

@@ -27,24 +27,24 @@ from torchimpt.watch import Progress
 class Assessment:
     """What a plan does.
 
-    Attributes
-    ----------
-    dose
-        Nominal dose `(z, y, x)`, Gy, of the body and of all ROIs; 0 elsewhere.
-    roi_doses
-        `{scenario: {roi: (n_roi,)}}`, Gy, nominal first.
-    scenario_doses
-        `{scenario: (z, y, x)}` where whole doses were asked for, else empty.
-    goals
-        Rows of `check_goals`.
-    discarded_fraction
-<<<<<<< HEAD
-        Share of the nominal integral dose that the lateral cut-off leaves out.
-    hottest
-        From `hottest_outside_targets`.
-=======
-        Share of the nominal integral dose that the lateral cut-off puts elsewhere (`DoseOperator.discarded_fraction`).
->>>>>>> main
+        Attributes
+        ----------
+        dose
+            Nominal dose `(z, y, x)`, Gy, of the body and of all ROIs; 0 elsewhere.
+        roi_doses
+            `{scenario: {roi: (n_roi,)}}`, Gy, nominal first.
+        scenario_doses
+            `{scenario: (z, y, x)}` where whole doses were asked for, else empty.
+        goals
+            Rows of `check_goals`.
+        discarded_fraction
+    <<<<<<< HEAD
+            Share of the nominal integral dose that the lateral cut-off leaves out.
+        hottest
+            From `hottest_outside_targets`.
+    =======
+            Share of the nominal integral dose that the lateral cut-off puts elsewhere (`DoseOperator.discarded_fraction`).
+    >>>>>>> main
     """
 
     dose: torch.Tensor

@@ -36,7 +36,10 @@ def dose_metrics(
     compute: Compute,
     home: torch.Tensor | None = None,
 ) -> dict:
-    """What holds of any plan, optimized here or not; `home` `(n_spots, 2)` is where its spots were placed, if they moved."""
+    """What holds of any plan, optimized here or not; `home` `(n_spots, 2)` is where its spots were placed, if they moved.
+
+    `hottest_outside_targets` is what `torchimpt.evaluate.hottest` returns: the hottest 1 cm^3 with its dose, place and scenario.
+    """
     scenarios = scenario_table(assessment.roi_doses)
     return {
         "spots": spot_counts(spots, machine, model, home),
@@ -55,7 +58,12 @@ def dose_metrics(
 
 
 def plan_metrics(problem: PlanningProblem, optimized: Optimized, spots: Spots, assessment: Assessment, times: dict[str, float]) -> dict:
-    """The whole of a planning run's metrics."""
+    """The whole of a planning run's metrics.
+
+    Where the objective was sampled, `objective` is that of all voxels, and `sampling` tells how many voxels were optimized on (`voxels`),
+    of how many that are asked about (`of`), and the objective that the solver saw there at the end (`objective`). The first iterations do
+    without the sampled terms, so that `objective.initial` is without them.
+    """
     solution, case = optimized.solution, problem.case
     home = optimized.spots.home.cpu()
     metrics = {

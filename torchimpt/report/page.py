@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from torchimpt.evaluate.dvh import Metric
+from torchimpt.evaluate.hottest import hottest_text
 from torchimpt.evaluate.tables import scenario_table, worst_table
 from torchimpt.files import whole_or_nothing
 from torchimpt.patient import Patient
@@ -119,6 +120,9 @@ def _verdicts(data: ReportData, n_scenarios: int) -> list[dict[str, str]]:
         text = f"All {total} goals met {where}" if held == total else f"{held} of {total} goals met {where}"
         text += f", {nominal} in the nominal one" if n_scenarios > 1 and nominal != held else ""
         verdicts.append({"text": text, "mood": "good" if held == total else "bad"})
+    if (hottest := data.metrics.get("hottest_outside_targets")) and hottest["warning"]:
+        text = f"Hot spot outside the targets: {gy(hottest['worst']['d1cm3_gy'])} Gy, {hottest['worst']['percent']:.0f} %"
+        verdicts.append({"text": text, "mood": "bad"})
     if "converged" in data.metrics:
         n = data.metrics.get("iterations", 0)
         text = f"Converged in {n:,} iterations" if data.metrics["converged"] else f"Stopped short after {n:,} iterations"
@@ -211,6 +215,12 @@ def _terms(data: ReportData, colors: Mapping[str, str]) -> list[dict]:
     return [{"roi": r, "kind": k, "value": amount(v), "share": 100 * v / total, "color": colors.get(r, "#999")} for (r, k), v in ranked]
 
 
+def _hottest(data: ReportData) -> dict[str, str | None] | None:
+    """What to say of the hottest tissue outside the targets; None where it is not known."""
+    hottest = data.metrics.get("hottest_outside_targets")
+    return {"text": hottest_text(hottest), "warning": hottest["warning"]} if hottest else None
+
+
 def _delivery(data: ReportData) -> dict[str, Any] | None:
     """The seconds of a fraction, part by part, and what to say of them; None where they are not known."""
     delivery = data.metrics.get("delivery", {})
@@ -245,6 +255,7 @@ def render_report(data: ReportData) -> str:
         figures=_figures(data, colors, rois),
         rows=_rows(data, colors, scenarios, worst),
         terms=_terms(data, colors),
+        hottest=_hottest(data),
         steps=step_rows(data.metrics.get("steps", ())),
         delivery=_delivery(data),
         motion=motion_text(data.metrics.get("spots", {})),

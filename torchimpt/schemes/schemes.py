@@ -107,7 +107,7 @@ def optimize(
     try:
         begun = 0
         if sampling is not None:
-            begun = min(FIRST, solver.max_iterations // 2)
+            begun = min(FIRST, solver.max_iterations)
             start, _ = stages.solve("weights, before a look at all voxels", WEIGHTS, start, begun)
             stages.look(start, first=True)
         found = _weights(stages, start, begun) if motion is None or scheme is None else scheme.run(stages, start, motion, vary)

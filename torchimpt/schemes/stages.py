@@ -195,10 +195,9 @@ class Stages:
         elif first:
             record = self.sampling.choose(self.sampling.look(spots.spots(self.placed)), draw=True)
         else:
-            whole, sampled = self._judge(spots), self.steps[-1]["objective"]
-            off = abs(sampled - whole.value) > AGREE * abs(whole.value)
-            log.info("objective %.6g on all voxels, %.6g on the sample", whole.value, sampled)
-            record = self.sampling.choose(whole.seen) if off else {}
+            whole = self._judge(spots)
+            log.info("objective %.6g on all voxels, %.6g on the sample", whole.value, self.steps[-1]["objective"])
+            record = self.sampling.choose(whole.seen) if self._off(whole) else {}
         self.done.append(record)
         if record:
             self.sampling.take(**record)
@@ -211,6 +210,10 @@ class Stages:
         if self._judged is None or self._judged[0] is not spots:
             self._judged = spots, self.sampling.judge(self.sampling.look(spots.spots(self.placed), final=True))
         return self._judged[1]
+
+    def _off(self, whole: Whole) -> bool:
+        """Whether the objective on the sample, where the last stage left it, is not that on all voxels."""
+        return abs(self.steps[-1]["objective"] - whole.value) > AGREE * abs(whole.value)
 
     @property
     def spent(self) -> bool:
@@ -226,6 +229,9 @@ class Stages:
         if self.sampling is None:
             return Optimized(spots, solution, self._image(), self.steps)
         whole = self._judge(spots)
+        sampled = self.steps[-1]["objective"]
+        if self._off(whole):
+            log.warning("the objective is %.6g on all voxels, but %.6g on the sample that was optimized", whole.value, sampled)
         return Optimized(spots, replace(solution, value=whole.value), self._image(), self.steps, whole)
 
     def _note(self, record: dict) -> None:
