@@ -121,6 +121,16 @@ def test_cost_of_position_gradients(script, tmp_path):
     assert 0 < found["low"] <= found["ratio"] <= found["high"]
 
 
+@pytest.mark.slow
+def test_cost_of_an_objective_of_the_body(script, tmp_path):
+    module = script("benchmarks", "external")
+    found = module.main(module.Config(iterations=60, grid=6.0, repeats=1, out=str(tmp_path / "e.json")))
+    row = found["rounds"][0]
+    assert row["sampled"]["sampling"]["voxels"] < row["sampled"]["sampling"]["of"] and row["full"]["sampling"] is None
+    assert abs(found["objective"]) < 0.1, "60 iterations are not the end"
+    assert row["sampled"]["hottest"]["d1cm3_gy"] < row["without"]["hottest"]["d1cm3_gy"]
+
+
 def test_spots_for_an_objective_lie_on_the_curve(script):
     tables = script("experiments", "joint_tables")
     plans = [{"delivered": n, "objective": 1e4 / n} for n in (100, 400, 1600)]

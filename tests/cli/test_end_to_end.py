@@ -55,7 +55,7 @@ def run(folder) -> Path:
     program = Path(sys.executable).with_name("torchimpt")
     done = subprocess.run([program, "plan", "tiny.toml", "--out", "run", "--threads", "1"], cwd=folder, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    for text in ("Tiny", "D95 ≥ 47.5 Gy", "converged", "Report: run/report.html"):
+    for text in ("Tiny", "D95 ≥ 47.5 Gy", "converged", "Hottest 1 cm3 outside the targets: ", "Report: run/report.html"):
         assert text in done.stdout
     return folder / "run"
 
