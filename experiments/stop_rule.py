@@ -64,7 +64,8 @@ def main(config: Config) -> dict:
         found = histories(build(case, set_up(case, "cpu"), Progress(enabled=False), {}), config.iterations)
         minimum = min(row["value"] for history in found.values() for row in history)
         print(
-            f"\n{name}: least objective found {minimum:.6g}\n{'method':14s}{'tolerance':>10s}{'iteration':>10s}{'above %':>10s}{'estimate %':>11s}  rule"
+            f"\n{name}: least objective found {minimum:.6g}\n"
+            f"{'method':14s}{'tolerance':>10s}{'iteration':>10s}{'above %':>10s}{'estimate %':>11s}  rule"
         )
         rows = {}
         for method, history in found.items():
