@@ -1,6 +1,6 @@
 """Where does each solver stop at a tolerance, how far from the minimum is it there, and does the estimate say so?
 
-    python experiments/stop_rule.py [--cases hn,tg119] [--iterations 3000] [--out runs/stop_rule.json]
+    python experiments/stop_rule.py [--cases hn,tg119] [--iterations 1000] [--out runs/stop_rule.json]
 
 Every method runs once, far beyond any tolerance that is asked for; the minimum is the least objective that any of them found. Its history
 is then cut where each tolerance would have stopped it (`torchimpt.optim.solution.converged`), and what `remaining_fall` says of the history
@@ -33,7 +33,7 @@ class Config:
     """Flags."""
 
     cases: str = "hn,tg119"
-    iterations: int = 3000
+    iterations: int = 1000
     out: str = "runs/stop_rule.json"
 
 
