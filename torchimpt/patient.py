@@ -61,6 +61,8 @@ class Patient:
         For titles and files.
     hu_table
         The CT's own HU-to-stopping-power table, if its file has one.
+    original
+        The patient as it was read, where this one is on another grid.
 
     Examples
     --------
@@ -77,6 +79,7 @@ class Patient:
     rois: Mapping[str, ROI] = field(default_factory=dict)
     name: str = ""
     hu_table: HuTable | None = None
+    original: Patient | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if tuple(self.hu.shape) != self.grid.shape:
@@ -133,6 +136,8 @@ class Patient:
         return tuple(name for name, roi in self.rois.items() if roi.role == "target")
 
     def centroid(self, names: str | Iterable[str]) -> tuple[float, float, float]:
-        """LPS centroid of the union of the named ROIs, mm."""
+        """LPS centroid of the union of the named ROIs, mm: of the ROIs as they were read, so that it is the same on every dose grid."""
+        if self.original is not None:
+            return self.original.centroid(names)
         voxels = self.union(names).flatten().nonzero().flatten()
         return tuple(self.grid.centers(voxels).mean(dim=0).tolist())

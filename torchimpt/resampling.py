@@ -64,7 +64,7 @@ def resample(patient: Patient, spacing: float | Sequence[float]) -> Patient:
     hu = _apply(patient.hu.double(), weights)
     hu /= inside[0][:, None, None] * inside[1][None, :, None] * inside[2][None, None, :]
     rois = {name: _resample_roi(roi, grid, weights) for name, roi in patient.rois.items()}
-    result = replace(patient, hu=hu.to(patient.hu.dtype), grid=grid, rois=rois)
+    result = replace(patient, hu=hu.to(patient.hu.dtype), grid=grid, rois=rois, original=patient.original or patient)
     _tell_lost(patient, result)
     return result
 

@@ -82,14 +82,14 @@ def _check_voxels(case: Case, read: Patient, patient: Patient) -> None:
 
 
 def resolve_beams(case: Case, patient: Patient, plan: Path | None = None) -> tuple[Beam, ...]:
-    """The case's beams with their isocenters: their own, or the target's centroid (all targets' where the case names none)."""
+    """The case's beams with their isocenters: their own, or the plan file's where it has any (they stay open here), or the target's
+    centroid (all targets' where the case names none).
+    """
     beams = case.beams()
-    if not any(beam.isocenter is None for beam in beams):
+    if not any(beam.isocenter is None for beam in beams) or (plan is not None and plan.suffix.lower() == ".json"):
         return beams
     names = case.spots.targets if case.spots else patient.targets
     if not names:
-        if plan is not None and plan.suffix.lower() == ".json":
-            return beams
         raise InputError(f"{case.label}: a beam has no isocenter_mm, and there is no target to take the centroid of; give isocenter_mm")
     center = patient.centroid(names)
     return tuple(beam.at(center) for beam in beams)
