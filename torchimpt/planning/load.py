@@ -48,10 +48,14 @@ def load_machine(case: Case) -> Machine:
 
 
 def load_patient(case: Case) -> Patient:
-    """The case's patient on its dose grid; every ROI that the case names is there and has a voxel."""
+    """The case's patient on its dose grid, with the materials that it tells; every ROI that the case names is there and has a voxel."""
     config = case.patient
     read = read_patient(config.source, config.path, config.name)
     case.check_rois(read.rois)
+    if case.material:
+        # at the end, in the case's order: the later one's counts
+        known = {m.roi: replace(read.roi(m.roi), rsp=m.rsp) for m in case.material}
+        read = replace(read, rois={**{name: roi for name, roi in read.rois.items() if name not in known}, **known})
     case.check_goals()
     patient = read if case.dose.grid_mm is None else resample(read, case.dose.grid_mm)
     _check_voxels(case, read, patient)
