@@ -3,7 +3,7 @@
     phi(v, s) = IDD(z_v) sum_k a_k(z_v) exp(-(p^2 + q^2) / (2 sigma_k^2)) / (2 pi sigma_k^2),
     p = u_v - m_x x_s,  q = v_v - m_y y_s,  sigma_k^2 = sigma_optics^2(Zg) + variance_k(z_v)
 
-with the exponential, from the cut-off on, zero, and before it continued to that by a parabola in the exponent (`cut_exponential`). Also the small cases that the tests of the dose share.
+with the exponential cut off (`cut_exponential`). Also the small cases that the tests of the dose share.
 """
 
 import dataclasses
@@ -33,18 +33,11 @@ def gantry_frame(points, beam, shift):
 
 
 def cut_exponential(t, cutoff):
-    """`exp(-t)` plus the parabola that makes it zero at the cut-off and gives it the whole exponential's integral and mean, by quadrature.
-
-    Below 3 sigmas a straight line, which keeps the integral alone.
-    """
+    """`exp(-t)` less its value at the cut-off, zero beyond, times what gives it the whole exponential's integral, by quadrature."""
     t_max = 0.5 * cutoff**2
     nodes, weights = np.polynomial.legendre.leggauss(60)
-    nodes, weights = 0.5 * t_max * (nodes + 1.0), 0.5 * t_max * weights
-    n = 3 if cutoff >= 3.0 else 2
-    system = np.array([[t_max**k for k in range(n)], *[[weights @ nodes ** (k + m) for k in range(n)] for m in range(n - 1)]])
-    wanted = [-math.exp(-t_max), *[1.0 - weights @ (nodes**m * np.exp(-nodes)) for m in range(n - 1)]]
-    added = sum(float(c) * t**k for k, c in enumerate(np.linalg.solve(system, wanted)))
-    return torch.where(t < t_max, torch.exp(-t) + added, 0.0)
+    kept = 0.5 * t_max * float(weights @ (np.exp(-0.5 * t_max * (nodes + 1.0)) - math.exp(-t_max)))
+    return torch.where(t < t_max, torch.exp(-t) - math.exp(-t_max), 0.0) / kept
 
 
 def oracle_dose(patient, machine, spots, voxels, scenario=NOMINAL, cutoff=4.0):

@@ -1,7 +1,5 @@
 """What the dose must conserve, and how it must turn, mirror and move with the phantom."""
 
-import math
-
 import pytest
 import torch
 from dose_oracle import MACHINES, cut_exponential, distance, operator
@@ -49,24 +47,23 @@ def test_integral_dose(machine, step, tolerance):
 
 @pytest.mark.parametrize("cutoff", [3.0, 4.0, 6.0])
 def test_discarded_fraction(cutoff):
-    """Of one spot, what its cut Gaussian has elsewhere than the whole one: half the integral of `|q(t) - exp(-t)|`, a few times exp(-T)."""
+    """Of one spot, what its cut Gaussian has elsewhere than the whole one: half the integral of `|q(t) - exp(-t)|`."""
     patient = Patient(torch.zeros(80, 30, 80), Grid((80, 30, 80), (1.5, 3.0, 1.5), (-59.25, -43.5, -59.25)))
     spots = fan(Beam(0.0, 0.0, ISOCENTER), n=1)
     op = operator(patient, MACHINES["one"], spots, torch.arange(patient.grid.n_voxels), cutoff=cutoff)
     t = torch.linspace(0.0, 60.0, 600_001, dtype=torch.float64)
     expected = 0.5 * float(torch.trapezoid((cut_exponential(t, cutoff) - torch.exp(-t)).abs(), t))
-    assert math.exp(-0.5 * cutoff**2) < expected < 5.0 * math.exp(-0.5 * cutoff**2)
     # voxels of 1.5 mm sample a spot of 3 to 4 mm, and its rings where the sign changes less well
     assert op.discarded_fraction(spots.position, spots.weight) == pytest.approx(expected, rel=0.03)
     assert op.discarded_fraction(spots.position, torch.zeros_like(spots.weight)) == 0.0
 
 
 def test_in_a_field_the_cut_off_evens_out():
-    """What one spot lacks beyond its cut-off, it has within, and so have its neighbours."""
+    """What one spot lacks where its neighbour has too much: less than the 0.2 % that a spot alone has elsewhere."""
     patient = Patient(torch.zeros(56, 30, 56), Grid((56, 30, 56), (2.0, 3.0, 2.0), (-55.0, -43.5, -55.0)))
     spots = fan(Beam(0.0, 0.0, ISOCENTER), n=30)
     op = operator(patient, MACHINES["halo"], spots, torch.arange(patient.grid.n_voxels))
-    assert 0.0 < op.discarded_fraction(spots.position, spots.weight) < math.exp(-8.0)
+    assert 0.0 < op.discarded_fraction(spots.position, spots.weight) < 0.0015
 
 
 def test_wide_cutoff_discards_nothing():

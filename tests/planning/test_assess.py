@@ -7,9 +7,11 @@ import torch
 from tiny_case import tiny, write_images
 
 import torchimpt as ti
-from torchimpt.checks import PhysicsWarning
+from torchimpt.checks import InputError, PhysicsWarning
+from torchimpt.machine import generic
+from torchimpt.physics.stopping import relative_stopping_power
 from torchimpt.planning.assess import assess
-from torchimpt.planning.load import set_up
+from torchimpt.planning.load import load_patient, set_up
 from torchimpt.scenarios import NOMINAL, Scenario
 from torchimpt.watch import Progress
 
@@ -49,3 +51,14 @@ def test_a_hot_spot_where_nothing_is_asked_is_told(tmp_path):
     hottest = float(found.assessment.dose[outside].max())
     assert told["nominal"]["max_gy"] == hottest, "a voxel is 1 cm3"
     assert told["worst"]["d1cm3_gy"] >= hottest
+
+
+def test_a_material_of_the_case_counts(tmp_path):
+    """In the case's order: the target within the body, not the body over the target."""
+    case = tiny(tmp_path, "material=[{roi='External', rsp=1.6}, {roi='Target', rsp=0.5}]")
+    patient = load_patient(case)
+    rsp = relative_stopping_power(patient, generic())
+    target, body = patient.roi("Target").mask, patient.body
+    assert (rsp[target] == 0.5).all() and (rsp[body & ~target] == 1.6).all() and (rsp[~body] == 0).all()
+    with pytest.raises(InputError, match=r"material\[0\]\.roi: the patient has no ROI 'Plate'"):
+        load_patient(tiny(tmp_path, "material=[{roi='Plate', rsp=1.6}]"))

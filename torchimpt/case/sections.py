@@ -26,6 +26,7 @@ from torchimpt.machine import LATER as LATER_MACHINES
 from torchimpt.machine import READERS as MACHINE_READERS
 from torchimpt.objectives import KINDS, MODES, RobustMode, Term
 from torchimpt.optim import METHODS
+from torchimpt.patient import DENSEST
 from torchimpt.schemes.schemes import SCHEMES
 from torchimpt.schemes.settings import Motion, Solver
 from torchimpt.spots.delivery import MACHINES, DeliveryModel
@@ -89,6 +90,15 @@ class PatientConfig(Section):
     def _complete(self) -> PatientConfig:
         check_source(self.source, self.path, self.name)
         return self
+
+
+class MaterialConfig(Section):
+    """[[material]]: a ROI of known stopping power, whatever its CT numbers: an implant, a couch, contrast agent."""
+
+    roi: str
+    """Name of the ROI."""
+    rsp: Annotated[Real, Field(ge=0, le=DENSEST)]
+    """Relative stopping power inside, water is 1; outside the body too."""
 
 
 class MachineConfig(Section):

@@ -4,14 +4,11 @@ Cut at `cutoff` sigmas, `exp(-t)` with `t = r^2 / (2 sigma^2)` would jump from `
 not be continuous in a spot's position, no gradient would know of the jumps, and `exp(-T)` of the integral would be lost. So the kernels
 have
 
-    q(t) = exp(-t) + a + b t + c t^2   for t < T,    0 beyond,
+    q(t) = G (exp(-t) - exp(-T))   for t < T,    0 beyond,    G = 1 / (1 - (1 + T) exp(-T)),
 
-with `q(T) = 0` and the integral and the variance of the Gaussian,
-
-    int_0^T q dt = 1,    int_0^T t q dt = 1,
-
-from three linear equations; q is positive. At 4 sigmas it differs from the Gaussian by less than 0.07 % of its maximum, at 3 by 3 %. Below
-`LEAST_FOR_VARIANCE` sigmas there is no room for the variance: `c` is 0 there, and the spot becomes narrower.
+which is continuous and has the Gaussian's integral, `int_0^T q dt = 1`. Its derivative is that of the Gaussian times G. The spot becomes a
+little narrower: its variance is `G (1 - (1 + T + T^2 / 2) exp(-T))` of the Gaussian's. At 4 sigmas, sigma is smaller by 0.5 % and the dose
+on the axis larger by 0.3 %; at 5 sigmas both by 0.02 % or less; at 3 by 6 and 5 %.
 """
 
 from __future__ import annotations
@@ -39,25 +36,16 @@ def check_cutoff(cutoff: float) -> float:
     return cutoff
 
 
-LEAST_FOR_VARIANCE = 3.0
-"""Least cut-off that keeps the Gaussian's variance: there that takes 3 % of the dose on the axis, at 2 sigmas 95 %."""
-
-
 class Cut(NamedTuple):
-    """A Gaussian cut off: `q(t) = exp(-t) + a + b t + c t^2` for `t < t_max`, 0 beyond; a tuple, so that numba's kernels take it."""
+    """A Gaussian cut off: `q(t) = gain (exp(-t) - edge)` for `t < t_max`, 0 beyond; a tuple, so that numba's kernels take it."""
 
     t_max: float
-    a: float
-    b: float
-    c: float
+    edge: float
+    gain: float
 
 
 def cut(cutoff: float) -> Cut:
     """The cut Gaussian at so many sigmas."""
     t_max = min(0.5 * cutoff**2, LARGEST_EXPONENT)
     edge = math.exp(-t_max)
-    # in units of the edge, with s = t / t_max: P(1) = -1, int P ds = 1 / t_max, int s P ds = (1 + t_max) / t_max^2
-    mean, moment = 1.0 / t_max, (1.0 + t_max) / t_max**2
-    c = 12.0 * mean - 36.0 * moment - 6.0 if cutoff >= LEAST_FOR_VARIANCE else 0.0
-    b = -2.0 - 2.0 * mean - 4.0 / 3.0 * c
-    return Cut(t_max, edge * (-1.0 - b - c), edge * b / t_max, edge * c / t_max**2)
+    return Cut(t_max, edge, 1.0 / (1.0 - (1.0 + t_max) * edge))

@@ -1,4 +1,4 @@
-"""What the numba kernels of all dose models share: the thread count, the cut Gaussian, and which voxels a spot's reach can touch.
+"""What the numba kernels of all dose models share: the thread count, exp, and which voxels a spot's reach can touch.
 
 The intrinsics and inlines are compiled into the kernels that call them; none is called from Python but `use_torch_threads` and
 `row_turns`.
@@ -49,8 +49,8 @@ def plus(a, b):  # pragma: no cover
 def exp_minus(t):
     """`exp(-t)` for `0 <= t <= 80` (`LARGEST_EXPONENT`): `2^n` times the Taylor polynomial of `2^f`, `|f| <= 1/2`.
 
-    Degree 6 leaves 1e-7 in float32, degree 12 leaves 2e-16 in float64. `math.exp` would be 3 to 4 times slower: it does
-    not vectorize here.
+    Beyond, anything may come out, NaN too. Degree 6 leaves 1e-7 in float32, degree 12 leaves 2e-16 in float64. `math.exp` would be 3 to 4
+    times slower: it does not vectorize here.
     """
     raise NotImplementedError("compiled only")
 
@@ -93,12 +93,6 @@ def _overloadexp_minus(t):  # pragma: no cover
         return r * _power_of_two(n, f)
 
     return double
-
-
-@numba.njit(fastmath=FAST, inline="always")
-def cut_gaussian(t, cut):  # pragma: no cover
-    """`exp(-t) + a + b t + c t^2` of `torchimpt.dose.cutoff`, right for `t < t_max`: what lies beyond, the caller makes zero."""
-    return exp_minus(min(t, cut.t_max)) + (cut.a + t * (cut.b + t * cut.c))  # no condition here, where LLVM may leave the loop scalar
 
 
 @numba.njit(inline="always")

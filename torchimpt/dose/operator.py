@@ -115,8 +115,8 @@ class DoseOperator:
 
             sum_v |D_v - D_wide,v| / (2 sum_v D_wide,v)
 
-        The cut Gaussian keeps its integral, so that nothing is lost: what lies beyond the cut-off, exp(-cutoff^2 / 2) of a spot, is put
-        back inside, a few sigmas from where it was, and in a plan's dose most of that evens out.
+        The cut Gaussian keeps its integral, so that nothing is lost: at 4 sigmas 0.2 % of a spot lie elsewhere, a sigma or two from where
+        they were, and in a plan's dose most of that evens out.
         """
         kept, whole = (self.dose(position, weight, c).double() for c in (self.cutoff, max(wide, self.cutoff)))
         total = float(whole.sum())

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from torchimpt.dose.cutoff import Cut, cut
-from torchimpt.dose.inlines import FAST, cut_gaussian, row_range, run, use_torch_threads
+from torchimpt.dose.inlines import FAST, exp_minus, row_range, run, use_torch_threads
 from torchimpt.dose.model import SpotRows
 from torchimpt.dose.pencil_beam.tables import PairTables
 from torchimpt.dose.rows import CELL_WIDTH, ROW_HEIGHT
@@ -86,7 +86,7 @@ def _evaluate_run(out, p, q, ratio, amplitude, falloff, x, y, cut, zero):  # pra
     for i in range(out.shape[0]):
         dx, dy = p[i] - x, q[i] - y
         t = falloff[i] * (dx * dx + ratio[i] * dy * dy)
-        e = cut_gaussian(t, cut)
+        e = exp_minus(t) - cut.edge
         out[i] += amplitude[i] * (e if t < cut.t_max else zero)
 
 
@@ -125,7 +125,7 @@ def _rows_of_transpose(
             for voxel in range(low, high + 1):
                 # written first, counted after: no branch to mispredict; the slot to spare takes what comes after the last
                 columns[at] = voxel
-                values[at] = dense[voxel]
+                values[at] = dense[voxel] * cut.gain
                 at += dense[voxel] > zero
                 dense[voxel] = zero
             counts[s] = at - room[s]

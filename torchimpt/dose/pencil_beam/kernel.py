@@ -39,10 +39,10 @@ def pair_dose(
     falloff
         `f`, 1/mm^2.
     cut
-        The coefficients of `q`.
+        The constants of `q`.
     """
     t = falloff * (dx * dx + ratio * dy * dy)
-    return _within(t, cut, amplitude * (torch.exp(-t) + (cut.a + t * (cut.b + cut.c * t))))
+    return cut.gain * _within(t, cut, amplitude * (torch.exp(-t) - cut.edge))
 
 
 def pair_partials(
@@ -51,8 +51,8 @@ def pair_partials(
     """`(phi, dphi/dx, dphi/dy)` for every pair; arguments as in `pair_dose`."""
     t = falloff * (dx * dx + ratio * dy * dy)
     e = torch.exp(-t)
-    phi = _within(t, cut, amplitude * (e + (cut.a + t * (cut.b + cut.c * t))))
-    slope = 2.0 * falloff * _within(t, cut, amplitude * (e - (cut.b + 2.0 * cut.c * t)))
+    phi = cut.gain * _within(t, cut, amplitude * (e - cut.edge))
+    slope = 2.0 * cut.gain * falloff * _within(t, cut, amplitude * e)
     return phi, slope * dx, slope * ratio * dy
 
 

@@ -69,7 +69,7 @@ class PencilBeamTables(PairTables):
         """About `sum_k phi_k^2` in the place of `phi`: the square of a Gaussian is one of twice the fall-off.
 
         For scaling, not for dose: with a halo the components' mixed products are left out, which are small, and what the cut-off adds to
-        the Gaussian is that of the squared Gaussian instead of being squared, 0.1 % of it at 4 sigmas.
+        the Gaussian is that of the squared Gaussian instead of being squared, 0.7 % of it at 4 sigmas.
         """
         return replace(self, amplitude=self.amplitude**2, falloff=2.0 * self.falloff, sigma=self.sigma / 2.0**0.5)
 

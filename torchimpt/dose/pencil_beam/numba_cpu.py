@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from torchimpt.dose.cutoff import Cut, cut
-from torchimpt.dose.inlines import FAST, cut_gaussian, exp_minus, plus, row_range, row_turns, run, use_torch_threads
+from torchimpt.dose.inlines import FAST, exp_minus, plus, row_range, row_turns, run, use_torch_threads
 from torchimpt.dose.pencil_beam.tables import PairTables
 from torchimpt.dose.rows import CELL_WIDTH, ROW_HEIGHT
 
@@ -22,7 +22,7 @@ def _add_run(dose, p, q, ratio, amplitude, falloff, x, y, w, cut, zero):  # prag
         dx = p[i] - x
         dy = q[i] - y
         t = falloff[i] * (dx * dx + ratio[i] * dy * dy)
-        e = cut_gaussian(t, cut)
+        e = exp_minus(t) - cut.edge  # not inside the condition, where LLVM may leave the loop scalar
         dose[i] += w * amplitude[i] * (e if t < cut.t_max else zero)
 
 
@@ -44,25 +44,26 @@ def _forward(
                 lo, hi = run(cells, left, width, first, height, ratio_min, row, x[s], y[s], far)
                 if hi > lo:
                     out = own[lo - begin : hi - begin]
-                    _add_run(out, p[lo:hi], q[lo:hi], ratio[lo:hi], a[lo:hi], c[lo:hi], x[s], y[s], w[s], cut, zero)
+                    _add_run(out, p[lo:hi], q[lo:hi], ratio[lo:hi], a[lo:hi], c[lo:hi], x[s], y[s], w[s] * cut.gain, cut, zero)
         dose[begin:end] += own
 
 
 @numba.njit(fastmath=FAST, inline="always")
 def _sum_run(residual, p, q, ratio, amplitude, falloff, x, y, cut, zero):  # pragma: no cover
-    g_w, g_x, g_y = zero, zero, zero
+    g_w, g_x, g_y, inside = zero, zero, zero, zero
     for i in range(residual.shape[0]):
         dx = p[i] - x
         dy = q[i] - y
         ry = ratio[i] * dy
         t = falloff[i] * (dx * dx + ry * dy)
-        r = residual[i] * amplitude[i] if t < cut.t_max else zero
-        e = exp_minus(min(t, cut.t_max))
-        g_w = plus(g_w, r * (e + (cut.a + t * (cut.b + t * cut.c))))
-        e = r * (e - (cut.b + (cut.c + cut.c) * t)) * falloff[i]
+        r = residual[i] * amplitude[i]
+        e = r * exp_minus(t) if t < cut.t_max else zero
+        g_w = plus(g_w, e)
+        inside = plus(inside, r if t < cut.t_max else zero)
+        e *= falloff[i]
         g_x = plus(g_x, e * dx)
         g_y = plus(g_y, e * ry)
-    return g_w, g_x, g_y
+    return g_w - cut.edge * inside, g_x, g_y
 
 
 @numba.njit(fastmath=FAST, inline="always")
@@ -72,7 +73,7 @@ def _sum_run_weight(residual, p, q, ratio, amplitude, falloff, x, y, cut, zero):
         dx = p[i] - x
         dy = q[i] - y
         t = falloff[i] * (dx * dx + ratio[i] * dy * dy)
-        g_w = plus(g_w, residual[i] * amplitude[i] * cut_gaussian(t, cut) if t < cut.t_max else zero)
+        g_w = plus(g_w, residual[i] * amplitude[i] * (exp_minus(t) - cut.edge) if t < cut.t_max else zero)
     return g_w
 
 
@@ -97,9 +98,9 @@ def _backward(
                 g_y += b_y
             elif hi > lo:
                 g_w += _sum_run_weight(residual[lo:hi], p[lo:hi], q[lo:hi], ratio[lo:hi], a[lo:hi], c[lo:hi], x[s], y[s], cut, zero)
-        gradient[0, s] += g_w
-        gradient[1, s] += 2.0 * w[s] * g_x
-        gradient[2, s] += 2.0 * w[s] * g_y
+        gradient[0, s] += cut.gain * g_w
+        gradient[1, s] += 2.0 * w[s] * cut.gain * g_x
+        gradient[2, s] += 2.0 * w[s] * cut.gain * g_y
 
 
 def _arguments(tables: PairTables, component: int, cutoff: float) -> tuple:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from torchimpt.dose.cutoff import Cut, cut
-from torchimpt.dose.inlines import FAST, cut_gaussian, plus, row_range, row_turns, run, use_torch_threads
+from torchimpt.dose.inlines import FAST, exp_minus, plus, row_range, row_turns, run, use_torch_threads
 from torchimpt.dose.rows import CELL_WIDTH, ROW_HEIGHT
 from torchimpt.dose.sub_spots.tables import RayTables
 
@@ -35,7 +35,7 @@ def _share(fluence, layer_start, x, y, w, x_0, y_0, pitch, spread, cutoff, cut):
                 for i in range(low_x, high_x):
                     t = a * ((x_0 + pitch * i - x[s]) ** 2 + (y_0 + pitch * j - y[s]) ** 2)
                     if t < cut.t_max:
-                        fluence[layer, j, i] += w[s] * pitch * pitch * a / math.pi * (math.exp(-t) + (cut.a + t * (cut.b + t * cut.c)))
+                        fluence[layer, j, i] += w[s] * pitch * pitch * a / math.pi * cut.gain * (math.exp(-t) - cut.edge)
 
 
 @numba.njit(parallel=True, cache=True)
@@ -54,9 +54,9 @@ def _collect(gradient, back, layer, x, y, w, x_0, y_0, pitch, spread, cutoff, cu
                 t = 0.5 * (dx * dx + dy * dy) / variance
                 if t < cut.t_max:
                     e = math.exp(-t)
-                    share = back[layer[s], j, i] * pitch * pitch / (2.0 * math.pi * variance)
-                    slope = share * (e - (cut.b + 2.0 * cut.c * t)) / variance
-                    g_w += share * (e + (cut.a + t * (cut.b + t * cut.c)))
+                    share = cut.gain * back[layer[s], j, i] * pitch * pitch / (2.0 * math.pi * variance)
+                    slope = share * e / variance
+                    g_w += share * (e - cut.edge)
                     g_x += slope * dx
                     g_y += slope * dy
         gradient[0, s] += g_w
@@ -74,8 +74,8 @@ def _phi(dx, dy, ratio, m, plane, optics, path, scale, last, idd, share, varianc
     s2 = optics + variance[j] + f * (variance[j + 1] - variance[j])
     t = m * m * (dx * dx + ratio * dy * dy) / (s2 + s2)
     dose = (idd[j] + f * (idd[j + 1] - idd[j])) * (share[j] + f * (share[j + 1] - share[j])) / s2
-    e = cut_gaussian(t, cut)
-    return dose * (e if t < cut.t_max else zero)
+    e = exp_minus(t) - cut.edge  # not inside the condition, as in the pair kernel
+    return dose * cut.gain * (e if t < cut.t_max else zero)
 
 
 @numba.njit(fastmath=FAST, inline="always")
