@@ -24,7 +24,7 @@ from torchimpt.case.sections import (
     SpotsConfig,
 )
 from torchimpt.case.text import apply_overrides, describe, dump_toml, read_toml
-from torchimpt.case.values import Count
+from torchimpt.case.values import Seed, Text, full_path
 from torchimpt.checks import InputError, nearest
 from torchimpt.evaluate.goals import Goal
 from torchimpt.geometry import Beam
@@ -39,9 +39,9 @@ PRESCRIBING = ("min_dose", "min_dvh", "uniform")
 class Case(Section):
     """A planning case: the whole case file. Sections may be given as dicts."""
 
-    title: str = ""
+    title: Text = ""
     """Heads the report."""
-    seed: Count = 1
+    seed: Seed = 1
     """Of every random number."""
     patient: PatientConfig
     """The section that says whom to plan for."""
@@ -169,7 +169,7 @@ def load_case(path: str | Path, overrides: Iterable[str] = ()) -> Case:
     for section, key in (("patient", "path"), ("machine", "path"), ("machine", "hu_table"), ("joint", "start")):
         value = data.get(section, {}).get(key) if isinstance(data.get(section), dict) else None
         if isinstance(value, str) and value:
-            data[section][key] = str(path.absolute().parent / Path(value).expanduser())
+            data[section][key] = str(full_path(value, path.absolute().parent))
     try:
         case = Case(**data)
     except InputError as error:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from torchimpt.case.values import Count, ExistingPath, Flag, OneOf, Point, Real, as_grid, as_layer_spacing, as_names
+from torchimpt.case.values import Count, ExistingPath, Flag, OneOf, Point, PositiveCount, Real, Text, as_grid, as_layer_spacing, as_names
 from torchimpt.checks import nearest
 from torchimpt.dose.scenarios import ENGINES
 from torchimpt.evaluate.dvh import Metric
@@ -38,7 +38,7 @@ class PatientConfig(Section):
     """Where the patient comes from."""
     path: ExistingPath | None = None
     """Folder or file; not for a phantom."""
-    name: str | None = None
+    name: Text | None = None
     """Name of the phantom; for the others a name for titles and files."""
 
     @model_validator(mode="after")
@@ -94,7 +94,7 @@ class DoseConfig(Section):
     sub_spots: Flag | None = None
     """Compute final doses with every spot's protons on many rays of their own: closer to Monte Carlo behind lateral steps, slower, on the
     CPU. Omitted: `torchimpt dose` of a CSV spot list does; plans are optimized and evaluated with each voxel's own ray."""
-    rbe: Annotated[Real, Field(gt=0, le=5)] = 1.1
+    rbe: Annotated[Real, Field(ge=0.1, le=5)] = 1.1
     """Constant factor on the physical dose; 1.0 gives Gy."""
 
 
@@ -154,7 +154,7 @@ class OptimizerConfig(Section):
     SciPy's L-BFGS-B (lbfgs)."""
     max_iterations: Count = 300
     """Where to stop at the latest; spots that move are optimized in several stages, each of which stops there."""
-    max_evaluations: Annotated[int, Field(strict=True, gt=0)] | None = None
+    max_evaluations: PositiveCount | None = None
     """Most evaluations of objective and gradient, those of all stages; omitted: no limit."""
     tolerance: Annotated[Real, Field(gt=0, lt=1)] = 1e-4
     """Relative decrease of the objective below which the plan has converged."""
@@ -162,7 +162,7 @@ class OptimizerConfig(Section):
     """Divide each objective by its ROI's voxel count."""
     overlap: Literal["exclude", "keep"] = "exclude"
     """Whether an organ's objectives leave out the target's voxels."""
-    log_every: Annotated[int, Field(strict=True, gt=0)] = 10
+    log_every: PositiveCount = 10
     """Iterations between two looks at the DVHs and between two checkpoints."""
 
     def solver(self) -> Solver:
@@ -178,16 +178,16 @@ class JointConfig(Section):
     box_mm: Annotated[Real, Field(ge=0, le=100)] = 10.0
     """How far a spot may go from where it was placed, along x and along y; never out of the
     rectangle around its beam's placed spots. 0: nowhere."""
-    spots: Annotated[int, Field(strict=True, gt=0)] | None = None
+    spots: PositiveCount | None = None
     """How many of the placed spots to keep: the heaviest, by steps, each after iterations in which every spot has its price; omitted: all,
     or as many as price_percent asks."""
     price_percent: Annotated[Real, Field(ge=0)] = 1.0
     """prune_and_move without a number of spots: how much the objective may rise for fewer spots."""
     warm_iterations: Count = 20
     """Weight iterations before spots are pruned and begin to move."""
-    weight_iterations: Annotated[int, Field(strict=True, gt=0)] = 10
+    weight_iterations: PositiveCount = 10
     """alternating: weight iterations in a turn."""
-    position_steps: Annotated[int, Field(strict=True, gt=0)] = 1
+    position_steps: PositiveCount = 1
     """alternating: position steps in a turn."""
     merge_mm: Annotated[Real, Field(ge=0)] = 0.0
     """Merge spots of a layer that end up closer than this, and optimize the weights again; 0: never."""
@@ -202,7 +202,7 @@ class JointConfig(Section):
 class DeliveryConfig(Section):
     """[delivery]: the machine's pace and least dose a spot; the defaults' source is in `torchimpt.spots.delivery`."""
 
-    fractions: Annotated[int, Field(strict=True, gt=0)] = 35
+    fractions: PositiveCount = 35
     """Fractions of the course; doses and weights are the whole course's, MU of a spot and seconds a fraction's."""
     min_mu: Annotated[Real, Field(ge=0)] = 0.0
     """Least MU of a spot in a fraction; the final plan has none below it. 0: no minimum."""
@@ -229,7 +229,7 @@ class DeliveryConfig(Section):
 class ObjectiveConfig(Section):
     """[[objective]]: what is asked of a ROI's dose, and how much it matters."""
 
-    roi: str
+    roi: Text
     """Name of the ROI."""
     kind: str
     """What is asked of its dose."""
@@ -267,7 +267,7 @@ class ObjectiveConfig(Section):
 class GoalConfig(Section):
     """[[goal]]: a clinical requirement that the report checks."""
 
-    roi: str
+    roi: Text
     """Name of the ROI."""
     metric: str
     """d(q) in Gy, v(d) in %, mean, max, min, hi or ci."""

@@ -81,7 +81,7 @@ def _start(case: Case, patient: Patient, machine: Machine, scenarios: tuple[Scen
     """The spots that the case starts from: its lattice, jittered or not, or those of a plan file."""
     beams, config = resolve_beams(case, patient), case.placement
     if case.joint is not None and case.joint.start is not None:
-        spots = read_plan(case.joint.start, beams, dtype=compute.dtype)
+        spots = read_plan(case.joint.start, beams, dtype=compute.dtype, machine=machine, rbe=case.dose.rbe)
     else:
         spots = place_spots(
             patient, machine, beams, config.targets, config.spacing_mm, pattern=config.pattern, margin=config.margin_mm,
