@@ -41,8 +41,8 @@ def reading(path: str | os.PathLike, what: str) -> Iterator[None]:
         raise
     except OSError as error:
         raise InputError(f"{what}: cannot read {path}: {error.strerror or error}; check the permissions") from error
-    except UnicodeError as error:
-        raise InputError(f"{what}: {path} is not text in UTF-8 ({error}); save it anew in that encoding") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{what}: {path} is not text in UTF-8 ({error.reason} at byte {error.start}); save it anew as UTF-8") from error
     except Exception as error:
         reason = f"{type(error).__name__}: {str(error)[:200]}"
         raise InputError(

@@ -7,18 +7,16 @@ Nothing heavy is imported before a command runs, so that `torchimpt --help` answ
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
-from torchimpt.cli.main import main
+from torchimpt.cli.border import run as run_command_line
 from torchimpt.cli.streams import printing
 
 if TYPE_CHECKING:  # what the commands need is imported when one is called: `--help` is there at once
     from torchimpt.case import Case
     from torchimpt.watch import Progress
-
-__all__ = ["app", "main"]
 
 app = typer.Typer(
     add_completion=False,
@@ -184,3 +182,8 @@ def new(name: Annotated[str, typer.Argument(metavar="NAME", help="Of the case; N
     path = write_case(name)
     with printing():
         print(f"Wrote {path}. Next: torchimpt plan {path} --out runs/{path.stem}")
+
+
+def main() -> NoReturn:
+    """Run the command line from Python; the program itself starts in `start.py`."""
+    run_command_line(lambda: app)

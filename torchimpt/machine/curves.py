@@ -20,7 +20,7 @@ from scipy.interpolate import BSpline, PchipInterpolator, make_interp_spline
 from torchimpt.checks import InputError, finite
 from torchimpt.machine.optics import WIDEST
 from torchimpt.machine.tables import LayerTables
-from torchimpt.physics.bragg import peak_position, r80, width80
+from torchimpt.physics.bragg import peak_position, r80, range_from_energy, width80
 
 SAMPLES = 4096
 """Samples of a tabulated curve over its scaled depth: the peak's width is more than 40 of them."""
@@ -37,6 +37,9 @@ NO_SHARE = 1e-9
 
 DEEPEST = 3500.0
 """No table need reach deeper, mm of water: the range of 1000 MeV is 3260 mm (PSTAR)."""
+
+RANGE_SLACK = 2.0
+"""Factor by which a range may differ from the range rule: beam line and rule make a tenth, another unit ten or more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +117,13 @@ class ScaledCurves:
         ranges = [r80(c.depth, c.idd) for c in curves]
         if any(b <= a for a, b in pairwise(ranges)):
             raise InputError("a machine's ranges must grow with its energies; check its depth doses for exchanged or repeated energies")
+        for curve, found in zip(curves, ranges, strict=True):
+            known = float(range_from_energy(curve.energy))
+            if not known / RANGE_SLACK <= found <= known * RANGE_SLACK:
+                raise InputError(
+                    f"a machine's curves of {curve.energy:.5g} MeV: the range is {found:.4g} mm, that of protons in water is {known:.4g} mm; "
+                    "check the units of energies and depths"
+                )
         step = max(float(c.depth[-1]) / r for c, r in zip(curves, ranges, strict=True)) / (SAMPLES - 1)
         t = step * np.arange(SAMPLES)
 

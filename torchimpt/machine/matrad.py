@@ -122,8 +122,11 @@ def _curve(path: Path, entry: Any) -> DepthCurve:
     water = torch.from_numpy(z)
     held = np.minimum(z, max(z[z <= r80(water, dose) + BEYOND]))
     names = ["sigma1", "sigma2"] if hasattr(entry, "sigma1") else ["sigma"]
-    variance = np.stack([np.interp(held, z, column(name) ** 2) for name in names])
-    halo = np.interp(held, z, column("weight")).clip(0.0, 1.0) if len(names) == 2 else np.zeros_like(z)
+    sigma = [column(name) for name in names]
+    if min(values.min() for values in sigma) < 0:
+        raise InputError(f"{path}: {' and '.join(names)} of {what} must not be negative")
+    variance = np.stack([np.interp(held, z, values**2) for values in sigma])
+    halo = np.interp(held, z, column("weight")) if len(names) == 2 else np.zeros_like(z)
     fraction = np.stack([1.0 - halo, halo][: len(names)])
     return DepthCurve(energy, water, dose, torch.from_numpy(variance), torch.from_numpy(fraction))
 

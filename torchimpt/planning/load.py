@@ -38,8 +38,8 @@ def set_up(case: Case, device: str = "auto", threads: int | None = None) -> Comp
         cores = os.cpu_count() or 1
         if not 1 <= threads <= cores * THREADS_A_CORE:
             raise InputError(
-                f"threads must be 1 to {cores * THREADS_A_CORE} on this machine of {cores} cores, got {threads:.6g}; more only wait for each "
-                "other: leave it out to use every core"
+                f"threads must be 1 to {cores * THREADS_A_CORE} on this machine of {cores} cores, got {threads}; more only wait for "
+                "each other: leave it out to use every core"
             )
         torch.set_num_threads(threads)
     use_torch_threads()  # before any kernel, whose first call could give torch every core

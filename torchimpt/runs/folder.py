@@ -91,7 +91,7 @@ def open_run(folder: Path, case: Case, device: torch.device, *, resume: bool = F
         "seed": case.seed,
     }
     try:
-        with _locked(folder):
+        with locked(folder):
             logger, handler = logging.getLogger("torchimpt"), _RunLog(folder / "log.txt", anew=not resume)
             if logger.level == logging.NOTSET:
                 logger.setLevel(logging.INFO)
@@ -140,7 +140,7 @@ def _clear(folder: Path, *, keep_state: bool = False) -> None:
         for path in (folder / "tensorboard").glob("events.out.tfevents.*"):
             path.unlink()
     if EVALUATION in names and (folder / EVALUATION / "run.json").is_file():
-        with _locked(folder / EVALUATION):
+        with locked(folder / EVALUATION):
             _clear(folder / EVALUATION)
             for name in ("case.toml", "run.json", "log.txt"):
                 (folder / EVALUATION / name).unlink(missing_ok=True)
@@ -149,8 +149,8 @@ def _clear(folder: Path, *, keep_state: bool = False) -> None:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock; an error where another process does. The folder is made where it is missing, and goes again if it stays empty.
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock; an error where another process does. The folder is made where it is missing, and goes if it stays empty.
 
     The lock is the system's, on the open file `.lock`: it ends with its process, however that ends. The file's content is for the message.
     """

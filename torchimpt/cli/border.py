@@ -1,4 +1,4 @@
-"""The program's entry: what becomes of an error, an interrupt and the terminal, whichever command runs.
+"""The border of the program: what becomes of an error, an interrupt and the terminal, whichever command runs.
 
 Every error ends here as one line on stderr and an exit status (see `app.py`); an error that nobody foresaw too, with its traceback where
 `--verbose` asks for it. This file imports next to nothing, so that an interrupt in the second that the imports take is met as well.
@@ -9,16 +9,20 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from torchimpt.checks import InputError
 from torchimpt.cli.streams import complain, discard, set_up_streams
 
+if TYPE_CHECKING:
+    from typer import Typer
+
 INTERRUPTED = 130
 
 
-def main() -> NoReturn:
-    """Run the command line and exit with its status."""
+def run(load: Callable[[], Typer]) -> NoReturn:
+    """Run the command line that `load` imports, on the program's arguments, and exit with its status."""
     caught: list[int] = []
 
     def interrupt(number: int, frame: Any) -> NoReturn:
@@ -30,7 +34,7 @@ def main() -> NoReturn:
         signal.signal(signal.SIGINT, interrupt)
     try:
         set_up_streams()
-        status = _run(sys.argv[1:])
+        status = _run(load, sys.argv[1:])
     except BaseException as error:
         # an interrupt within an import or a callback may come out as another error
         status = INTERRUPTED if caught or isinstance(error, KeyboardInterrupt) else _told(error)
@@ -42,15 +46,13 @@ def main() -> NoReturn:
     sys.exit(status)
 
 
-def _run(arguments: list[str]) -> int:
+def _run(load: Callable[[], Typer], arguments: list[str]) -> int:
     """The command's exit status."""
     for argument in arguments:
         if any("\ud800" <= c <= "\udfff" for c in argument):
             raise InputError(f"an argument is not text in UTF-8: {argument}; rename the file, or write it in UTF-8")
-    from torchimpt.cli.app import app
-
     try:
-        status = app(arguments or ["--help"], standalone_mode=False) or 0
+        status = load()(arguments or ["--help"], standalone_mode=False) or 0
     except SystemExit:  # the library's way to say that the reader of stdout has gone
         discard(sys.stdout)
         return 0
