@@ -32,15 +32,13 @@ from pathlib import Path
 import torch
 
 import torchimpt as ti
+from torchimpt.dose.scenarios import PAIR_BYTES
 from torchimpt.memory import available_memory
 from torchimpt.runs.about import about
 from torchimpt.runs.folder import write_json, write_text
 
 FASTER, SMALLER = 3.0, 5.0
 """The aim: analytic at least three times faster, at most a fifth of the memory."""
-
-PAIR_BYTES = 40
-"""About what autograd keeps of a float32 pair, to know beforehand what will not fit."""
 
 RETURN_FREED = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 """Freed blocks go back to the system at once, so that the peak is what is in use."""

@@ -3,8 +3,8 @@
     python experiments/layer_spacing.py [--case openkbp_109] [--scenarios 9] [--out runs/layer_spacing]
 
 Plans one case with layers as dense as the Bragg peak asks and at 4, 6 and 8 mm of water, on a uniform 5 mm grid and with moving spots
-from a staggered 12 mm grid, and prints objective, delivered spots and the parts of the delivery time (`torchimpt.spots.delivery`, Shen
-et al. 2017). Dose grid 4 mm. About 5 minutes for nine scenarios on 2 idle cores.
+from a staggered 12 mm grid, and prints objective, delivered spots and the parts of the delivery time (`torchimpt.spots.delivery`) on a
+synchrotron; the seconds on the other machines are in `results.json`. Dose grid 4 mm. About 5 minutes for nine scenarios on 2 idle cores.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torchimpt.runs.about import about
 from torchimpt.runs.folder import write_json
 from torchimpt.schemes.schemes import optimize
 from torchimpt.schemes.settings import Motion
+from torchimpt.spots.delivery import MACHINES
 from torchimpt.studies.bench import Bench
 from torchimpt.studies.flags import flags
 
@@ -48,8 +49,10 @@ def main(config: Config) -> dict:
             spots = spots if name == "uniform" else ti.stagger(spots, pitch)
             solver, motion = (bench.fixed, None) if name == "uniform" else (bench.solver, Motion())
             found = optimize(bench.doses(spots), bench.robust, spots, solver, motion)
-            time = ti.delivery_time(found.spots.spots(spots), bench.machine)
-            rows.append({"layers": layers, "spots": name, "placed": spots.n_spots, "objective": found.solution.value, "delivery": time})
+            plan = found.spots.spots(spots)
+            times = {machine: ti.delivery_time(plan, bench.machine, model) for machine, model in MACHINES.items()}
+            time = times["synchrotron"]
+            rows.append({"layers": layers, "spots": name, "placed": spots.n_spots, "objective": found.solution.value, "delivery": times})
             print(
                 f"{layers:>12s}{name:>12s}{spots.n_spots:12d}{time['spots']:12d}{time['energy_layers']:12d}{found.solution.value:12.1f}"
                 f"{time['seconds']:12.0f}{time['energy_switch_s']:12.0f}{time['spot_s'] + time['scan_s']:12.1f}{time['beam_on_s']:12.0f}"

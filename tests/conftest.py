@@ -16,6 +16,9 @@ import pytest
 import torch
 
 matplotlib.use("Agg")
+if "PYTEST_XDIST_WORKER" in os.environ:  # a process a core: more threads would only wait for each other
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the commands that tests start
+    torch.set_num_threads(1)
 
 _NOBODY = 65534
 

@@ -11,8 +11,8 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "torchimpt"
 
 FLOORS = (
-    {"checks", "constants", "memory", "version"},
-    {"files", "geometry", "quantities", "scenarios"},
+    {"checks", "constants", "version"},
+    {"files", "geometry", "memory", "quantities", "scenarios"},
     {"columns"},
     {"hu_table"},
     {"patient"},

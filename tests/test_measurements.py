@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.filterwarnings("ignore:ROI .* more than a fifth")  # shortened: voxels of 8 mm
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -97,7 +99,8 @@ def test_schemes_and_layers(script, tmp_path):
     rows = module.main(module.Config(case="hn", scenarios=1, layers="bragg80,12", uniform=20.0, moving=24.0, grid=8.0, out=str(tmp_path)))[
         "rows"
     ]
-    assert rows[2]["delivery"]["energy_switch_s"] < rows[0]["delivery"]["energy_switch_s"]
+    few, many = (rows[k]["delivery"] for k in (2, 0))
+    assert all(few[machine]["energy_switch_s"] < many[machine]["energy_switch_s"] for machine in ("synchrotron", "cyclotron"))
 
 
 @pytest.mark.slow

@@ -84,7 +84,8 @@ def test_tg119_has_the_report_s_radii_and_lengths(bodies: dict[str, Patient]) ->
     radius = (x**2 + y**2).sqrt()
     assert radius.min() >= 15 - 1.5 and radius.max() <= 37 + 1.5
     assert z.max() - z.min() == pytest.approx(77, abs=3.0)
-    assert not (y > x.abs() + 3).any(), "the C is open to posterior"
+    # a voxel that is cut in half belongs to it, so that its centre may lie on the edge, and nowhere beyond it
+    assert not (y > x.abs() + 1e-6).any(), "the C is open to posterior"
     ring = 0.75 * math.pi * (37**2 - 15**2) * 80 / 1000
     # Whole voxels of 3 mm: its ends alone are uncertain by 3 mm of 80.
     assert volume(patient, "OuterTarget") == pytest.approx(ring, rel=0.06)

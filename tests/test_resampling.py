@@ -43,6 +43,7 @@ def loop_overlap(old: Grid, new: Grid, values: torch.Tensor) -> tuple[torch.Tens
     return total, covered
 
 
+@pytest.mark.filterwarnings("ignore:ROI .* more than a fifth")  # random dots
 @pytest.mark.parametrize("spacing", [(2.0, 2.0, 2.0), (2.1, 1.3, 3.3), (0.9, 3.0, 0.6)])
 def test_against_a_loop_over_voxel_pairs(generator: torch.Generator, spacing: tuple[float, float, float]) -> None:
     patient = random_patient(generator)
@@ -57,6 +58,7 @@ def test_against_a_loop_over_voxel_pairs(generator: torch.Generator, spacing: tu
     assert result.name == "noise"
 
 
+@pytest.mark.filterwarnings("ignore:ROI .* more than a fifth")  # random dots
 @pytest.mark.parametrize("spacing", [3.0, (2.0, 2.5, 4.0), 1.0])
 def test_new_grid_covers_the_box_with_less_than_a_voxel_to_spare(generator: torch.Generator, spacing) -> None:
     old, new = (patient := random_patient(generator)).grid, resample(patient, spacing).grid
@@ -132,6 +134,18 @@ def test_a_roi_that_vanishes_says_so_and_names_itself_when_used() -> None:
         result.union("Chiasm")
 
 
+def test_a_roi_that_loses_more_than_a_fifth_says_so() -> None:
+    """10 x 10 x 10 voxels become 27 of 27 voxels each, 73 %; 10 x 9 x 9 become as many, 90 %."""
+    mask = torch.zeros(12, 12, 12, dtype=torch.bool)
+    mask[:10, :10, :10] = True
+    cube, plate = ROI("Cube", mask), ROI("Plate", mask.clone())
+    plate.mask[:, 9:, :], plate.mask[:, :, 9:] = False, False
+    patient = Patient(torch.zeros(12, 12, 12), Grid((12,) * 3, (1,) * 3, (0,) * 3), {"Cube": cube, "Plate": plate})
+    with pytest.warns(PhysicsWarning) as told:
+        resample(patient, 3.0)
+    assert [str(warning.message).split(":")[0] for warning in told] == ["ROI Cube (1 to 0.73 cm3)"]
+
+
 def test_an_empty_roi_stays_empty_without_a_word() -> None:
     patient = Patient(torch.zeros(4, 4, 4), Grid((4,) * 3, (1,) * 3, (0,) * 3), {"A": ROI("A", torch.zeros(4, 4, 4, dtype=torch.bool))})
     with warnings.catch_warnings():
@@ -146,5 +160,19 @@ def test_bad_spacing_is_refused(generator: torch.Generator, spacing) -> None:
 
 
 def test_a_grid_that_would_fill_the_memory_is_refused(generator: torch.Generator) -> None:
-    with pytest.raises(InputError, match=r"makes a grid of .* voxels \(at most 5e\+08\); use a larger spacing"):
-        resample(random_patient(generator), 0.005)
+    patient = random_patient(generator)
+    for spacing in (0.005, 1e-9, 5e-324):
+        with pytest.raises(
+            InputError, match=r"a grid of .* mm has .* voxels, at most 1e\+08 are taken; use a spacing \(grid_mm\) .* times as"
+        ):
+            resample(patient, spacing)
+
+
+def test_a_grid_is_weighed_before_it_is_made(generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all its ROIs a patient may be too large for this machine where the number of voxels alone is not."""
+    patient = random_patient(generator)
+    fine = resample(patient, 1.0)
+    kept = sum(t.numel() * t.element_size() for t in (fine.hu, *(roi.mask for roi in fine.rois.values())))
+    monkeypatch.setattr("torchimpt.memory._system_memory", lambda: kept)
+    with pytest.raises(InputError, match=r"the patient on a grid of 1 x 1 x 1 mm \(.* voxels, \d+ ROIs\) would take .* GB, .* GB are free"):
+        resample(patient, 1.0)

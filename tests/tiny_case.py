@@ -13,6 +13,8 @@ import torch
 
 from torchimpt.case import Case, load_case
 from torchimpt.cli.app import main
+from torchimpt.geometry import Grid
+from torchimpt.io.image import write_image
 
 TINY = """
 title = "Tiny"
@@ -92,6 +94,22 @@ def write_tiny(folder: Path, *replacements: tuple[str, str]) -> Path:
 def tiny(tmp_path: Path, *overrides: str) -> Case:
     """The tiny case with overrides, as `--set` takes them."""
     return load_case(write_tiny(tmp_path), overrides)
+
+
+def write_images(folder: Path, size=(12, 12, 12), hu=None, target=None, external=True, organ=None) -> None:
+    """A CT of water in air, 10 mm voxels, with a target and, where its mask is given, an organ, as images in `folder`."""
+    grid = Grid(size, (10.0, 10.0, 10.0), (-5.0 * size[2], -5.0 * size[1], -5.0 * size[0]))
+    folder.mkdir()
+    inside = torch.zeros(size, dtype=torch.bool)
+    inside[1:-1, 1:-1, 1:-1] = True
+    if target is None:
+        target = torch.zeros(size, dtype=torch.bool)
+        target[4:8, 4:8, 4:8] = True
+    write_image(folder / "ct.mha", torch.where(inside, 0.0, -1000.0) if hu is None else hu, grid)
+    masks = {"Target": target, "External": inside if external else None, "Organ": organ}
+    for name, mask in masks.items():
+        if mask is not None:
+            write_image(folder / f"{name}.mha", mask, grid)
 
 
 class Outcome(NamedTuple):

@@ -28,6 +28,14 @@ class Grid:
         Voxel size `(x, y, z)`, mm.
     origin
         Centre of voxel `[0, 0, 0]` as `(x, y, z)`, mm.
+
+    Examples
+    --------
+    >>> grid = Grid(shape=(20, 40, 50), spacing=(2.0, 2.0, 3.0), origin=(-50.0, -40.0, 0.0))
+    >>> grid.n_voxels, grid.voxel_volume
+    (40000, 12.0)
+    >>> grid.centers(torch.tensor([0, 1])).tolist()
+    [[-50.0, -40.0, 0.0], [-48.0, -40.0, 0.0]]
     """
 
     shape: tuple[int, ...]
@@ -80,6 +88,13 @@ class Beam:
         IEC 61217 angles, degrees.
     isocenter
         LPS point, mm; None means the target's centroid, filled in by `place_spots`.
+
+    Examples
+    --------
+    Gantry 90 enters from the patient's left, LPS +x: a point on that side lies towards the source.
+
+    >>> to_bev(torch.tensor([[30.0, 0.0, 0.0]]), Beam(gantry=90.0, isocenter=(0.0, 0.0, 0.0))).round(decimals=3).tolist()
+    [[0.0, 0.0, 30.0]]
     """
 
     gantry: float = 0.0

@@ -9,15 +9,31 @@ from pathlib import Path
 
 import torch
 
+from torchimpt.checks import InputError
+
 
 def available_memory(device: torch.device | str = "cpu") -> int:
     """Bytes that can still be allocated on the device, as the operating system or the driver tells."""
     device = torch.device(device)
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        # what torch has taken from the driver and holds in reserve is free, too
+        reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + reserve
     free = _system_memory()
     limit = _cgroup_headroom()
     return free if limit is None else min(free, limit)
+
+
+def check_memory(what: str, size: float, device: torch.device | str, advice: str) -> None:
+    """Raise when `size` bytes, which `what` takes, are not free on the device; `advice` says what the user can do."""
+    free = available_memory(device)
+    if size > free:
+        raise InputError(f"{what} would take {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free{_where(device)}; {advice}")
+
+
+def _where(device: torch.device | str) -> str:
+    device = torch.device(device)
+    return "" if device.type == "cpu" else f" on {device}"
 
 
 def peak_memory() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -62,6 +63,15 @@ class Patient:
         For titles and files.
     hu_table
         The CT's own HU-to-stopping-power table, if its file has one.
+
+    Examples
+    --------
+    >>> mask = torch.zeros(4, 4, 4, dtype=torch.bool)
+    >>> mask[1:3, 1:3, 1:3] = True
+    >>> grid = Grid((4, 4, 4), (5.0, 5.0, 5.0), (0.0, 0.0, 0.0))
+    >>> patient = Patient(torch.zeros(4, 4, 4), grid, {"CTV": ROI("CTV", mask, "target")})
+    >>> patient.targets, patient.centroid("CTV")
+    (('CTV',), (7.5, 7.5, 7.5))
     """
 
     hu: torch.Tensor
@@ -103,6 +113,10 @@ class Patient:
         if not mask.any():
             raise InputError(f"ROI {', '.join(names)} has no voxel on this grid; use a finer grid_mm, or another ROI")
         return mask
+
+    def volume(self, name: str) -> float:
+        """Volume of the ROI, mm^3."""
+        return float(self.roi(name).mask.sum()) * math.prod(self.grid.spacing)
 
     @property
     def external(self) -> ROI | None:

@@ -41,6 +41,11 @@ class ConstantRBE:
     ----------
     factor
         RBE, positive; 1.1 is the clinical convention (ICRU Report 78).
+
+    Examples
+    --------
+    >>> round(float(ConstantRBE(1.1).value(torch.tensor(2.0))), 6)
+    2.2
     """
 
     factor: float = 1.1

@@ -15,11 +15,16 @@ import torch
 
 from torchimpt.checks import InputError, PhysicsWarning, triple
 from torchimpt.geometry import Grid
+from torchimpt.memory import check_memory
 from torchimpt.patient import ROI, Patient
 
-_MOST_VOXELS = 500_000_000
+MOST_VOXELS = 100_000_000
+"""A CT of 512 x 512 x 380. What is finer than a CT adds no detail."""
+
 _ROUNDING = 1e-6
 """Fraction of a voxel by which a grid may fall short of the CT's box."""
+_TOLD_LOSS = 0.2
+"""Share of a ROI's volume whose loss is told."""
 _TIE = 1e-5
 """Rounding allowance, so that a voxel filled by exactly one half counts as inside on every machine (fractions are float32)."""
 
@@ -40,7 +45,7 @@ def resample(patient: Patient, spacing: float | Sequence[float]) -> Patient:
     Returns
     -------
     A new patient; the old one itself where the spacing is already this. A ROI too thin for the grid stays in it, empty, with a
-    `PhysicsWarning`, so that using it names it.
+    `PhysicsWarning`, so that using it names it; one that loses more than a fifth of its volume is told, too.
     """
     spacing = triple("spacing", spacing)
     if min(spacing) <= 0:
@@ -49,36 +54,54 @@ def resample(patient: Patient, spacing: float | Sequence[float]) -> Patient:
     if spacing == old.spacing:
         return patient
     grid = _covering(old, spacing)
+    # the CT in float64, the volume it is divided by, the CT in its own type, and a byte for each ROI
+    needed = grid.n_voxels * (8 + 8 + patient.hu.element_size() + len(patient.rois))
+    what = f"the patient on a grid of {' x '.join(f'{s:g}' for s in spacing)} mm ({grid.n_voxels:.2g} voxels, {len(patient.rois)} ROIs)"
+    check_memory(what, needed, "cpu", "use a larger spacing (grid_mm)")
     weights = [_overlap(old, grid, axis) for axis in range(3)]
 
     inside = [w.sum(dim=1) for w in weights]
     hu = _apply(patient.hu.double(), weights)
     hu /= inside[0][:, None, None] * inside[1][None, :, None] * inside[2][None, None, :]
     rois = {name: _resample_roi(roi, grid, weights) for name, roi in patient.rois.items()}
-    lost = [name for name, roi in rois.items() if not roi.mask.any() and patient.rois[name].mask.any()]
+    result = replace(patient, hu=hu.to(patient.hu.dtype), grid=grid, rois=rois)
+    _tell_lost(patient, result)
+    return result
+
+
+def _tell_lost(old: Patient, new: Patient) -> None:
+    """Warn of ROIs that have lost much of their volume, or all of it."""
+    size, lost, shrunk = " x ".join(f"{s:g}" for s in new.grid.spacing), [], []
+    for name in old.rois:
+        before, now = old.volume(name), new.volume(name)
+        if before > 0 and now == 0:
+            lost.append(name)
+        elif now < (1.0 - _TOLD_LOSS) * before:
+            shrunk.append(f"{name} ({before / 1000:.2g} to {now / 1000:.2g} cm3)")
     if lost:
-        size = " x ".join(f"{s:g}" for s in spacing)
-        warnings.warn(
-            f"ROI {', '.join(lost)}: no voxel of {size} mm is filled by half, so it is empty on this grid; use a finer grid",
-            PhysicsWarning,
-            stacklevel=2,
-        )
-    return replace(patient, hu=hu.to(patient.hu.dtype), grid=grid, rois=rois)
+        told = f"ROI {', '.join(lost)}: no voxel of {size} mm is filled by half, so it is empty on this grid; use a finer grid"
+        warnings.warn(told, PhysicsWarning, stacklevel=3)
+    if shrunk:
+        told = f"ROI {', '.join(shrunk)}: more than a fifth of the volume is lost on voxels of {size} mm, filled by half or not at all"
+        warnings.warn(f"{told}; its doses are those of what is left; use a finer grid", PhysicsWarning, stacklevel=3)
 
 
 def _covering(old: Grid, spacing: tuple[float, float, float]) -> Grid:
     """The smallest grid of this spacing, with the same centre, that covers `old`'s box."""
     counts, origin = [], []
+    estimate = math.prod(max(1.0, old.shape[2 - axis] * old.spacing[axis] / spacing[axis]) for axis in range(3))
+    if estimate > MOST_VOXELS:
+        enough = (estimate / MOST_VOXELS) ** (1 / 3)
+        raise InputError(
+            f"a grid of {' x '.join(f'{s:g}' for s in spacing)} mm has {estimate:.2g} voxels, at most {MOST_VOXELS:.0e} are taken; use a "
+            f"spacing (grid_mm) {1.05 * enough:.2g} times as large"
+        )
     for axis in range(3):
         n_old, step = old.shape[2 - axis], old.spacing[axis]
         # The tolerance keeps 100 x 3 mm from becoming 101 voxels of 3 mm by rounding.
         n = max(1, math.ceil(n_old * step / spacing[axis] - _ROUNDING))
         counts.append(n)
         origin.append(old.origin[axis] + 0.5 * (n_old - 1) * step - 0.5 * (n - 1) * spacing[axis])
-    if math.prod(counts) > _MOST_VOXELS:
-        raise InputError(
-            f"spacing {list(spacing)} mm makes a grid of {math.prod(counts):.3g} voxels (at most {_MOST_VOXELS:.0e}); use a larger spacing"
-        )
     return Grid(shape=tuple(reversed(counts)), spacing=spacing, origin=tuple(origin))
 
 

@@ -14,7 +14,7 @@ class Scenario:
     Attributes
     ----------
     name
-        Short and unique, e.g. `"range+3%"`.
+        Short and unique, e.g. `"range+3%"`: 3 % more stopping power, so a shorter range.
     shift
         Displacement of the patient, LPS, mm.
     range_scale
@@ -42,7 +42,12 @@ def boundary_scenarios(setup: float = 3.0, range_percent: float = 3.0) -> tuple[
     setup
         Setup error, mm; 0 leaves the six setup scenarios out.
     range_percent
-        Range error, percent of the WEPL; 0 leaves the two range scenarios out.
+        Range error, percent of the WEPL (`"range+3%"` is the shorter range); 0 leaves the two range scenarios out.
+
+    Examples
+    --------
+    >>> [scenario.name for scenario in boundary_scenarios(3.0, 3.5)][:4]
+    ['nominal', 'range-3.5%', 'range+3.5%', 'x-3mm']
     """
     if not (0 <= setup < 100 and 0 <= range_percent < 50):
         raise InputError(f"setup must be 0 to 100 mm and range 0 to 50 %, got {setup} mm and {range_percent} %")

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 import re
+from dataclasses import replace
 
 import pytest
 
+from torchimpt import machine
 from torchimpt.case import Case, load_case
 from torchimpt.case.text import dump_toml
 from torchimpt.checks import InputError
 from torchimpt.geometry import Beam
-from torchimpt.objectives import KINDS, MinDVH
+from torchimpt.io import patient
+from torchimpt.objectives import KINDS, MODES, MinDVH, Sum
 from torchimpt.scenarios import NOMINAL, boundary_scenarios
-from torchimpt.spots.delivery import DeliveryModel
+from torchimpt.spots.delivery import MACHINES, DeliveryModel
 
 TEXT = """
 title = "H&N"
@@ -47,7 +52,7 @@ def case_file(tmp_path):
 def test_a_small_case_with_defaults(case_file):
     case = load_case(case_file)
     assert case.patient.path == case_file.parent / "ct" and case.machine.name == "generic"
-    assert case.dose.rbe == 1.1 and case.dose.grid_mm is None and case.optimizer.method == "projected_cg"
+    assert case.dose.rbe == 1.1 and case.dose.grid_mm is None and case.optimizer.method is None
     assert case.beams() == (Beam(90.0),) and case.scenarios() == (NOMINAL,)
     assert case.terms() == (MinDVH("PTV70", 70.0, 1000.0, volume_percent=95.0),)
     assert case.goals()[0].limit == "≥ 66.5 Gy" and case.prescription() == 70.0
@@ -75,9 +80,31 @@ def test_joint_start_is_a_path_from_the_case_files_folder(case_file, tmp_path):
 
 def test_delivery_is_the_machines_pace(case_file):
     assert load_case(case_file).delivery.model() == DeliveryModel()
-    keys = {"energy_switch_s": 5.0, "spot_s": 0.003, "speed_x_mm_per_s": 10.0, "speed_y_mm_per_s": 20.0, "mu_per_s": 3.0, "fractions": 30}
+    keys = {
+        "energy_switch_s": 5.0,
+        "spot_s": 0.003,
+        "speed_x_mm_per_s": 10.0,
+        "speed_y_mm_per_s": 20.0,
+        "protons_per_s": 3e9,
+        "fractions": 30,
+    }
     model = load_case(case_file, [f"delivery.{key}={value}" for key, value in {**keys, "min_mu": 0.02}.items()]).delivery.model()
-    assert model == DeliveryModel(5.0, 0.003, 10.0, 20.0, 3.0, 30, 0.02) and model.speed_y == 20.0 and model.mu_per_s == 3.0
+    assert model == DeliveryModel(5.0, 0.003, 10.0, 20.0, 3e9, 1.25e10, 30, 0.02) and model.speed_y == 20.0 and model.protons_per_s == 3e9
+
+
+def test_single_numbers_replace_those_of_the_machine_that_is_named(case_file):
+    case = load_case(case_file, ["delivery.machine=cyclotron", "delivery.spot_s=0.001", "delivery.fractions=30"])
+    assert case.delivery.model() == replace(MACHINES["cyclotron"], spot_s=0.001, fractions=30) != MACHINES["synchrotron"]
+    case = load_case(case_file, ["delivery.spill_protons=inf"])
+    assert case.delivery.model() == replace(DeliveryModel(), spill_protons=math.inf)
+    case_file.write_text(case.to_toml())
+    assert load_case(case_file).delivery == case.delivery
+    with pytest.raises(
+        InputError, match=r"delivery: mu_per_s is gone, .*; give protons_per_s .*, or a machine: synchrotron, cyclotron, fast"
+    ):
+        load_case(case_file, ["delivery.mu_per_s=8.7"])
+    with pytest.raises(InputError, match=r"delivery.machine must be one of synchrotron, .* \(did you mean 'cyclotron'\?\)"):
+        load_case(case_file, ["delivery.machine=cyclotrn"])
 
 
 def test_overrides_reach_everywhere(case_file):
@@ -86,6 +113,46 @@ def test_overrides_reach_everywhere(case_file):
     )
     assert case.seed == 7 and case.optimizer.method == "lbfgs" and case.objective[0].weight == 5 and case.beam[0].couch_deg == 10
     assert case.machine.hu_table == case_file and case.machine.name == "generic"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "of_plan", "of_list"),
+    [
+        ([], "pencil_beam", "sub_spots"),
+        (["dose.sub_spots=true"], "sub_spots", "sub_spots"),
+        (["dose.sub_spots=false"], "pencil_beam", "pencil_beam"),
+        (["dose.model=pencil_beam"], "pencil_beam", "pencil_beam"),
+        (["dose.model=pencil_beam", "dose.sub_spots=true"], "sub_spots", "sub_spots"),
+    ],
+)
+def test_dose_model_of_final_doses(case_file, overrides, of_plan, of_list):
+    dose = load_case(case_file, overrides).dose
+    assert dose.final_model() == of_plan and dose.final_model(spot_list=True) == of_list
+
+
+def test_what_is_named_brings_its_keys(case_file):
+    """An objective's kind and a robust mode: their parameters are keys, in the types of their annotations, and come back as written."""
+    case = load_case(case_file, ["robustness.weights=[1, 2, 0]"])
+    assert case.mode() == Sum((1.0, 2.0, 0.0)) and case.objective[0].own == {"volume_percent": 95.0}
+    assert isinstance(case.objective[0].own["volume_percent"], float)
+    case_file.write_text(case.to_toml())
+    assert load_case(case_file).model_dump() == case.model_dump() and load_case(case_file).mode() == case.mode()
+
+
+def test_what_is_registered_later_is_known(case_file, monkeypatch):
+    """Registries are looked at when a case is read, so that a script can add to them."""
+    monkeypatch.setitem(MODES, "twice", lambda: Sum((2.0,)))
+    assert load_case(case_file, ["robustness.mode=twice"]).mode() == Sum((2.0,))
+    with pytest.raises(InputError, match=r"one of sum.*, twice, got 'twic' \(did you mean 'twice'\?\)"):
+        load_case(case_file, ["robustness.mode=twic"])
+    for registry, name, override in (
+        (patient.READERS, "dicom", "patient={source='dicom', path='ct'}"),
+        (machine.READERS, "bdl", "machine={format='bdl', path='ct'}"),
+    ):
+        with pytest.raises(InputError, match="comes with a later version"):
+            load_case(case_file, [override])
+        monkeypatch.setitem(registry, name, lambda path: None)
+        load_case(case_file, [override])
 
 
 def test_from_python():
@@ -111,7 +178,8 @@ def test_rois_are_checked_with_the_key(case_file):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_objective(kind):
-    extra = {"min_dvh": {"volume_percent": 95}, "max_dvh": {"volume_percent": 5}, "gEUD": {"a": 8}}.get(kind, {})
+    parameters = inspect.signature(KINDS[kind]).parameters.values()
+    extra = {p.name: 5.0 for p in parameters if p.default is p.empty and p.name not in ("roi", "dose")}
     case = Case(patient={"source": "phantom", "name": "hn"}, objective=[{"roi": "A", "kind": kind, "dose_gy": 5, **extra}])
     assert case.terms()[0].kind == kind
 
@@ -123,9 +191,17 @@ def test_every_kind_of_objective(kind):
         ("grid_mm=3", r"unknown key 'grid_mm' \(it belongs in \[dose\]\); allowed at the top level: title, seed, patient"),
         (
             "optimizer.method=lbgfs",
-            r"optimizer.method must be one of projected_cg, dyhs_cg, quasi_newton, lbfgs, got 'lbgfs' \(did you mean 'lbfgs'\?\)",
+            r"optimizer.method must be one of projected_cg, dyhs_cg, .*, got 'lbgfs' \(did you mean 'lbfgs'\?\)",
         ),
-        ("patient.source=dcm", r"patient.source must be one of openkbp, .*\(did you mean 'dicom'\?\)"),
+        ("robustness={mode='minimax'}", r"robustness.mode must be one of sum.*, got 'minimax'"),
+        ("dose.gradient=autgrad", r"dose.gradient must be one of analytic, autograd, got 'autgrad' \(did you mean 'autograd'\?\)"),
+        ("dose.engine=autograd", r"dose.engine must be one of matrix, matrix_free, got 'autograd'"),
+        ("patient.source=dcm", r"patient.source must be one of openkbp, matrad, image, phantom, got 'dcm'$"),
+        (
+            "patient.source=dicom",
+            r"patient.source = 'dicom' comes with a later version; until then convert the CT and its ROIs to .mha and use",
+        ),
+        ("patient.source=openkpb", r"patient.source must be one of openkbp, .*\(did you mean 'openkbp'\?\)"),
         ("patient.path=tc", r"patient.path: no such file or folder: .*tc \(did you mean 'ct'\?\)"),
         ("patient={path='ct'}", r"'patient.source' is missing \(where the patient comes from; one of openkbp"),
         ("patient={source='image'}", "source = 'image' needs a path"),
@@ -136,6 +212,9 @@ def test_every_kind_of_objective(kind):
         ("dose.grid_mm=-1", "dose.grid_mm: must be positive, mm, got -1"),
         ("dose.grid_mm=[1,2]", r"one number or three \[x, y, z\]"),
         ("dose.cutoff_sigma=nan", "dose.cutoff_sigma"),
+        ("dose.model=pencil", r"dose.model must be one of pencil_beam, sub_spots.*, got 'pencil' \(did you mean 'pencil_beam'\?\)"),
+        ("dose.cutoff_sigma=0.99", "dose.cutoff_sigma must be greater than or equal to 1, got 0.99"),
+        ("dose.cutoff_sigma=12.01", "dose.cutoff_sigma must be less than or equal to 12, got 12.01"),
         ("spots.target=[]", "spots.target: must be a ROI's name"),
         ("spots.spacing_mm=0", "spots.spacing_mm must be greater than 0, got 0"),
         ("spots.layer_spacing=0", "'bragg80' or a positive number"),
@@ -147,6 +226,21 @@ def test_every_kind_of_objective(kind):
         ("objective.0.kind=mindose", r"must be one of min_dose, .*\(did you mean 'min_dose'\?\)"),
         ("objective.0.kind=max_dose", "takes no volume_percent"),
         ("objective.0={roi='A', kind='max_dvh', dose_gy=1}", "needs volume_percent"),
+        ("objective.0.volume_percent='x'", r"objective\[0\]: volume_percent must be a valid number, got 'x'"),
+        ("objective.0.volume_percent=true", r"volume_percent must be a valid number, got True"),
+        ("objective.0.volume_percent=120", r"objective\[0\]: objective min_dvh of 'PTV70': volume_percent must be 0 to 100, got 120"),
+        (
+            "objective.0.wieght=2",
+            r"'min_dvh' takes no wieght \(did you mean 'weight'\?\); it takes roi, kind, dose_gy, weight, volume_percent",
+        ),
+        ("objective.0.dose=2", r"takes no dose \(did you mean 'dose_gy'\?\)"),
+        ("robustness.mode=some", r"robustness.mode must be one of sum.*, got 'some' \(did you mean 'sum'\?\)"),
+        (
+            "robustness.setup=2",
+            r"mode = 'sum' takes no setup \(did you mean 'setup_mm'\?\); it takes setup_mm, range_percent, mode, weights",
+        ),
+        ("robustness.weights=[1, 'x']", r"robustness: weights must be a valid number, got \[1, 'x'\]"),
+        ("robustness.weights=[0, 0]", "robustness: scenario weights must be zero or more"),
         ("goal.0.metric=d95", r"metric 'd95' is none of .*\(did you mean 'd\(95\)'\?\)"),
         ("goal.0={roi='A', metric='mean'}", "needs min or max"),
         ("joint.bx_mm=3", r"unknown key 'joint.bx_mm' \(did you mean 'box_mm'\?\); allowed in \[joint\]: scheme, box_mm, spots"),

@@ -12,7 +12,15 @@ from torchimpt.case import load_case
 from torchimpt.cli.app import main
 from torchimpt.cli.logs import set_up
 from torchimpt.cli.show import show_run
+from torchimpt.dose.models import MODELS
+from torchimpt.io.patient import LATER as LATER_SOURCES
+from torchimpt.io.patient import SOURCES
+from torchimpt.machine import LATER as LATER_MACHINES
+from torchimpt.machine import READERS
+from torchimpt.objectives import KINDS, MODES, Sum
+from torchimpt.optim import METHODS
 from torchimpt.phantoms import phantom
+from torchimpt.schemes.schemes import SCHEMES
 
 
 @pytest.fixture
@@ -83,6 +91,17 @@ def test_new_case_loads_and_names_rois_of_its_phantom(run, tmp_path):
     case.check_rois(phantom(case.patient.name).rois)
 
 
+def test_new_case_names_what_is_registered(run, tmp_path, monkeypatch):
+    """Lists in the template's comments are those of the registries."""
+    monkeypatch.setitem(MODES, "another", Sum)
+    run("new", "case")
+    text = (tmp_path / "case.toml").read_text()
+    for names in (SOURCES, READERS, MODELS, METHODS, SCHEMES, MODES, KINDS):
+        assert " | ".join(names) in text
+    assert not [name for name in (*LATER_SOURCES, *LATER_MACHINES) if name in text]
+    assert "matrix | matrix_free\n" in text and "float32 | float64\n" in text and "{" not in text
+
+
 def test_new_case_with_every_commented_key_loads(run, tmp_path):
     """What the template says in comments is right too."""
     run("new", "case")
@@ -107,7 +126,15 @@ def test_interrupt_is_130(monkeypatch, run):
 
 def test_summary_of_a_run(capsys, tmp_path):
     (tmp_path / "report.html").write_text("")
-    goal = {"roi": "CTV", "metric": "d(95)", "unit": "Gy", "limit": "≥ 66.5 Gy", "nominal": 68.0, "worst": 66.0, "worst_scenario": "x+3mm"}
+    goal = {
+        "roi": "CTV",
+        "metric": "d(95)",
+        "unit": "Gy",
+        "limit": "≥ 66.5 Gy",
+        "nominal": 68.0,
+        "worst": 66.0,
+        "worst_scenario": "range+3%",
+    }
     metrics = {
         "title": "A case",
         "goals": [goal | {"passed": False}],
@@ -123,11 +150,12 @@ def test_summary_of_a_run(capsys, tmp_path):
     show_run(metrics, tmp_path)
     out = capsys.readouterr().out
     for text in (
+        "range+3% is more stopping power, shorter range.",
         "A case",
         "D95 ≥ 66.5 Gy",
         "68.0",
         "66.0",
-        "x+3mm",
+        "range+3%",
         "not met",
         "100,000 to 12.5",
         "900 of 1,200 spots in 40 layers\n",

@@ -16,7 +16,7 @@ from tiny_case import command, write_tiny
 
 from torchimpt.io.plan import read_plan
 
-COARSE = ("dose.grid_mm=12", "spots.spacing_mm=18", "optimizer.max_iterations=3", "optimizer.log_every=1")
+COARSE = ("dose.grid_mm=10", "spots.spacing_mm=18", "optimizer.max_iterations=3", "optimizer.log_every=1")
 
 
 def sets(*overrides: str) -> list[str]:

@@ -24,15 +24,20 @@ def fan(beam, n=12, seed=5):
     return Spots.from_columns([beam], [0] * n, energy, 30 * x - 15, 30 * y - 15, 1 + 9 * w, dtype=torch.float64)
 
 
+@pytest.mark.parametrize(("step", "tolerance"), [(0.4, 1e-3), (1.0, 1e-3), (2.5, 1e-3), (4.0, 2e-3)])
 @pytest.mark.parametrize("machine", ["one", "halo"])
-def test_integral_dose(machine):
+def test_integral_dose(machine, step, tolerance):
     """In water that stops every proton: dose times volume = sum of weight times the depth dose's integral, less the cut-off's loss.
 
-    Tolerance: 1 mm steps through a Bragg peak that is 4 mm wide, and rays that are longer by 1 / cos of at most 0.5 degrees.
+    Tolerance: rays that are longer by 1 / cos of at most 0.5 degrees, and steps through a Bragg peak that is 4 mm wide. One peak sampled
+    every 4 mm may be off by some percent, many at all depths are not: 61 energies, 0.4 mm of range apart.
     """
     machine = MACHINES[machine]
-    patient = Patient(torch.zeros(46, 80, 46), Grid((46, 80, 46), (3.0, 1.0, 3.0), (-67.5, -59.5, -67.5)))
-    spots = fan(Beam(0.0, 0.0, ISOCENTER))
+    n = round(80 / step)
+    patient = Patient(torch.zeros(46, n, 46), Grid((46, n, 46), (3.0, step, 3.0), (-67.5, -60 + step / 2, -67.5)))
+    place = fan(Beam(0.0, 0.0, ISOCENTER), n=61)
+    energy = machine.energy_for_range(torch.linspace(43.0, 67.0, 61, dtype=torch.float64))
+    spots = Spots.from_columns(place.beams, [0] * 61, energy, *place.position.detach().T, place.weight.detach(), dtype=torch.float64)
     tables = machine.layers(spots.layer_energy)
     integral = tables.depth_step * (tables.idd.sum(dim=1) - 0.5 * tables.idd[:, 0])
     expected = float(spots.weight.detach() @ integral[spots.layer])
@@ -40,7 +45,7 @@ def test_integral_dose(machine):
     for cutoff in (3.0, 4.0, 6.0):
         total = float(op.dose(spots.position, spots.weight, cutoff).sum()) * patient.grid.voxel_volume
         discarded = math.exp(-0.5 * cutoff**2)
-        assert total == pytest.approx((1.0 - discarded) * expected, rel=1e-3)
+        assert total == pytest.approx((1.0 - discarded) * expected, rel=tolerance)
 
 
 @pytest.mark.parametrize("cutoff", [1.5, 2.5, 4.0])

@@ -1,24 +1,47 @@
 """Influence matrices: against the dense oracle and a loop, their products, adjointness, storage, and the limits on their size."""
 
+import dataclasses
 import math
+import tracemalloc
+from types import SimpleNamespace
 
 import pytest
 import torch
 from dose_oracle import MACHINES, SCENARIOS, blocks, distance, norm_distance, operator, oracle_dose, two_beams
 
+from torchimpt import memory
 from torchimpt.checks import InputError
 from torchimpt.dose import influence
 from torchimpt.dose.autograd import SpotDose
-from torchimpt.dose.influence import entry_counts, influence_matrices
+from torchimpt.dose.influence import entry_counts, influence_matrices, memory_needed
 from torchimpt.dose.pencil_beam import entries
 
 PATIENT = blocks()
 EVERY = torch.arange(PATIENT.grid.n_voxels)
 
 
+def _late_halo():
+    """A machine whose halo begins at half the range, as measured ones do: before that the last component has no dose."""
+    curves = MACHINES["halo"].curves
+    fraction = torch.where(
+        torch.arange(curves.fraction.shape[2]) * curves.step < 0.5, torch.tensor([1.0, 0.0])[:, None, None], curves.fraction
+    )
+    return dataclasses.replace(MACHINES["halo"], curves=dataclasses.replace(curves, fraction=fraction))
+
+
+def _halo_first():
+    """The same with the wide component before the narrow one."""
+    curves = _late_halo().curves
+    flipped = dataclasses.replace(curves, variance=curves.variance.flip(0), fraction=curves.fraction.flip(0))
+    return dataclasses.replace(MACHINES["halo"], curves=flipped)
+
+
+ANY_MACHINE = {**MACHINES, "late halo": _late_halo(), "halo first": _halo_first()}
+
+
 def matrix(machine, spots, voxels=EVERY, **options):
     """The influence matrix and the operator that it stores."""
-    op = operator(PATIENT, MACHINES[machine], spots, voxels, **options)
+    op = operator(PATIENT, ANY_MACHINE[machine], spots, voxels, **options)
     return influence_matrices([op], spots.position)[0], op
 
 
@@ -40,7 +63,7 @@ def test_equals_the_oracle_and_the_operator(machine, scenario, generator):
     assert distance(a.adjoint(residual), op.gradient(residual, spots.position, spots.weight)[0]) < 1e-12
 
 
-@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("machine", ANY_MACHINE)
 def test_counts_before_assembly(machine):
     """The pairs kept are those stored; the pairs looked at are more, but fewer than all."""
     spots = two_beams()
@@ -179,6 +202,46 @@ def test_no_pair_at_all():
     assert not a.adjoint(torch.ones(len(EVERY), dtype=torch.float64)).any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("count", [1, 3])
+def test_memory_is_what_is_allocated_at_most(dtype, count):
+    """Matrices and scratch, against what numpy allocates: nearly all of it, torch has the row pointers."""
+    spots = two_beams(150, dtype=dtype)
+    op = operator(PATIENT, MACHINES["halo"], spots, EVERY)
+    influence_matrices([op], spots.position)
+    tracemalloc.start()
+    try:
+        matrices = influence_matrices([op] * count, spots.position)
+        stays, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    needed = memory_needed(matrices[0].n_nonzeros, [op] * count)
+    assert list(needed) == ["cpu"]
+    assert sum(m.n_bytes for m in matrices) <= stays + 4 * count * (sum(matrices[0].shape) + 2) + 1e5 < peak
+    assert peak <= needed["cpu"] <= 1.2 * peak
+
+
+def test_memory_for_another_device():
+    """There the matrices, here all that one is put together from, the copied tables of a beam included."""
+    op = operator(PATIENT, MACHINES["one"], two_beams(dtype=torch.float32), EVERY)
+    there = dataclasses.replace(
+        op, tables=tuple(SimpleNamespace(device=torch.device("cuda:1"), dtype=t.dtype, n_bytes=t.n_bytes) for t in op.tables)
+    )
+    here, both = memory_needed(10**6, [op] * 9), memory_needed(10**6, [there] * 9)
+    pointers = 4 * (op.n_voxels + op.n_spots + 2)
+    assert both["cuda:1"] == 9 * (16 * 10**6 + pointers)
+    assert both["cpu"] == 24 * 10**6 + pointers + max(t.n_bytes for t in op.tables)
+    assert here == {"cpu": both["cuda:1"] + 8 * 10**6}
+
+
+def test_tables_too_large_for_memory(monkeypatch):
+    monkeypatch.setattr(memory, "available_memory", lambda _: 100_000)
+    with pytest.raises(
+        InputError, match=r"the dose tables of a beam \(5 energy layers, \d+ voxels\) would take 0\.0 GB, .* coarser grid_mm"
+    ):
+        operator(PATIENT, MACHINES["one"], two_beams(), EVERY)
+
+
 def test_too_large_for_memory(monkeypatch):
     """The error comes before anything is allocated, says how large the matrix would be, and what to change."""
     spots = two_beams()
@@ -189,11 +252,11 @@ def test_too_large_for_memory(monkeypatch):
         raise AssertionError("allocated before the check")
 
     monkeypatch.setattr(entries, "rows", never)
-    monkeypatch.setattr(influence, "available_memory", lambda _: size - 1)
-    with pytest.raises(InputError, match=r"would take 0\.0 GB \(1 scenarios, .* entries\).*free; use \[dose\] engine = \"matrix_free\""):
+    monkeypatch.setattr(memory, "available_memory", lambda _: size - 1)
+    with pytest.raises(InputError, match=r"\(1 scenarios, .* entries\) would take 0\.0 GB, .*free; use \[dose\] engine = \"matrix_free\""):
         influence_matrices([op], spots.position)
     monkeypatch.undo()
-    monkeypatch.setattr(influence, "available_memory", lambda _: 2 * size)
+    monkeypatch.setattr(memory, "available_memory", lambda _: 3 * size)
     influence_matrices([op], spots.position)
     monkeypatch.setattr(entries, "rows", never)
     with pytest.raises(InputError, match="3 scenarios"):
@@ -203,10 +266,16 @@ def test_too_large_for_memory(monkeypatch):
 def test_more_entries_than_int32_counts(monkeypatch):
     spots = two_beams(3)
     op = operator(PATIENT, MACHINES["one"], spots, EVERY)
-    monkeypatch.setattr(entries, "count", lambda _, layer, *__: torch.full(layer.shape, 2**30))
-    monkeypatch.setattr(influence, "available_memory", lambda _: 10**15)
-    with pytest.raises(InputError, match=r"3\.22e\+09 entries, more than int32 rows hold"):
-        influence_matrices([op], spots.position)
+    with monkeypatch.context() as patch:
+        patch.setattr(entries, "count", lambda _, layer, *__: torch.full(layer.shape, 2**30))
+        patch.setattr(memory, "available_memory", lambda _: 10**15)
+        with pytest.raises(InputError, match=r"'nominal' would have 3\.22e\+09 entries, more than int32 rows hold"):
+            influence_matrices([op], spots.position)
+    # a later scenario may have more than the first, whose entries are counted
+    wide = dataclasses.replace(op, cutoff=6.0, scenario=SCENARIOS["range"])
+    monkeypatch.setattr(influence, "MAX_NONZEROS", int(entry_counts(op, spots.position.detach()).sum()))
+    with pytest.raises(InputError, match=r"the scenario 'range' would have .* entries, more than int32 rows hold"):
+        influence_matrices([op, wide], spots.position)
 
 
 @pytest.mark.cuda

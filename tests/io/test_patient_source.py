@@ -26,9 +26,11 @@ def test_what_is_no_source() -> None:
         read_patient("openkpb", "x")
     with pytest.raises(InputError, match="comes with a later version"):
         read_patient("dicom", "x")
+    with pytest.raises(InputError, match=r"takes a name, .* and no path"):
+        read_patient("phantom", "x", name="water")
     with pytest.raises(InputError, match="needs a path"):
         read_patient("image")
-    with pytest.raises(InputError, match="needs a name, e"):
+    with pytest.raises(InputError, match="takes a name, e"):
         read_patient("phantom")
     with pytest.raises(InputError, match="no phantom 'head'"):
         read_patient("phantom", name="head")

@@ -71,6 +71,23 @@ def test_every_kind_of_single_survives_as_text(tmp_path: Path, machine: Machine,
     assert torch.equal(read_plan(tmp_path / "plan.json").weight.detach().view(torch.int32), bits)
 
 
+def test_json_has_the_mu_of_the_course_and_of_a_fraction(tmp_path: Path, machine: Machine, generator: torch.Generator) -> None:
+    spots = random_spots(generator)
+    write_plan(tmp_path / "plan.json", spots, machine, fractions=33)
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["fractions"] == 33
+    for spot, energy, weight in zip(plan["spots"], spots.energy.tolist(), spots.weight.tolist(), strict=True):
+        mu = weight / float(machine.protons_per_mu(torch.tensor(energy, dtype=torch.float64)))
+        assert spot["mu"] == pytest.approx(mu, rel=1e-14) and spot["mu_per_fraction"] == pytest.approx(mu / 33, rel=1e-14)
+    # where nobody says into how many fractions a course goes, nothing is said of one: as in the files of version 0.1, which are still read
+    write_plan(tmp_path / "old.json", spots, machine)
+    old = json.loads((tmp_path / "old.json").read_text())
+    assert "fractions" not in old and "mu_per_fraction" not in old["spots"][0]
+    assert_same_bits(read_plan(tmp_path / "old.json"), read_plan(tmp_path / "plan.json"))
+    with pytest.raises(InputError, match="fractions must be a whole number, 1 or more, got 0"):
+        write_plan(tmp_path / "none.json", spots, machine, fractions=0)
+
+
 def test_json_says_what_a_reader_needs(tmp_path: Path, machine: Machine, generator: torch.Generator) -> None:
     spots = random_spots(generator)
     write_plan(tmp_path / "plan.json", spots, machine, title='a "title"', rbe=1.0)

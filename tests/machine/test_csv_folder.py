@@ -132,6 +132,75 @@ def test_lateral_tables_hold_beyond_their_end(folder):
         assert float((table[:, 0, far] - table[:, 0, -1:]).abs().max()) < 1e-9
 
 
+@pytest.mark.parametrize("apart", [2.0, 4.0, 8.0])
+def test_lateral_rows_may_lie_far_apart(folder, apart):
+    """The kernel widens with the gaps: it has two rows to take a slope from, wherever it stands."""
+    rows = []
+    for energy in (80.0, 100.0, 120.0, 140.0):
+        depth = np.arange(apart / 2, 200.0, apart)
+        rows += [[energy, z, math.sqrt(v), HALO_SIGMA, HALO] for z, v in zip(depth, core_variance(depth, energy), strict=True)]
+    every = read_csv_machine(folder).layers([80.0, 120.0])
+    write(folder / "sigma.csv", "energy_MeV,depth_mm,sigma1_mm,sigma2_mm,halo_fraction", rows)
+    tables = read_csv_machine(folder).layers([80.0, 120.0])
+    for i, energy in enumerate((80.0, 120.0)):
+        mean_range = float(range_from_energy(energy))
+        inside = depths(tables, i) < mean_range
+        difference = (tables.variance[0, i] - every.variance[0, i])[inside].abs()
+        # the smoothing's bias as above, and behind the last row before the range its value holds: the slope over half a gap
+        assert float(difference.max()) < 0.04 + 2 * 0.022**2 * mean_range * apart / 2
+        np.testing.assert_allclose(tables.variance[1, i].numpy(), HALO_SIGMA**2 - AIR**2, rtol=1e-9)
+    torch.testing.assert_close(tables.fraction[1], torch.full_like(tables.idd, HALO), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("halo", [0.0, 1.0])
+def test_a_machine_of_one_gaussian(folder, halo):
+    """A component without dose has a width all the same: nothing in the tables is NaN."""
+    header, *rows = (folder / "sigma.csv").read_text().splitlines()
+    write(folder / "sigma.csv", header, [[*map(float, row.split(",")[:4]), halo] for row in rows])
+    tables = read_csv_machine(folder).layers([80.0, 140.0])
+    torch.testing.assert_close(tables.fraction[1], torch.full_like(tables.idd, halo), rtol=0, atol=1e-12)
+    assert bool(torch.isfinite(tables.variance).all())
+    np.testing.assert_allclose(tables.variance[1].numpy(), HALO_SIGMA**2 - AIR**2, rtol=1e-9)
+
+
+def changed(folder: Path, file: str, column: int, change) -> None:
+    """One column of a file, every value put through `change`."""
+    header, *rows = (folder / file).read_text().splitlines()
+    numbers = np.array([row.split(",") for row in rows], dtype=float)
+    numbers[:, column] = change(numbers[:, column])
+    write(folder / file, header, numbers.tolist())
+
+
+@pytest.mark.parametrize(
+    ("file", "column", "change", "message"),
+    [
+        ("sigma.csv", 1, lambda z: z + 300, r"at 80 MeV 0 depths lie before the end of the range, 5\d\.\d mm, 4 are needed; add rows"),
+        ("sigma.csv", 1, lambda z: z - 300, "depths of 80 MeV must be 0 to 1000 mm, got -299.5 to"),
+        ("sigma.csv", 2, lambda s: 1e9 * s, "sigma1_mm and sigma2_mm must be positive and at most 500, got 15 to 4"),
+        ("idd.csv", 1, lambda z: 1e6 * z, r"depths of 80 MeV must be 0 to 1000 mm, got 500000 to 9\.15e\+07"),
+        ("idd.csv", 0, lambda e: e - 300, "energy_MeV must be positive, got -220"),
+        ("idd.csv", 2, lambda d: -d, "the depth dose of 80 MeV is negative, -0.7"),
+        ("idd.csv", 2, lambda d: 0 * d, "the depth dose of 80 MeV holds 0 times the energy of its protons; it must be whole, and in Gy mm"),
+        ("idd.csv", 2, lambda d: 1e300 * d, r"holds 9\.\d+e\+299 times the energy"),
+        ("idd.csv", 2, lambda d: 4 * d, r"holds 3\.92 times the energy of its protons"),
+        (
+            "idd.csv",
+            2,
+            lambda d: d + 0.09,
+            r"the depth dose of 80 MeV ends at 91\.5 mm with 11 % of its maximum; add rows until it is over",
+        ),
+        ("beam_model.csv", 1, lambda s: 1e200 * s, r"sigma_x_mm must be positive and at most 500, got 4e\+200"),
+        ("beam_model.csv", 3, lambda d: 1e3 + d, "divergence_x_rad must be between -1 and 1, got 1000"),
+        ("beam_model.csv", 7, lambda s: -s, r"sad must be two positive distances, 500 to 1e\+07 mm, got \(-1900"),
+    ],
+)
+def test_numbers_that_cannot_be_are_told_by_file(folder, file, column, change, message):
+    """Each ended in NaN, in a traceback from within SciPy, or in a machine that no beam is."""
+    changed(folder, file, column, change)
+    with pytest.raises(InputError, match=message):
+        read_csv_machine(folder)
+
+
 def test_different_x_and_y_give_their_geometric_mean_with_a_warning(folder):
     beam = [[e, 3.0, 5.0, 1900, 1900] for e in (60.0, 150.0)]
     write(folder / "beam_model.csv", "energy_MeV,sigma_x_mm,sigma_y_mm,smx_to_isocentre_mm,smy_to_isocentre_mm", beam)

@@ -29,12 +29,21 @@ def test_plan_from_python(planned):
 
 @pytest.mark.parametrize("override", ["dose.engine=matrix_free", "dose.gradient=autograd"])
 def test_engines_take_the_same_steps(tmp_path, override):
-    both = ("dose.dtype=float64", "dose.grid_mm=12", "spots.spacing_mm=16", "optimizer.max_iterations=5")
+    both = ("dose.dtype=float64", "dose.grid_mm=10", "spots.spacing_mm=16", "optimizer.max_iterations=5")
     stored, other = ti.plan(tiny(tmp_path, *both)), ti.plan(tiny(tmp_path, *both, override))
     assert other.metrics["matrix"]["nonzeros"] == 0 < stored.metrics["matrix"]["nonzeros"]
     ours, theirs = ([row["value"] for row in result.solution.history] for result in (stored, other))
     assert len(ours) == 6 and theirs == pytest.approx(ours, rel=1e-9)
     assert float((other.solution.x - stored.solution.x).norm() / stored.solution.x.norm()) < 1e-8
+
+
+def test_a_dose_model_that_plans_cannot_be_optimized_with(tmp_path):
+    """By its name in the case file; what it lacks is told with the remedy."""
+    small = ("dose.model=sub_spots", "dose.grid_mm=10", "spots.spacing_mm=20")
+    with pytest.raises(ti.InputError, match=r"no influence matrix; .*\[dose\] engine = \"matrix_free\""):
+        ti.plan(tiny(tmp_path, *small))
+    with pytest.raises(ti.InputError, match="no squares, which scale the optimizer; optimize with dose model 'pencil_beam'"):
+        ti.plan(tiny(tmp_path, *small, "dose.engine=matrix_free"))
 
 
 def test_methods_find_the_same_objective(planned, tmp_path):

@@ -12,6 +12,7 @@ import pytest
 from torchimpt.checks import InputError
 from torchimpt.patient import ROI
 from torchimpt.report import render_report, write_report
+from torchimpt.report.numbers import scenario_note, scenario_text
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 
@@ -54,6 +55,19 @@ def test_page_tells_the_results(report_data):
         assert (part in page) == (part != "Body"), part
     assert "PTV &lt;1&gt;" in page and "<plan>" not in page and "PTV <1>" not in page
     assert "2.2<small>min" in page and "2 GB" in page and "0.1 % of the integral dose" in page
+
+
+def test_range_scenarios_say_which_way_they_go(report_data):
+    """A range+3% is a shorter range: the sign is that of the stopping power, and a reader cannot know."""
+    page = render_report(report_data)
+    assert page.count("range-3% is less stopping power, longer range.") == 2  # beside the goals, and under the table of scenarios
+    assert "<title>range -3 % (less stopping power, longer range): " in page
+    nominal = {name: doses for name, doses in report_data.roi_doses.items() if name != "range-3%"}
+    assert "stopping power" not in render_report(replace(report_data, roi_doses=nominal, goals=()))
+    assert scenario_text("y-2mm/range+3.5%") == "y-2mm/range +3.5 % (more stopping power, shorter range)"
+    assert scenario_text("nominal") == "nominal" and scenario_note(["nominal", "x+3mm"]) == ""
+    both = scenario_note(["range+3%", "x+1mm/range+3%", "range-3%"])
+    assert both == "range+3% is more stopping power, shorter range; range-3% is less stopping power, longer range."
 
 
 DELIVERY = {

@@ -13,7 +13,7 @@ from torchimpt.runs.commands import run_plan
 from torchimpt.schemes.schemes import optimize
 from torchimpt.watch import Progress
 
-COARSE = ("dose.grid_mm=12", "spots.spacing_mm=14", "optimizer.max_iterations=12", "optimizer.log_every=4", "joint.warm_iterations=6")
+COARSE = ("dose.grid_mm=10", "spots.spacing_mm=14", "optimizer.max_iterations=12", "optimizer.log_every=4", "joint.warm_iterations=6")
 
 
 def test_run_of_moving_spots_is_seen(tmp_path):

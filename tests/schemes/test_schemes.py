@@ -15,18 +15,20 @@ import torchimpt as ti
 from torchimpt.checks import InputError
 from torchimpt.dose.operator import DoseOperator
 from torchimpt.io.plan import read_plan, write_plan
+from torchimpt.objectives import MODES, Sum
 from torchimpt.optim import Status
 from torchimpt.planning.build import build
 from torchimpt.planning.load import set_up
 from torchimpt.schemes.moving import MovingSpots
-from torchimpt.schemes.schemes import optimize
+from torchimpt.schemes.schemes import SCHEMES, optimize
 from torchimpt.schemes.settings import Limits, Motion, Solver
 from torchimpt.spots.delivery import DeliveryModel
 from torchimpt.spots.pruning import heaviest, spots_closer_than
 from torchimpt.watch import Progress
 
+pytestmark = pytest.mark.filterwarnings("ignore:ROI Target .* more than a fifth")  # voxels of 12 mm
+
 SMALL = ("dose.grid_mm=12", "spots.spacing_mm=16", "dose.engine=matrix_free", "objective[2].dose_gy=0", "spots.stagger=false")
-SCHEMES = ("joint", "alternating", "prune_and_move")
 SOLVER = Solver(max_iterations=30, tolerance=1e-3)
 
 
@@ -242,6 +244,73 @@ def test_coinciding_spots_of_the_start_are_merged_or_move_together(built):
     assert bool(torch.isfinite(double.spots.position).all() and torch.isfinite(double.spots.weight).all())
 
 
+# --- settings of every stage ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["projected_cg", "dyhs_cg", "quasi_newton", "lbfgs", None])
+@pytest.mark.parametrize("scheme", ["joint", "alternating"])
+def test_every_stage_takes_the_method_that_is_asked_for(built, scheme, method):
+    """Stages with positions and with priced weights too; without one, each takes the method that suits it."""
+    seen = []
+    found = run(
+        built, Solver(method, max_iterations=12, tolerance=1e-3), scheme=scheme, spots=60,
+        callback=lambda r: seen.append(r.state()["inner"]["method"]) and None,
+    )  # fmt: skip
+    assert set(seen) == ({method} if method else {"projected_cg", "quasi_newton"})
+    assert found.solution.value < 0.5 * found.solution.history[0]["value"]
+
+
+@pytest.mark.parametrize("options", [(), ("joint.spots=60",), ("joint.scheme=alternating",)])
+def test_autograd_finds_the_same_plan_and_no_gradient_is_derived_by_hand(tmp_path, monkeypatch, options):
+    small = (*SMALL, "dose.dtype=float64", "optimizer.max_iterations=4", "joint.warm_iterations=3", "joint.box_mm=5", *options)
+    by_hand = ti.plan(tiny(tmp_path, *small))
+    calls, gradient = [], DoseOperator.gradient
+
+    def counted(self, *arguments, **options):
+        calls.append(1)
+        return gradient(self, *arguments, **options)
+
+    monkeypatch.setattr(DoseOperator, "gradient", counted)
+    ti.plan(tiny(tmp_path, *small))
+    usual = len(calls)
+    calls.clear()
+    by_torch = ti.plan(tiny(tmp_path, *small, "dose.gradient=autograd"))
+    # what is left is the scale of each stage, from squares of the doses
+    assert len(calls) == len(by_torch.steps) < usual / 3
+    # the gradients agree to 1e-12, and a few iterations magnify that
+    torch.testing.assert_close(by_torch.spots.position, by_hand.spots.position, rtol=0, atol=1e-6)
+    torch.testing.assert_close(by_torch.spots.weight, by_hand.spots.weight, rtol=0, atol=1e-6)
+
+
+def test_autograd_weighs_its_pairs_before_it_stores_them(built, monkeypatch):
+    monkeypatch.setattr("torchimpt.memory._system_memory", lambda: 1000)
+    with pytest.raises(InputError, match=r"autograd's .* pairs of [\d,]+ voxels and [\d,]+ spots would take .* use gradient = 'analytic'"):
+        ti.scenario_doses(built.patient, built.machine, built.spots, built.voxels, gradient="autograd")
+
+
+def test_dose_tables_are_weighed_before_they_are_made(built, monkeypatch):
+    """A beam's before its own, and those of all scenarios once those of the first are there."""
+    given = built.patient, built.machine, built.spots, built.voxels
+    one = ti.scenario_doses(*given)[0].n_bytes
+    monkeypatch.setattr("torchimpt.memory._system_memory", lambda: one // 8)
+    with pytest.raises(
+        InputError, match=r"the dose tables of a beam \(\d+ energy layers, .* voxels\) would take .* use a coarser grid_mm, a larger"
+    ):
+        ti.scenario_doses(*given)
+    monkeypatch.setattr("torchimpt.memory._system_memory", lambda: 2 * one)
+    with pytest.raises(InputError, match=r"the dose tables of 8 more scenarios would take"):
+        ti.scenario_doses(*given, ti.boundary_scenarios())
+
+
+def test_the_case_s_mode_is_that_of_the_objective(tmp_path, monkeypatch):
+    """A mode that counts the nominal scenario alone: the plan's value is that scenario's."""
+    monkeypatch.setitem(MODES, "sum", lambda: Sum((1.0, 0.0, 0.0)))
+    case = tiny(tmp_path, *SMALL)
+    built = build(case, set_up(case, "cpu"), Progress(enabled=False), {})
+    doses = built.linear.forward(built.spots.weight.detach())
+    assert float(built.objective.value(doses)) == pytest.approx(float(built.objective.bound.value(1.1 * doses[:1]).sum()))
+
+
 # --- deliverable plans ------------------------------------------------------------------------------------------------------------------
 
 
@@ -299,6 +368,19 @@ def test_light_layers_are_left_out(built, kind):
     assert 0 < len(left) < len(layer.unique()) and bool((after[left] >= 0.25 * after.max()).all())
     assert not bool((before[left] == 0).any())
     assert found.steps[-1]["step"] == "light layers left out" and found.steps[-1]["objective"] > free.solution.value
+
+
+@pytest.mark.parametrize("moving", [False, True])
+def test_layers_have_their_share_above_a_minimum_mu_too(built, moving):
+    """Spots below the minimum take their weight from layers that had their share, so that these must be looked at again."""
+    layer = built.spots.layer
+    limits = Limits(DeliveryModel(min_mu=2.0).min_weight(built.spots, built.machine), 0.08)
+    plan = run(built, limits=limits, box_mm=4.0) if moving else optimize(built.doses, built.objective, built.spots, SOLVER, limits=limits)
+    total = torch.zeros(built.spots.n_layers).index_add_(0, layer[plan.spots.index], plan.spots.weight)[layer[plan.spots.index].unique()]
+    assert bool((total >= 0.08 * total.max()).all()), total / total.max()
+    assert bool((plan.spots.weight >= limits.min_weight[plan.spots.index]).all())
+    assert [step["step"] for step in plan.steps][-2:] == ["minimum MU", "light layers left out"]
+    assert plan.solution.value == pytest.approx(objective_of(built, plan.spots), rel=1e-5)
 
 
 # --- starts -----------------------------------------------------------------------------------------------------------------------------
@@ -444,11 +526,11 @@ def test_nan_in_a_gradient_ends_the_run_and_is_told(built, monkeypatch, scheme, 
     calls, gradient = [], DoseOperator.gradient
 
     def broken(self, *arguments, **options):
-        by_weight, by_position = gradient(self, *arguments, **options)
+        partials = gradient(self, *arguments, **options)
         calls.append(0)
         if len(calls) > after:
-            by_weight[2] = math.nan
-        return by_weight, by_position
+            partials.weight[2] = math.nan
+        return partials
 
     monkeypatch.setattr(DoseOperator, "gradient", broken)
     steps = []

@@ -12,9 +12,11 @@ from torchimpt.optim import Composite, minimize
 from torchimpt.planning.build import build
 from torchimpt.planning.load import set_up
 from torchimpt.schemes.moving import MovingSpots
-from torchimpt.schemes.variables import JOINT, POSITIONS, Packing, Positions, Room, SpotProblem
+from torchimpt.schemes.variables import JOINT, POSITIONS, Packing, Positions, Room, SpotProblem, Weights
 from torchimpt.schemes.weights import jacobi_scale
 from torchimpt.watch import Progress
+
+pytestmark = pytest.mark.filterwarnings("ignore:ROI Target .* more than a fifth")  # voxels of 12 mm
 
 SMALL = ("dose.grid_mm=12", "spots.spacing_mm=20", "dose.dtype=float64", "dose.engine=matrix_free", "spots.stagger=false")
 NINE = "robustness={setup_mm=4.0, range_percent=5.0}"
@@ -155,6 +157,13 @@ def test_moving_as_spots_and_back(built, plan):
     # a beam that loses all its spots stays a beam
     one = plan.keep(built.spots.beam[plan.index] == 1).spots(built.spots)
     assert len(one.beams) == 2 and set(one.beam.tolist()) == {1}
+
+
+def test_a_price_is_on_weights_alone(plan):
+    cost, nothing = torch.arange(plan.n_spots, dtype=torch.float64), torch.zeros(2 * plan.n_spots, dtype=torch.float64)
+    assert torch.equal(Packing(JOINT, plan).weight_cost(cost), torch.cat((cost, nothing)))
+    assert torch.equal(Packing(POSITIONS, plan).weight_cost(cost), nothing)
+    assert (Weights(), Positions()) == JOINT  # by value: a stage of `(Weights(),)` is one of weights
 
 
 # --- bounds and scales ------------------------------------------------------------------------------------------------------------------

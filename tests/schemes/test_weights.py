@@ -7,7 +7,8 @@ import torch
 from tiny_case import tiny
 
 from torchimpt.checks import InputError
-from torchimpt.dose.scenarios import ENGINES, StoredDose
+from torchimpt.dose.cutoff import LARGEST_CUTOFF, LEAST_CUTOFF
+from torchimpt.dose.scenarios import ENGINES, AutogradDoses, StoredDose, scenario_doses
 from torchimpt.optim import Composite
 from torchimpt.planning.build import build
 from torchimpt.planning.load import set_up
@@ -30,8 +31,9 @@ def test_engines_are_one_linear_map(built, generator):
     residual = torch.randn(3, len(built.voxels), dtype=torch.float64, generator=generator)
     some = torch.arange(0, built.spots.n_spots, 7)
     doses, adjoints, few = {}, {}, {}
-    for name in ENGINES:
-        linear = built.doses.at(built.spots.position, name)
+    by_torch = AutogradDoses(built.doses.operators)
+    maps = {name: built.doses.at(built.spots.position, name) for name in ENGINES} | {"autograd": by_torch.at(built.spots.position)}
+    for name, linear in maps.items():
         doses[name], adjoints[name] = linear.forward(weight), linear.adjoint(residual)
         few[name] = linear.columns(some, weight[some])
         assert float((doses[name] * residual).sum()) == pytest.approx(float(adjoints[name] @ weight), rel=1e-12)
@@ -84,6 +86,20 @@ def test_scale_is_the_dense_diagonal(built):
     assert int((diagonal < floor).sum()) < 0.5 * len(diagonal)
     scale = jacobi_scale(built.doses[0], built.spots.position.detach(), built.objective)
     assert float((scale * diagonal.clamp(min=floor).sqrt() - 1.0).abs().max()) < 1e-9
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("backend", ["numba", "torch"])
+def test_scale_at_every_cut_off_that_may_be_asked_for(built, backend, dtype):
+    """The squares of the kernel reach the exponent cutoff^2: at 12 sigmas 144, far below what exp gives in float32."""
+    position, found = built.spots.position.detach().to(dtype), {}
+    for cutoff in (LEAST_CUTOFF, 4.0, 8.0, 9.0, 9.4, LARGEST_CUTOFF):
+        options = {"cutoff": cutoff, "dtype": dtype, "backend": backend}
+        operator = scenario_doses(built.patient, built.machine, built.spots, built.voxels, **options)[0]
+        found[cutoff] = jacobi_scale(operator, position, built.objective)
+        assert bool((torch.isfinite(found[cutoff]) & (found[cutoff] > 0)).all()), cutoff
+    for cutoff in (9.0, 9.4, LARGEST_CUTOFF):  # beyond 8 sigmas there is exp(-64) of the squares
+        torch.testing.assert_close(found[cutoff], found[8.0], rtol=1e-5, atol=0)
 
 
 def test_nominal_doses_are_those_of_the_rois(built):

@@ -235,6 +235,20 @@ def test_part_of_the_target_outside_the_body_or_the_field_is_reported(caplog):
         ({"target": "Nothing"}, "no voxel"),
         ({"beams": [Beam(0, isocenter=(500.0, 0.0, 0.0))]}, r"beam 0 \(gantry 0, couch 0\) misses the target.*field ends"),
         ({"beams": [Beam(0, isocenter=(0.0, 3000.0, 0.0))]}, "behind the source"),
+        (
+            {"spacing": 0.001},
+            r"beam 0 .*: a spacing of 0.001 mm makes .*e\+09 spots in a layer \(x .* plane\), at most 100,000 are placed; give",
+        ),
+        ({"spacing": 5e-324}, "makes inf spots in a layer"),
+        (
+            {"spacing": 0.5, "layer_spacing": 0.05},
+            r"\d+ energy layers of up to [\d,]+ spots make .*e\+06 spots .*, a plan can use 1,000,000; give a larger",
+        ),
+        (
+            {"layer_spacing": 1e-9},
+            r"layer_spacing of 1e-09 mm of water makes .*e\+10 energy layers over \d+ mm, at most 1,000 are placed; give 0",
+        ),
+        ({"layer_spacing": 5e-324}, "makes inf energy layers"),
         ({"spacing": 200.0, "beams": [Beam(0, isocenter=(100.0, 0.0, 0.0))]}, "no spot's axis crosses"),
     ],
 )

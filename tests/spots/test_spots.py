@@ -1,7 +1,11 @@
 """`Spots`: order, layers, checks, casts, state."""
 
+import copy
+import io
+
 import pytest
 import torch
+from torch import nn
 
 from torchimpt.checks import InputError
 from torchimpt.geometry import Beam
@@ -45,6 +49,39 @@ def test_casting_leaves_the_energies_alone():
     assert spots.weight.dtype == spots.position.dtype == torch.float32
     assert spots.layer_energy.dtype == torch.float64
     assert float(spots.layer_energy[2]) == 100.1
+
+
+def _pickled(spots):
+    buffer = io.BytesIO()
+    torch.save(spots, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=False)
+
+
+def _converted(spots):
+    before = torch.__future__.get_overwrite_module_params_on_conversion()
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    try:
+        return spots.float()
+    finally:
+        torch.__future__.set_overwrite_module_params_on_conversion(before)
+
+
+def _loaded(spots):
+    spots.load_state_dict(plan().state_dict(), assign=True)
+    return spots
+
+
+def _assigned(spots):
+    spots.weight = nn.Parameter(torch.ones(5, dtype=torch.float64))
+    return spots
+
+
+@pytest.mark.parametrize("make", [copy.copy, copy.deepcopy, _pickled, _converted, _loaded, _assigned, lambda s: copy.deepcopy(_loaded(s))])
+def test_the_weights_bound_survives(make):
+    """However torch makes a new parameter of the weight: without the bound `ProjectedCG` would make it negative in silence."""
+    spots = make(plan())
+    assert spots.weight.lower == 0.0 and not hasattr(spots.position, "lower")
 
 
 def test_given_tensors_are_copied():

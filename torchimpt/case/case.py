@@ -23,17 +23,14 @@ from torchimpt.case.sections import (
     Section,
     SpotsConfig,
 )
-from torchimpt.case.text import apply_overrides, describe, dump_toml, read_toml
-from torchimpt.case.values import Seed, Text, full_path
+from torchimpt.case.text import apply_overrides, describe, dump_toml, read_toml, resolve_paths
+from torchimpt.case.values import Seed, Text
 from torchimpt.checks import InputError, nearest
 from torchimpt.evaluate.goals import Goal
 from torchimpt.geometry import Beam
-from torchimpt.objectives import RobustMode, Sum, Term, robust_mode
+from torchimpt.objectives import KINDS, RobustMode, Sum, Term
 from torchimpt.quantities import ConstantRBE, Quantity
 from torchimpt.scenarios import NOMINAL, Scenario, boundary_scenarios
-
-PRESCRIBING = ("min_dose", "min_dvh", "uniform")
-"""Kinds of objective that say what dose a target is to get."""
 
 
 class Case(Section):
@@ -101,7 +98,7 @@ class Case(Section):
 
     def mode(self) -> RobustMode:
         """What becomes of the scenarios' objectives."""
-        return robust_mode(self.robustness.mode) if self.robustness else Sum()
+        return self.robustness.robust_mode() if self.robustness else Sum()
 
     def quantity(self) -> Quantity:
         """What objectives and goals ask about."""
@@ -116,11 +113,11 @@ class Case(Section):
         return tuple(goal.goal() for goal in self.goal)
 
     def prescriptions(self) -> dict[str, float]:
-        """Gy by ROI: the highest dose that a min_dose, min_dvh or uniform objective asks for."""
+        """Gy by ROI: the highest dose that an objective asks for which prescribes one (min_dose, min_dvh, uniform)."""
         doses: dict[str, float] = {}
-        for objective in self.objective:
-            if objective.kind in PRESCRIBING:
-                doses[objective.roi] = max(objective.dose_gy, doses.get(objective.roi, 0.0))
+        for term in self.terms():
+            if term.prescribes:
+                doses[term.roi] = max(term.dose, doses.get(term.roi, 0.0))
         return doses
 
     def prescription(self) -> float | None:
@@ -136,16 +133,29 @@ class Case(Section):
         if missing:
             raise InputError(f"{self.label}: planning needs {', '.join(needed)}; missing: {', '.join(missing)}")
 
+    def used_rois(self) -> list[tuple[str, str]]:
+        """Key and name of every ROI that the case names."""
+        used = [("spots.target", name) for name in (self.spots.targets if self.spots else ())]
+        used += [(f"objective[{i}].roi", objective.roi) for i, objective in enumerate(self.objective)]
+        return used + [(f"goal[{i}].roi", goal.roi) for i, goal in enumerate(self.goal)]
+
     def check_rois(self, names: Iterable[str]) -> None:
         """Raise when a ROI that the case names is none of the patient's `names`; the key, the nearest and all are told."""
         names = sorted(names)
-        used = [("spots.target", name) for name in (self.spots.targets if self.spots else ())]
-        used += [(f"objective[{i}].roi", objective.roi) for i, objective in enumerate(self.objective)]
-        used += [(f"goal[{i}].roi", goal.roi) for i, goal in enumerate(self.goal)]
-        for key, name in used:
+        for key, name in self.used_rois():
             if name not in names:
                 has = ", ".join(names) or "none"
                 raise InputError(f"{self.label}: {key}: the patient has no ROI '{name}'{nearest(name, names)}; it has {has}")
+
+    def check_goals(self) -> None:
+        """Raise when a goal asks for what the case does not say."""
+        prescribed = self.prescriptions()
+        for i, goal in enumerate(self.goal):
+            if goal.goal().metric.kind == "ci" and goal.roi not in prescribed:
+                raise InputError(
+                    f"{self.label}: goal[{i}].metric: 'ci' of '{goal.roi}' needs its prescription; give it an [[objective]] of kind "
+                    f"{', '.join(name for name, term in KINDS.items() if term.prescribes)}"
+                )
 
     def to_toml(self) -> str:
         """The case with every default written out and every path absolute; it loads back to an equal case."""
@@ -166,10 +176,7 @@ def load_case(path: str | Path, overrides: Iterable[str] = ()) -> Case:
     path = path / "case.toml" if (path / "case.toml").is_file() else path
     data = read_toml(path)
     apply_overrides(data, overrides)
-    for section, key in (("patient", "path"), ("machine", "path"), ("machine", "hu_table"), ("joint", "start")):
-        value = data.get(section, {}).get(key) if isinstance(data.get(section), dict) else None
-        if isinstance(value, str) and value:
-            data[section][key] = str(full_path(value, path.absolute().parent))
+    resolve_paths(data, Case, path.absolute().parent)
     try:
         case = Case(**data)
     except InputError as error:

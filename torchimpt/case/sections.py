@@ -7,22 +7,41 @@ Units are in the keys' names (`_mm`, `_deg`, `_gy`, `_percent`); inside the pack
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from torchimpt.case.values import Count, ExistingPath, Flag, OneOf, Point, PositiveCount, Real, Text, as_grid, as_layer_spacing, as_names
+from torchimpt.case.values import (
+    Count,
+    ExistingPath,
+    Flag,
+    OneOf,
+    Point,
+    PositiveCount,
+    Protons,
+    Real,
+    Text,
+    as_grid,
+    as_layer_spacing,
+    as_names,
+)
 from torchimpt.checks import nearest
-from torchimpt.dose.scenarios import ENGINES
+from torchimpt.dose.cutoff import DEFAULT_CUTOFF, LARGEST_CUTOFF, LEAST_CUTOFF
+from torchimpt.dose.models import DEFAULT_MODEL, MODELS
+from torchimpt.dose.scenarios import ENGINES, GRADIENTS
 from torchimpt.evaluate.dvh import Metric
 from torchimpt.evaluate.goals import Goal
-from torchimpt.io.patient import SOURCES
+from torchimpt.io.patient import LATER as LATER_SOURCES
+from torchimpt.io.patient import SOURCES, check_source
+from torchimpt.machine import LATER as LATER_MACHINES
 from torchimpt.machine import READERS as MACHINE_READERS
-from torchimpt.objectives import KINDS, MODES, Term
+from torchimpt.objectives import KINDS, MODES, RobustMode, Term
 from torchimpt.optim import METHODS
-from torchimpt.schemes.settings import SCHEMES, Motion, Solver
-from torchimpt.spots.delivery import DeliveryModel
+from torchimpt.schemes.schemes import SCHEMES
+from torchimpt.schemes.settings import Motion, Solver
+from torchimpt.spots.delivery import MACHINES, DeliveryModel
 
 
 class Section(BaseModel):
@@ -31,10 +50,48 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
+class OpenSection(Section):
+    """A section that names a class, and takes that class's own parameters as keys: what is registered brings its keys along."""
+
+    model_config = ConfigDict(extra="allow")
+
+    names: ClassVar[str]
+    """The key that names the class."""
+    registry: ClassVar[Mapping[str, Callable[..., Any]]]
+    """The classes by name."""
+    given: ClassVar[Collection[str]] = ()
+    """Parameters that the section's declared keys stand for."""
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """What the file gives of the class's own parameters."""
+        return dict(self.model_extra or {})
+
+    @model_validator(mode="after")
+    def _own_keys(self) -> OpenSection:
+        """The keys that this class takes: no more, no fewer, each of its type."""
+        made = self.registry[getattr(self, self.names)]
+        parameters = {name: p for name, p in inspect.signature(made).parameters.items() if name not in self.given}
+        what, hints = f"{self.names} = '{getattr(self, self.names)}'", get_type_hints(made)
+        extra = self.model_extra or {}
+        for name, value in self.own.items():
+            if name not in parameters:
+                allowed = (*type(self).model_fields, *parameters)
+                raise ValueError(f"{what} takes no {name}{nearest(name, allowed)}; it takes {', '.join(allowed)}")
+            try:
+                extra[name] = TypeAdapter(hints.get(name, Any), config=ConfigDict(strict=True, allow_inf_nan=False)).validate_python(value)
+            except ValidationError as error:
+                raise ValueError(f"{name} {error.errors()[0]['msg'].replace('Input should be', 'must be')}, got {value!r}") from None
+        for name, parameter in parameters.items():
+            if parameter.default is parameter.empty and name not in extra:
+                raise ValueError(f"{what} needs {name}")
+        return self
+
+
 class PatientConfig(Section):
     """[patient]: whom to plan for, a built-in phantom or a patient's files."""
 
-    source: Annotated[str, OneOf(SOURCES)]
+    source: Annotated[str, OneOf(SOURCES, LATER_SOURCES)]
     """Where the patient comes from."""
     path: ExistingPath | None = None
     """Folder or file; not for a phantom."""
@@ -43,10 +100,7 @@ class PatientConfig(Section):
 
     @model_validator(mode="after")
     def _complete(self) -> PatientConfig:
-        if self.source == "phantom" and (self.name is None or self.path is not None):
-            raise ValueError("source = 'phantom' takes a name, e.g. name = 'hn', and no path")
-        if self.source != "phantom" and self.path is None:
-            raise ValueError(f"source = '{self.source}' needs a path")
+        check_source(self.source, self.path, self.name)
         return self
 
 
@@ -55,7 +109,7 @@ class MachineConfig(Section):
 
     name: Literal["generic"] | None = None
     """A machine that is part of the package; what is taken when no file is named."""
-    format: Annotated[str, OneOf(tuple(MACHINE_READERS))] | None = None
+    format: Annotated[str, OneOf(MACHINE_READERS, LATER_MACHINES)] | None = None
     """Format of a machine from a file; needs path."""
     path: ExistingPath | None = None
     """The machine's file or folder."""
@@ -83,19 +137,30 @@ class DoseConfig(Section):
 
     grid_mm: Annotated[float | tuple[float, float, float] | None, BeforeValidator(lambda v: None if v is None else as_grid(v))] = None
     """Voxel size of the dose grid, one number or [x, y, z]; omitted: the CT's."""
-    cutoff_sigma: Annotated[Real, Field(gt=0, le=20)] = 4.0
+    cutoff_sigma: Annotated[Real, Field(ge=LEAST_CUTOFF, le=LARGEST_CUTOFF)] = DEFAULT_CUTOFF
     """Lateral cut-off of a spot, in sigmas."""
-    engine: Annotated[str, OneOf(tuple(name for name in ENGINES if name != "autograd"))] = "matrix"
+    engine: Annotated[str, OneOf(ENGINES)] = "matrix"
     """Stored influence matrices, or dose computed anew in each iteration."""
-    gradient: Literal["analytic", "autograd"] = "analytic"
-    """Hand-derived gradient, or torch's; the same numbers."""
+    gradient: Annotated[str, OneOf(GRADIENTS)] = "analytic"
+    """Hand-derived gradient, or torch's, in every stage; the same numbers. Torch's looks at every pair of spot and voxel: matrix-free
+    whatever the engine, for small cases."""
     dtype: Literal["float32", "float64"] = "float32"
     """Floating-point type of matrices and doses; geometry and tables are always built in float64."""
+    model: Annotated[str, OneOf(MODELS)] | None = None
+    """Dose model that plans are optimized and evaluated with; omitted: pencil_beam, each voxel's own ray."""
     sub_spots: Flag | None = None
     """Compute final doses with every spot's protons on many rays of their own: closer to Monte Carlo behind lateral steps, slower, on the
-    CPU. Omitted: `torchimpt dose` of a CSV spot list does; plans are optimized and evaluated with each voxel's own ray."""
+    CPU. Omitted: `torchimpt dose` of a CSV spot list does, unless model says another; plans are evaluated as they are optimized."""
     rbe: Annotated[Real, Field(ge=0.1, le=5)] = 1.1
     """Constant factor on the physical dose; 1.0 gives Gy."""
+
+    def final_model(self, spot_list: bool = False) -> str:
+        """Dose model of final doses.
+
+        A spot list has no planned dose to repeat, so it gets the model closest to Monte Carlo; a plan gets the one it was made with.
+        """
+        finest = spot_list and self.model is None if self.sub_spots is None else self.sub_spots
+        return "sub_spots" if finest else self.model or DEFAULT_MODEL
 
 
 class SpotsConfig(Section):
@@ -135,23 +200,36 @@ class BeamConfig(Section):
     """Water-equivalent thickness."""
 
 
-class RobustnessConfig(Section):
-    """[robustness]: the setup and range errors that the plan has to bear."""
+class RobustnessConfig(OpenSection):
+    """[robustness]: the setup and range errors that the plan has to bear; a mode's parameters are keys, too."""
+
+    names = "mode"
+    registry = MODES
 
     setup_mm: Annotated[Real, Field(ge=0, lt=100)] = 3.0
     """Setup error along each patient axis; 0 leaves the setup scenarios out."""
     range_percent: Annotated[Real, Field(ge=0, lt=50)] = 3.0
-    """Range error; 0 leaves the range scenarios out."""
-    mode: Annotated[str, OneOf(tuple(MODES))] = "sum"
+    """Range error, percent of the stopping power (the scenario range+3% is the shorter range); 0 leaves the range scenarios out."""
+    mode: Annotated[str, OneOf(MODES)] = "sum"
     """What becomes of the scenarios' objectives; sum: all added up (Xu et al. 2020, Eq. 4)."""
+
+    @model_validator(mode="after")
+    def _valid(self) -> RobustnessConfig:
+        self.robust_mode()
+        return self
+
+    def robust_mode(self) -> RobustMode:
+        """The mode."""
+        return MODES[self.mode](**self.own)
 
 
 class OptimizerConfig(Section):
     """[optimizer]: the solver, when it stops, and how the objectives are counted."""
 
-    method: Annotated[str, OneOf(tuple(METHODS))] = "projected_cg"
+    method: Annotated[str, OneOf(METHODS)] | None = None
     """Projected conjugate gradients in the best form, in the plain form of Xu et al. 2020 (dyhs_cg), projected L-BFGS (quasi_newton), or
-    SciPy's L-BFGS-B (lbfgs)."""
+    SciPy's L-BFGS-B (lbfgs), in every stage. Omitted: projected_cg for weights or positions alone, quasi_newton for both at once and
+    where spots have a price."""
     max_iterations: Count = 300
     """Where to stop at the latest; spots that move are optimized in several stages, each of which stops there."""
     max_evaluations: PositiveCount | None = None
@@ -200,7 +278,7 @@ class JointConfig(Section):
 
 
 class DeliveryConfig(Section):
-    """[delivery]: the machine's pace and least dose a spot; the defaults' source is in `torchimpt.spots.delivery`."""
+    """[delivery]: the machine's pace and least dose a spot. Where each machine's numbers are from is told in `torchimpt.spots.delivery`."""
 
     fractions: PositiveCount = 35
     """Fractions of the course; doses and weights are the whole course's, MU of a spot and seconds a fraction's."""
@@ -208,60 +286,66 @@ class DeliveryConfig(Section):
     """Least MU of a spot in a fraction; the final plan has none below it. 0: no minimum."""
     min_layer_share: Annotated[Real, Field(ge=0, lt=1)] = 0.0
     """Leave out energy layers that carry less than this share of the heaviest one's weight."""
-    energy_switch_s: Annotated[Real, Field(ge=0)] = 1.91
+    machine: Annotated[str, OneOf(MACHINES)] = "synchrotron"
+    """Whose pace the delivery time is of; the keys below replace single numbers of it."""
+    energy_switch_s: Annotated[Real, Field(ge=0)] | None = None
     """Seconds from one energy layer to the next."""
-    spot_s: Annotated[Real, Field(ge=0)] = 1.93e-3
+    spot_s: Annotated[Real, Field(ge=0)] | None = None
     """Seconds that a spot costs besides scanning and irradiation."""
-    speed_x_mm_per_s: Annotated[Real, Field(gt=0)] = 5900.0
+    speed_x_mm_per_s: Annotated[Real, Field(gt=0)] | None = None
     """Scan speed along x."""
-    speed_y_mm_per_s: Annotated[Real, Field(gt=0)] = 19300.0
+    speed_y_mm_per_s: Annotated[Real, Field(gt=0)] | None = None
     """Scan speed along y."""
-    mu_per_s: Annotated[Real, Field(gt=0)] = 8.7
-    """MU a second while the beam is on."""
+    protons_per_s: Protons | None = None
+    """Protons a second while the beam is on; 6.24e9 are 1 nA."""
+    spill_protons: Annotated[float, Field(strict=True, gt=0)] | None = None
+    """Protons of a synchrotron's filling; inf for a cyclotron."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _protons(cls, data: Any) -> Any:
+        """MU a second are those of one vendor's monitor."""
+        if isinstance(data, Mapping) and "mu_per_s" in data:
+            raise ValueError(
+                "mu_per_s is gone, as a vendor's MU are not those of this program; give protons_per_s (6.24e9 are 1 nA), or a machine: "
+                f"{', '.join(MACHINES)}"
+            )
+        return data
 
     def model(self) -> DeliveryModel:
         """The machine's pace."""
-        return DeliveryModel(
-            self.energy_switch_s, self.spot_s, self.speed_x_mm_per_s, self.speed_y_mm_per_s, self.mu_per_s, self.fractions, self.min_mu
-        )
+        given = {
+            "energy_switch_s": self.energy_switch_s, "spot_s": self.spot_s, "speed_x": self.speed_x_mm_per_s,
+            "speed_y": self.speed_y_mm_per_s, "protons_per_s": self.protons_per_s, "spill_protons": self.spill_protons,
+        }  # fmt: skip
+        own = {name: value for name, value in given.items() if value is not None}
+        return dataclasses.replace(MACHINES[self.machine], fractions=self.fractions, min_mu=self.min_mu, **own)
 
 
-class ObjectiveConfig(Section):
-    """[[objective]]: what is asked of a ROI's dose, and how much it matters."""
+class ObjectiveConfig(OpenSection):
+    """[[objective]]: what is asked of a ROI's dose, and how much it matters; a kind's parameters are keys, too (`volume_percent`, `a`)."""
+
+    names = "kind"
+    registry = KINDS
+    given = tuple(field.name for field in dataclasses.fields(Term))
 
     roi: Text
     """Name of the ROI."""
-    kind: str
+    kind: Annotated[str, OneOf(KINDS)]
     """What is asked of its dose."""
     dose_gy: Annotated[Real, Field(ge=0)]
     """Dose level, total course, RBE-weighted."""
-    volume_percent: Annotated[Real, Field(ge=0, le=100)] | None = None
-    """Volume of a dose-volume objective."""
-    a: Real | None = None
-    """Exponent of a gEUD."""
     weight: Annotated[Real, Field(ge=0)] = 1.0
     """Importance."""
 
-    @field_validator("kind")
-    @classmethod
-    def _known(cls, kind: str) -> str:
-        if kind not in KINDS:
-            raise ValueError(f"must be one of {', '.join(KINDS)}, got '{kind}'{nearest(kind, KINDS)}")
-        return kind
-
     @model_validator(mode="after")
-    def _arguments(self) -> ObjectiveConfig:
-        """The keys that this kind takes besides dose_gy and weight: no more, no fewer."""
-        own = {field.name for field in dataclasses.fields(KINDS[self.kind])}
-        for key in ("volume_percent", "a"):
-            if (key in own) != (getattr(self, key) is not None):
-                raise ValueError(f"kind = '{self.kind}' {'needs' if key in own else 'takes no'} {key}")
+    def _valid(self) -> ObjectiveConfig:
+        self.term()
         return self
 
     def term(self) -> Term:
         """The objective's term."""
-        extra = {key: getattr(self, key) for key in ("volume_percent", "a") if getattr(self, key) is not None}
-        return KINDS[self.kind](self.roi, self.dose_gy, weight=self.weight, **extra)
+        return KINDS[self.kind](self.roi, self.dose_gy, weight=self.weight, **self.own)
 
 
 class GoalConfig(Section):

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from torchimpt.case.values import OneOf, short
+from torchimpt.case.values import OneOf, full_path, short
 from torchimpt.checks import InputError, nearest
 from torchimpt.files import reader
 
@@ -104,23 +104,52 @@ def _choices(annotation: Any) -> list[str]:
     return [choice for part in get_args(annotation) for choice in _choices(part)]
 
 
+def _later(*annotations: Any) -> dict[str, str]:
+    """What a `OneOf` among these, also inside `X | None`, will take in a later version, and what to do until then."""
+    found: dict[str, str] = {}
+    for annotation in annotations:
+        found |= annotation.later if isinstance(annotation, OneOf) else _later(*get_args(annotation))
+    return found
+
+
+def choices(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The names that a key takes, empty where it takes no names: `choices(Case, ("optimizer", "method"))`."""
+    field = _section(model, location).model_fields.get(str(location[-1])) if location else None
+    return [choice for part in (field.annotation, *field.metadata) for choice in _choices(part)] if field is not None else []
+
+
+def _takes_path(annotation: Any) -> bool:
+    return annotation is Path or any(_takes_path(part) for part in get_args(annotation))
+
+
+def resolve_paths(data: dict[str, Any], model: type[BaseModel], folder: Path) -> None:
+    """Make relative paths in the tree's sections start at `folder`, in place: the values of keys that are declared as paths."""
+    for name, section in data.items():
+        if not isinstance(section, dict):
+            continue
+        for key, field in _section(model, (name, "")).model_fields.items():
+            if isinstance(section.get(key), str) and section[key] and _takes_path(field.annotation):
+                section[key] = str(full_path(section[key], folder))
+
+
 def describe(error: ValidationError, model: type[BaseModel], label: str) -> str:
     """One line for the user: the file, the key, what is allowed, what was found, the nearest match."""
     errors = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     first = errors[0]
     location, found, kind = first["loc"], first["input"], first["type"]
     field = _section(model, location).model_fields.get(str(location[-1])) if location else None
-    choices = [choice for part in (field.annotation, *field.metadata) for choice in _choices(part)] if field is not None else []
-    name = _dotted(location)
+    names, name = choices(model, location), _dotted(location)
     if kind == "extra_forbidden":
         text = _unknown(model, location)
     elif kind == "missing":
         about = (field.description or "").rstrip(".") if field is not None else ""
         about = about[:1].lower() + about[1:] if about[1:2].islower() else about
-        options = f"; one of {', '.join(choices)}" if choices else ""
+        options = f"; one of {', '.join(names)}" if names else ""
         text = f"'{name}' is missing ({about}{options})"
+    elif kind == "literal_error" and field is not None and str(found) in (later := _later(field.annotation, *field.metadata)):
+        text = f"{name} = '{found}' comes with a later version; until then {later[str(found)]}"
     elif kind == "literal_error":
-        text = f"{name} must be one of {', '.join(choices)}, got {short(found)}{nearest(str(found), choices)}"
+        text = f"{name} must be one of {', '.join(names)}, got {short(found)}{nearest(str(found), names)}"
     elif kind == "value_error":
         text = f"{name}: {first['ctx']['error']}" if name else str(first["ctx"]["error"])
     elif kind == "list_type" and isinstance(found, Mapping):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, GetCoreSchemaHandler
-from pydantic_core import CoreSchema, core_schema
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from torchimpt.checks import is_plain, nearest
 
@@ -84,6 +85,7 @@ MOST = 1e9
 """No quantity of a plan is larger, in the case file's units; float32 keeps its squares and sums finite."""
 
 Real = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=-MOST, le=MOST)]
+Protons = Annotated[float, Field(strict=True, gt=0, le=1e18)]
 Count = Annotated[int, Field(strict=True, ge=0, le=int(MOST))]
 PositiveCount = Annotated[int, Field(strict=True, gt=0, le=int(MOST))]
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
@@ -93,11 +95,22 @@ ExistingPath = Annotated[Path, BeforeValidator(as_existing)]
 Point = Annotated[tuple[float, float, float], BeforeValidator(lambda value: as_numbers(value, "three numbers [x, y, z], mm", (3,)))]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class OneOf:
-    """Marks a key that takes one of these names: `Annotated[str, OneOf(SOURCES)]`. What is registered elsewhere is so allowed here."""
+    """Marks a key that takes a name out of a registry: `Annotated[str, OneOf(SOURCES)]`.
 
-    names: tuple[str, ...]
+    The registry is looked at whenever a case is read: what is registered elsewhere, or later, is allowed here.
+    """
+
+    names: Collection[str]
+    later: Mapping[str, str] = field(default_factory=dict)
+    """Names that are not there yet, each with what to do until then: they get a message of their own."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.literal_schema(list(self.names))
+        return core_schema.no_info_plain_validator_function(self._known)
+
+    def _known(self, value: Any) -> str:
+        """The name, or the error that `describe` tells with what is allowed and the nearest."""
+        if not isinstance(value, str) or value not in self.names:
+            raise PydanticCustomError("literal_error", "none of the registered names")
+        return value

@@ -133,7 +133,7 @@ def evaluate(
             "--scenarios",
             metavar="NAMES",
             help="Comma-separated: nominal, x+5mm, range-3.5%, y-2mm/range+3%, or boundary(5,3) for the nine of 5 mm and 3 %. "
-            "Omitted: those planned with.",
+            "range+3%: 3 % more stopping power, so a shorter range. Omitted: those planned with.",
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="FOLDER", help="Where to write; omitted: RUN/evaluation.")] = None,

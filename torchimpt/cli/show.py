@@ -15,7 +15,7 @@ from torchimpt.cli.streams import printing
 from torchimpt.evaluate.dvh import Metric
 from torchimpt.report.compare import Row
 from torchimpt.report.course import delivery_text, motion_text
-from torchimpt.report.numbers import amount, seconds
+from torchimpt.report.numbers import amount, scenario_note, seconds
 
 
 def console() -> Console:
@@ -67,6 +67,8 @@ def _print_run(out: Console, metrics: Mapping[str, Any], folder: str | Path) -> 
     out.print(Text(metrics.get("title") or "Untitled case", style="bold"))
     if metrics.get("goals"):
         out.print(goals_table(metrics["goals"]))
+        if note := scenario_note(goal["worst_scenario"] for goal in metrics["goals"]):
+            out.print(note)
     elif metrics.get("scenarios"):
         out.print(_regions_table(metrics))
     if "iterations" in metrics:

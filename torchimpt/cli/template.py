@@ -1,10 +1,13 @@
-"""`torchimpt new`: the commented case file."""
+"""`torchimpt new`: the commented case file. `{optimizer.method}` in the template becomes the names that this key takes."""
 
 from __future__ import annotations
 
+import re
 from importlib.resources import files
 from pathlib import Path
 
+from torchimpt.case import Case
+from torchimpt.case.text import choices
 from torchimpt.checks import InputError, is_plain
 from torchimpt.files import whole_or_nothing
 
@@ -25,6 +28,7 @@ def write_case(name: str) -> Path:
     if path.exists():
         raise InputError(f"{path} exists already; give another name, or take it away first")
     text = files("torchimpt.cli").joinpath("template.toml").read_text(encoding="utf-8")
+    text = re.sub(r"\{(\w+)\.(\w+)\}", lambda key: " | ".join(choices(Case, key.groups())), text)
     with whole_or_nothing(path) as scratch:
         scratch.write_text(text.replace("{file}", str(path)).replace("{name}", path.stem), encoding="utf-8")
     return path

@@ -7,6 +7,8 @@ from typing import Any, Protocol
 import torch
 from torch.autograd.function import once_differentiable
 
+from torchimpt.dose.model import Partials
+
 
 class Operator(Protocol):
     """Dose of spots, and its hand-derived gradient."""
@@ -15,9 +17,7 @@ class Operator(Protocol):
         """Dose `(n_voxels,)`."""
         ...
 
-    def gradient(
-        self, residual: torch.Tensor, position: torch.Tensor, weight: torch.Tensor, move: bool = True
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def gradient(self, residual: torch.Tensor, position: torch.Tensor, weight: torch.Tensor, move: bool = True) -> Partials:
         """Gradients for weight and position."""
         ...
 
@@ -50,8 +50,8 @@ class SpotDose(torch.autograd.Function):
     def backward(ctx: Any, residual: torch.Tensor) -> tuple:
         """Gradients for position and weight."""
         position, weight = ctx.saved_tensors
-        g_weight, g_position = ctx.operator.gradient(residual, position, weight, move=ctx.needs_input_grad[0])
-        return g_position, g_weight, None
+        partials = ctx.operator.gradient(residual, position, weight, move=ctx.needs_input_grad[0])
+        return partials.position, partials.weight, None
 
 
 class Product(torch.autograd.Function):

@@ -15,14 +15,18 @@ import torch
 from torchimpt.checks import InputError
 from torchimpt.dose import csr
 from torchimpt.dose.autograd import Product
+from torchimpt.dose.model import SpotRows
 from torchimpt.dose.operator import DoseOperator
-from torchimpt.memory import available_memory
+from torchimpt.memory import check_memory
 
 MAX_NONZEROS = 2**31 - 1
 """An int32 row pointer holds no more; torch's CSR overflows silently past it."""
 
+ADVICE = 'use [dose] engine = "matrix_free", a coarser grid_mm, a larger spacing_mm or a smaller cutoff_sigma'
 
-NO_MATRIX = "this dose model has no influence matrix; take dose model 'pencil_beam', or use the operators matrix-free"
+NO_MATRIX = (
+    "this dose model has no influence matrix; take dose model 'pencil_beam', or compute matrix-free, [dose] engine = \"matrix_free\""
+)
 
 
 @dataclass(frozen=True)
@@ -96,11 +100,16 @@ class InfluenceMatrix:
 def influence_matrices(operators: Sequence[DoseOperator], position: torch.Tensor) -> list[InfluenceMatrix]:
     """One matrix per scenario, for spots that stay at `position` `(n_spots, 2)`.
 
-    The first scenario's entries are counted before anything is allocated, and the others taken to have as many; a set of matrices that
-    would not fit in this machine's memory, or one of more than 2^31 - 1 entries, is an error that says how large it would be.
+    The first scenario's entries are counted before anything is allocated, and the others taken to have about as many; a set of matrices
+    that would not fit, on the device where it stays or in the host's memory where it is put together, is an error that says how large it
+    would be. So is any matrix of more than 2^31 - 1 entries.
     """
     position = position.detach().cpu()
-    _check_size(int(entry_counts(operators[0], position).sum()), operators)
+    n_nonzeros = int(entry_counts(operators[0], position).sum())
+    _check_entries(n_nonzeros, operators[0])
+    what = f"the influence matrices ({len(operators)} scenarios, {len(operators) * n_nonzeros:.3g} entries)"
+    for device, size in memory_needed(n_nonzeros, operators).items():
+        check_memory(what, size, device, ADVICE)
     return [_matrix(operator, position) for operator in operators]
 
 
@@ -116,7 +125,8 @@ def entry_counts(operator: DoseOperator, position: torch.Tensor) -> torch.Tensor
 
 def _matrix(operator: DoseOperator, position: torch.Tensor) -> InfluenceMatrix:
     """The matrix of one scenario; `position` on the CPU."""
-    rows, done, first = [], 0, operator.tables[0]
+    rows: list[SpotRows] = []
+    done, first = 0, operator.tables[0]
     for tables, layer, begin, end in operator.beams():
         entries = tables.entries
         if entries is None:
@@ -124,19 +134,28 @@ def _matrix(operator: DoseOperator, position: torch.Tensor) -> InfluenceMatrix:
         rows += [csr.no_rows(begin - done), *entries.rows(layer, position[begin:end], operator.cutoff, operator.n_voxels)]
         done = end
     rows.append(csr.no_rows(operator.n_spots - done))
+    _check_entries(sum(len(part.values) for part in rows), operator)
     return InfluenceMatrix(*csr.both_ways(rows, (operator.n_voxels, operator.n_spots), first.dtype)).to(first.device)
 
 
-def _check_size(n_nonzeros: int, operators: Sequence[DoseOperator]) -> None:
-    first, n_scenarios = operators[0], len(operators)
-    advice = 'use [dose] engine = "matrix_free", a coarser grid_mm, a larger spacing_mm or a smaller cutoff_sigma'
+def memory_needed(n_nonzeros: int, operators: Sequence[DoseOperator]) -> dict[str, int]:
+    """Bytes by device, at most, of one matrix of `n_nonzeros` entries per operator, while the last of them is put together.
+
+    That is done on the CPU, whose arrays are those that stay; for another device they are copied, and so are the tables of one beam.
+    """
+    first = operators[0].tables[0]
+    pair = torch.finfo(first.dtype).bits // 8 + 4  # a value and its int32 column
+    one = 2 * n_nonzeros * pair + 4 * (operators[0].n_voxels + operators[0].n_spots + 2)
+    rows = n_nonzeros * pair  # that a matrix is made from; a chunk's candidates need no more, and are gone by then
+    if first.device.type == "cpu":
+        return {"cpu": len(operators) * one + rows}
+    copied = max(tables.n_bytes for operator in operators for tables in operator.tables)
+    return {str(first.device): len(operators) * one, "cpu": one + rows + copied}
+
+
+def _check_entries(n_nonzeros: int, operator: DoseOperator) -> None:
     if n_nonzeros > MAX_NONZEROS:
-        raise InputError(f"one influence matrix would have {n_nonzeros:.3g} entries, more than int32 rows hold (2.1e9); {advice}")
-    item = torch.finfo(first.tables[0].dtype).bits // 8 + 4
-    size = n_scenarios * (2 * n_nonzeros * item + 4 * (first.n_voxels + first.n_spots + 2))
-    free = available_memory(first.tables[0].device)
-    if size > free:
         raise InputError(
-            f"the influence matrices would take {size / 1e9:.1f} GB ({n_scenarios} scenarios, {n_scenarios * n_nonzeros:.3g} entries), "
-            f"{free / 1e9:.1f} GB are free; {advice}"
+            f"the influence matrix of the scenario '{operator.scenario.name}' would have {n_nonzeros:.3g} entries, more than int32 rows "
+            f"hold (2.1e9); {ADVICE}"
         )

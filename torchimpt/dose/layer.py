@@ -9,16 +9,16 @@ from torch import nn
 
 from torchimpt.checks import InputError, nearest
 from torchimpt.dose.autograd import SpotDose
-from torchimpt.dose.operator import DEFAULT_CUTOFF, DoseOperator
-from torchimpt.dose.scenarios import scenario_doses
+from torchimpt.dose.cutoff import DEFAULT_CUTOFF
+from torchimpt.dose.models import DEFAULT_MODEL
+from torchimpt.dose.operator import DoseOperator
+from torchimpt.dose.scenarios import GRADIENTS, scenario_doses
 from torchimpt.geometry import Beam
 from torchimpt.machine import Machine
 from torchimpt.patient import Patient
 from torchimpt.quantities import ConstantRBE
 from torchimpt.scenarios import NOMINAL, Scenario
 from torchimpt.spots import Spots
-
-GRADIENTS = ("analytic", "autograd")
 
 
 class PencilBeamDose(nn.Module):
@@ -44,13 +44,23 @@ class PencilBeamDose(nn.Module):
     rbe
         Constant factor on physical dose.
     model
-        `"pencil_beam"`: each voxel's own ray. `"sub_spots"`: each spot's protons follow many rays of their own; several times slower,
-        CPU, analytic gradient.
+        A key of `torchimpt.dose.models.MODELS`. `"pencil_beam"`: each voxel's own ray. `"sub_spots"`: each spot's protons follow many
+        rays of their own; several times slower, CPU, analytic gradient.
     backend
         `"auto"`, `"numba"` (CPU) or `"torch"` (any device).
     gradient
         `"analytic"`: the hand-derived gradient, one pass, no stored pair. `"autograd"`: the same formula in plain torch,
         every pair stored; for comparison and for higher derivatives.
+
+    Examples
+    --------
+    >>> import torchimpt as ti
+    >>> patient, beams = ti.resample(ti.phantom("water"), 10.0), [ti.Beam(gantry=0.0)]
+    >>> spots = ti.place_spots(patient, ti.machine.generic(), beams, patient.targets, spacing=20.0)
+    >>> dose = PencilBeamDose(patient, ti.machine.generic(), beams)
+    >>> dose(spots).sum().backward()  # the hand-derived gradient, for weights and positions in one pass
+    >>> spots.weight.grad.shape == spots.weight.shape, spots.position.grad.shape == spots.position.shape
+    (True, True)
     """
 
     def __init__(
@@ -63,7 +73,7 @@ class PencilBeamDose(nn.Module):
         voxels: torch.Tensor | None = None,
         cutoff: float = DEFAULT_CUTOFF,
         rbe: float = 1.1,
-        model: str = "pencil_beam",
+        model: str = DEFAULT_MODEL,
         backend: str = "auto",
         gradient: str = "analytic",
     ) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -39,6 +39,21 @@ class Surroundings:
     sad: tuple[float, float]
     shift: tuple[float, float, float]
     range_scale: float
+
+
+class Partials(NamedTuple):
+    """F's gradient by what each spot has; None where it was not asked for.
+
+    Attributes
+    ----------
+    weight
+        `dF/dw` `(n_spots,)`.
+    position
+        `dF/dx` `(n_spots, 2)`.
+    """
+
+    weight: torch.Tensor
+    position: torch.Tensor | None
 
 
 @dataclass(frozen=True)
@@ -133,6 +148,9 @@ class Tables(Protocol):
 
 class DoseModel(Protocol):
     """A way to compute dose."""
+
+    cpu_only: ClassVar[bool]
+    """Whether it computes on the CPU only, wherever the rest is computed."""
 
     def tabulate(self, rows: BeamRows, layers: LayerTables, surroundings: Surroundings, dtype: torch.dtype, device: torch.device) -> Tables:
         """Tables of one beam in one scenario.

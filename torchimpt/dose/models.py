@@ -9,6 +9,9 @@ from torchimpt.dose.model import DoseModel
 from torchimpt.dose.pencil_beam.model import PencilBeam
 from torchimpt.dose.sub_spots.model import SubSpots
 
+DEFAULT_MODEL = "pencil_beam"
+"""Each voxel's own ray."""
+
 MODELS: dict[str, Callable[[str], DoseModel]] = {"pencil_beam": PencilBeam, "sub_spots": SubSpots}
 """From a back-end's name to the model."""
 

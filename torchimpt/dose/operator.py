@@ -8,11 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from torchimpt.checks import InputError
-from torchimpt.dose.model import Tables
+from torchimpt.dose.model import Partials, Tables
 from torchimpt.scenarios import Scenario
-
-DEFAULT_CUTOFF = 4.0
-"""Lateral cut-off, in sigmas of each component: a Gaussian keeps all but exp(-8) = 0.03 % of itself."""
 
 
 @dataclass(frozen=True)
@@ -73,16 +70,12 @@ class DoseOperator:
             dose = tables.add_dense(dose, layer, position[begin:end], weight[begin:end], self.cutoff)
         return dose
 
-    def gradient(
-        self, residual: torch.Tensor, position: torch.Tensor, weight: torch.Tensor, move: bool = True
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def gradient(self, residual: torch.Tensor, position: torch.Tensor, weight: torch.Tensor, move: bool = True) -> Partials:
         """Gradient of F for `residual = dF/dD` `(n_voxels,)`, weights and positions in one pass.
 
             dF/dw_s = sum_v r_v phi(v, s),   dF/dx_s = w_s sum_v r_v dphi/dx(v, s)
 
-        Returns
-        -------
-        `(n_spots,)` for the weights and `(n_spots, 2)` for the positions; None for the latter when not `move`.
+        Positions are left out unless `move`.
         """
         residual, position, weight = residual.detach().contiguous(), position.detach(), weight.detach()
         gradient = torch.zeros((3, self.n_spots), dtype=weight.dtype, device=weight.device)
@@ -90,7 +83,7 @@ class DoseOperator:
             mine = torch.zeros((3, end - begin), dtype=weight.dtype, device=weight.device)
             tables.add_gradient(mine, residual, layer, position[begin:end], weight[begin:end], self.cutoff, move)
             gradient[:, begin:end] = mine
-        return gradient[0], gradient[1:].T if move else None
+        return Partials(gradient[0], gradient[1:].T if move else None)
 
     def subset(self, index: torch.Tensor) -> DoseOperator:
         """The operator of the spots `index` `(n_kept,)`, ascending; the tables are shared, those of layers without spots too."""

@@ -17,6 +17,9 @@ from torchimpt.physics.wepl import wepl
 ROW_HEIGHT = 4.0
 """Height of a BEV row, mm: a little more than a usual voxel, much less than a spot's reach."""
 
+COARSER = "use a coarser grid_mm, a larger layer_spacing, or fewer beams or scenarios"
+"""What to do where the tables of so many voxels and layers do not fit."""
+
 CELL_WIDTH = 2.0
 """Width of a cell of a row, mm: runs begin and end at cells, which needs no search (bisection took a quarter of the kernel's time)."""
 

@@ -2,9 +2,9 @@
 
     D^k_v = sum_s w_s phi^k(v, s; x_s),    k = 1 .. n_scenarios
 
-`ScenarioDoses` is the function, with its gradient. `ScenarioDoses.at(position)` is the map `w -> D` with `forward`, `adjoint`, `columns`:
-as stored matrices, matrix-free, or for autograd to differentiate; all give the same numbers. Stored matrices are faster per product once
-they are built; the pair kernel needs little memory and follows spots that move. Doses are physical.
+`ScenarioDoses` is the function, with its gradient: derived by hand, or in `AutogradDoses` torch's. `ScenarioDoses.at(position)` is the
+map `w -> D` with `forward`, `adjoint`, `columns`: as stored matrices, or matrix-free. All give the same numbers. Stored matrices are
+faster per product once they are built; the pair kernel needs little memory and follows spots that move. Doses are physical.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from typing import Protocol
 import torch
 
 from torchimpt.checks import InputError, nearest
+from torchimpt.dose.cutoff import DEFAULT_CUTOFF, check_cutoff
 from torchimpt.dose.influence import InfluenceMatrix, influence_matrices
-from torchimpt.dose.model import Surroundings
-from torchimpt.dose.models import dose_model
-from torchimpt.dose.operator import DEFAULT_CUTOFF, DoseOperator
-from torchimpt.dose.rows import beam_rows
+from torchimpt.dose.model import Partials, Surroundings
+from torchimpt.dose.models import DEFAULT_MODEL, dose_model
+from torchimpt.dose.operator import DoseOperator
+from torchimpt.dose.rows import COARSER, beam_rows
 from torchimpt.machine import Machine
+from torchimpt.memory import check_memory
 from torchimpt.patient import Patient
 from torchimpt.physics.stopping import relative_stopping_power
 from torchimpt.scenarios import NOMINAL, Scenario
@@ -90,30 +92,55 @@ class ScenarioDoses(Sequence[DoseOperator]):
         """`D` `(n_scenarios, n_voxels)`, Gy, of spots at `position` `(n_spots, 2)` with `weight` `(n_spots,)`."""
         return torch.stack([operator.dose(position, weight) for operator in self.operators])
 
-    def gradient(
-        self, residual: torch.Tensor, position: torch.Tensor, weight: torch.Tensor, move: bool = True
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Gradients `(n_spots,)` for the weights and `(n_spots, 2)` for the positions (None unless `move`), summed over scenarios.
-
-        `residual = dF/dD` `(n_scenarios, n_voxels)`.
-        """
-        by_weight, by_position = torch.zeros_like(weight.detach()), torch.zeros_like(position.detach()) if move else None
-        for operator, row in zip(self.operators, residual, strict=True):
-            more, way = operator.gradient(row, position, weight, move)
-            by_weight += more
-            if by_position is not None and way is not None:
-                by_position += way
-        return by_weight, by_position
+    def gradient(self, residual: torch.Tensor, position: torch.Tensor, weight: torch.Tensor, move: bool = True) -> Partials:
+        """Gradients for `residual = dF/dD` `(n_scenarios, n_voxels)`, summed over scenarios; positions are left out unless `move`."""
+        total = self.operators[0].gradient(residual[0], position, weight, move)
+        for operator, row in zip(self.operators[1:], residual[1:], strict=True):
+            for whole, more in zip(total, operator.gradient(row, position, weight, move), strict=True):
+                if whole is not None and more is not None:
+                    whole += more
+        return total
 
     def subset(self, index: torch.Tensor) -> ScenarioDoses:
         """Those of the spots `index` `(n_kept,)`, ascending."""
-        return self if index.numel() == self.n_spots else ScenarioDoses([operator.subset(index) for operator in self.operators])
+        return self if index.numel() == self.n_spots else type(self)([operator.subset(index) for operator in self.operators])
 
     def at(self, position: torch.Tensor, engine: str = "matrix_free") -> LinearDose:
         """The linear map from weights to doses, for spots that stay at `position` `(n_spots, 2)`; `engine` is a key of `ENGINES`."""
         if engine not in ENGINES:
             raise InputError(f"engine must be one of {', '.join(ENGINES)}, got '{engine}'{nearest(engine, ENGINES)}")
         return ENGINES[engine](self, position.detach())
+
+
+class AutogradDoses(ScenarioDoses):
+    """The same by torch's autograd through the plain dense formula, on request: for comparison, not for speed."""
+
+    def dose(self, position: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """`D` `(n_scenarios, n_voxels)`, every pair computed."""
+        return torch.stack([operator.dense_dose(position.detach(), weight.detach()) for operator in self.operators])
+
+    def gradient(self, residual: torch.Tensor, position: torch.Tensor, weight: torch.Tensor, move: bool = True) -> Partials:
+        """The gradient of `sum_k r^k' D^k`, one scenario after the other, so that the pairs of one are stored at a time."""
+        at = weight.detach().requires_grad_(), position.detach().requires_grad_(move)
+        by = at if move else at[:1]
+        total = [torch.zeros_like(variable) for variable in by]
+        for operator, row in zip(self.operators, residual, strict=True):
+            image = operator.dense_dose(at[1], at[0]) @ row
+            if image.requires_grad:  # not where no beam reaches any voxel
+                for whole, more in zip(total, torch.autograd.grad(image, by, materialize_grads=True), strict=True):
+                    whole += more
+        return Partials(total[0], total[1] if move else None)
+
+    def at(self, position: torch.Tensor, engine: str = "matrix_free") -> LinearDose:
+        """The linear map for spots that stay; nothing is stored for its gradient, whatever the engine."""
+        return super().at(position, "matrix_free")
+
+
+GRADIENTS: dict[str, type[ScenarioDoses]] = {"analytic": ScenarioDoses, "autograd": AutogradDoses}
+"""Ways to the gradient."""
+
+PAIR_BYTES = 40
+"""About what autograd keeps of a float32 pair of spot and voxel."""
 
 
 class StoredDose:
@@ -154,30 +181,16 @@ class MatrixFreeDose:
 
     def adjoint(self, residual: torch.Tensor) -> torch.Tensor:
         """`sum_k A^k' r^k`."""
-        return self.doses.gradient(residual, self.position, torch.zeros_like(self.position[:, 0]), move=False)[0]
+        return self.doses.gradient(residual, self.position, torch.zeros_like(self.position[:, 0]), move=False).weight
 
     def columns(self, spots: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
         """`A^k[:, spots] change` for every scenario: spots of weight zero cost nothing."""
         return self.forward(torch.zeros_like(self.position[:, 0]).index_copy(0, spots, change))
 
 
-class AutogradDose(MatrixFreeDose):
-    """The adjoint by torch's autograd through the plain dense formula, on request: for comparison, not for speed."""
-
-    def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        """`D^k = A^k w` for every scenario."""
-        return torch.stack([operator.dense_dose(self.position, weight) for operator in self.doses])
-
-    def adjoint(self, residual: torch.Tensor) -> torch.Tensor:
-        """`sum_k A^k' r^k`, as the gradient of `sum_k r^k' A^k w`."""
-        weight = torch.zeros_like(self.position[:, 0], requires_grad=True)
-        return torch.autograd.grad((self.forward(weight) * residual).sum(), weight)[0]
-
-
 ENGINES: dict[str, Callable[[ScenarioDoses, torch.Tensor], LinearDose]] = {
     "matrix": lambda doses, position: StoredDose(influence_matrices(doses, position)),
     "matrix_free": MatrixFreeDose,
-    "autograd": AutogradDose,
 }
 """Ways to the linear map."""
 
@@ -192,8 +205,9 @@ def scenario_doses(
     cutoff: float = DEFAULT_CUTOFF,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-    model: str = "pencil_beam",
+    model: str = DEFAULT_MODEL,
     backend: str = "auto",
+    gradient: str = "analytic",
 ) -> ScenarioDoses:
     """Physical doses in every scenario, for the beams and layers of `spots`. Scenarios with one setup shift share their ray tracing.
 
@@ -214,14 +228,21 @@ def scenario_doses(
     dtype, device, backend
         Of the tables and the products.
     model
-        `"pencil_beam"`: each voxel's own ray. `"sub_spots"`: each spot's protons followed along many rays
-        (`torchimpt.dose.sub_spots`): several times slower, matrix-free and on the CPU only.
+        A key of `torchimpt.dose.models.MODELS`. `"pencil_beam"`: each voxel's own ray. `"sub_spots"`: each spot's protons followed along
+        many rays (`torchimpt.dose.sub_spots`): several times slower, matrix-free and on the CPU only.
+    gradient
+        A key of `GRADIENTS`; `"autograd"` computes every pair of spot and voxel, and stores those of one scenario.
     """
+    if gradient not in GRADIENTS:
+        raise InputError(f"gradient must be one of {', '.join(GRADIENTS)}, got '{gradient}'{nearest(gradient, GRADIENTS)}")
     compute, device = dose_model(model, backend), torch.device(device)
-    if not 1.0 <= cutoff <= 12.0:
-        raise InputError(f"cutoff_sigma must lie between 1 and 12 sigmas, got {cutoff}")
+    check_cutoff(cutoff)
     if not scenarios:
         raise InputError("doses need at least one scenario, got none; give (NOMINAL,)")
+    if gradient == "autograd":
+        pairs = len(voxels) * spots.n_spots
+        what = f"autograd's {pairs:.2g} pairs of {len(voxels):,} voxels and {spots.n_spots:,} spots"
+        check_memory(what, pairs * PAIR_BYTES * torch.finfo(dtype).bits / 32, device, "use gradient = 'analytic', which stores none")
     rsp = relative_stopping_power(patient, machine)
     voxels = voxels.cpu()
     layer_beam, layer_energy, spot_layer = spots.layer_beam.cpu(), spots.layer_energy.cpu(), spots.layer.cpu()
@@ -241,4 +262,7 @@ def scenario_doses(
         around = {b: Surroundings(rsp, patient.grid, spots.beams[b], machine.sad, shift, scale) for b in used}
         tables = tuple(compute.tabulate(rows[b], curves[b], around[b], dtype, device) for b in used)
         operators.append(DoseOperator(tables, spans, layers, len(voxels), spots.n_spots, scenario, cutoff))
-    return ScenarioDoses(operators)
+        if len(operators) == 1 < len(scenarios):
+            rest = operators[0].n_bytes * (len(scenarios) - 1)
+            check_memory(f"the dose tables of {len(scenarios) - 1} more scenarios", rest, device, COARSER)
+    return GRADIENTS[gradient](operators)

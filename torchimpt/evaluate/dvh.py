@@ -32,6 +32,11 @@ def d(dose: torch.Tensor, *percent: float) -> list[float]:
         `(n_voxels,)`, Gy, at least one voxel.
     percent
         The q's, 0 to 100; one sort serves all.
+
+    Examples
+    --------
+    >>> d(torch.linspace(60.0, 70.0, 101), 2, 50, 98)
+    [69.80000305175781, 65.0, 60.20000076293945]
     """
     ranked = dose.flatten().sort(descending=True).values
     place = torch.tensor(percent, dtype=torch.float64) / 100.0 * (ranked.numel() - 1)
@@ -88,7 +93,11 @@ class Metric:
 
     @classmethod
     def parse(cls, text: str) -> Metric:
-        """The metric written as in a case file, upper or lower case; an error names the forms that there are."""
+        """The metric written as in a case file, upper or lower case; an error names the forms that there are.
+
+        >>> Metric.parse("D(95)").label, Metric.parse("v(20.5)").unit
+        ('D95', '%')
+        """
         plain = text.strip().lower()
         if plain in _PLAIN:
             return cls(plain)

@@ -34,7 +34,8 @@ def parse_scenarios(texts: str | Iterable[str]) -> tuple[Scenario, ...]:
     ----------
     texts
         Comma-separated names, one string or several: `nominal`, a setup shift of the patient along an LPS axis in mm (`x+5mm`), a range
-        error in percent (`range-3.5%`), combinations joined by `/`, or `boundary(5,3)` for the nine boundary scenarios of 5 mm and 3 %.
+        error in percent of the stopping power (`range-3.5%`: the beam goes farther), combinations joined by `/`, or `boundary(5,3)` for the
+        nine boundary scenarios of 5 mm and 3 %.
     """
     found = [NOMINAL]
     for text in [texts] if isinstance(texts, str) else texts:

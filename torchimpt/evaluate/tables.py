@@ -21,7 +21,7 @@ DVH_COLUMNS = ("scenario", "roi", "dose_gy", "volume_percent")
 def roi_doses(
     patient: Patient, doses: Mapping[str, torch.Tensor], voxels: torch.Tensor | None = None
 ) -> dict[str, dict[str, torch.Tensor]]:
-    """The doses of every ROI that has a voxel, in every scenario.
+    """The doses of every ROI that has a voxel, and a dose at all of them, in every scenario.
 
     Parameters
     ----------
@@ -30,22 +30,24 @@ def roi_doses(
     doses
         By scenario, Gy: a whole grid `(z, y, x)` or `(n_voxels,)`, or the voxels named by `voxels`.
     voxels
-        `(n,)`, flat indices that the entries of each dose stand for; None means the whole grid. A ROI's voxel that is not among them
-        got no dose: 0 Gy.
+        `(n,)`, flat indices that the entries of each dose stand for; None means the whole grid.
 
     Returns
     -------
     `{scenario: {roi: (n_roi,)}}`, on the CPU, in the doses' dtype.
     """
     indices = {name: roi.voxels for name, roi in patient.rois.items() if bool(roi.mask.any())}
+    if voxels is not None:
+        place = torch.full((patient.grid.n_voxels,), -1)
+        place[voxels.cpu()] = torch.arange(voxels.numel())
+        placed = {name: place[index] for name, index in indices.items()}
+        indices = {name: index for name, index in placed.items() if bool((index >= 0).all())}
     table = {}
     for scenario, dose in doses.items():
         flat = dose.detach().flatten().cpu()
         expected = patient.grid.n_voxels if voxels is None else voxels.numel()
         if flat.numel() != expected:
             raise InputError(f"the dose of scenario '{scenario}' has {flat.numel()} values, {expected} voxels are expected")
-        if voxels is not None:
-            flat = torch.zeros(patient.grid.n_voxels, dtype=flat.dtype).index_put_((voxels.cpu(),), flat)
         table[scenario] = {name: flat[index] for name, index in indices.items()}
     return table
 

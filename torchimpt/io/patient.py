@@ -1,9 +1,13 @@
-"""One way in to every kind of patient."""
+"""One way in to every kind of patient: from files, by a reader each, or built in, by name.
+
+A further kind of file is a function from its path to a `Patient`, and an entry of `READERS`.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections import ChainMap
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from torchimpt.checks import InputError, nearest
@@ -13,8 +17,29 @@ from torchimpt.io.openkbp import read_openkbp
 from torchimpt.patient import Patient
 from torchimpt.phantoms import phantom
 
-READERS: dict[str, Callable[[str | os.PathLike], Patient]] = {"openkbp": read_openkbp, "matrad": read_matrad, "image": read_image}
-SOURCES = (*READERS, "phantom", "dicom")
+READERS: dict[str, Callable[..., Patient]] = {"openkbp": read_openkbp, "matrad": read_matrad, "image": read_image}
+"""Sources of files: from a folder or file to the patient."""
+
+BUILT_IN: dict[str, Callable[..., Patient]] = {"phantom": phantom}
+"""Sources of the package: from a name to the patient."""
+
+SOURCES: Mapping[str, Callable[..., Patient]] = ChainMap(BUILT_IN, READERS)
+"""Every source by its name in a case file."""
+
+LATER = {"dicom": "convert the CT and its ROIs to .mha and use source = 'image'"}
+"""Sources that are not there yet, and what to do until then."""
+
+
+def check_source(source: str, path: str | os.PathLike | None, name: str | None) -> None:
+    """Raise when a source has not what it takes: files a path, what is built in a name and no path."""
+    if source in LATER and source not in SOURCES:
+        raise InputError(f"source = '{source}' comes with a later version; until then {LATER[source]}")
+    if source not in SOURCES:
+        raise InputError(f"there is no patient source '{source}'{nearest(source, SOURCES)}; there are {', '.join(SOURCES)}")
+    if source in BUILT_IN and (name is None or path is not None):
+        raise InputError(f"source = '{source}' takes a name, e.g. name = 'hn', and no path")
+    if source in READERS and path is None:
+        raise InputError(f"source = '{source}' needs a path")
 
 
 def read_patient(source: str, path: str | os.PathLike | None = None, name: str | None = None) -> Patient:
@@ -23,21 +48,14 @@ def read_patient(source: str, path: str | os.PathLike | None = None, name: str |
     Parameters
     ----------
     source
-        `"openkbp"`, `"matrad"`, `"image"` or `"phantom"`.
+        A key of `SOURCES`.
     path
         Folder or file; for a phantom None.
     name
         Which phantom; otherwise the patient's name for titles and files, None for the one of the folder or file.
     """
-    if source == "dicom":
-        raise InputError("source = 'dicom' comes with a later version; convert the CT and its ROIs to .mha and use source = 'image'")
-    if source not in SOURCES:
-        raise InputError(f"there is no patient source '{source}'{nearest(source, SOURCES)}; there are {', '.join(SOURCES)}")
-    if source == "phantom":
-        if name is None:
-            raise InputError("source = 'phantom' needs a name, e.g. name = 'hn'")
-        return phantom(name)
-    if path is None:
-        raise InputError(f"source = '{source}' needs a path")
-    patient = READERS[source](path)
+    check_source(source, path, name)
+    if source in BUILT_IN:
+        return SOURCES[source](name)
+    patient = SOURCES[source](path)
     return patient if name is None else replace(patient, name=name)

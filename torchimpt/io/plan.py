@@ -1,9 +1,10 @@
 """Plans as files: `plan.json`, which reads back bit for bit, and spot lists as CSV.
 
-`plan.json` is one object with `format`, `title`, `machine` (its name), `machine_tables` (their fingerprint), `rbe`, `dtype`, `beams`,
-`layers` and `spots`, one spot a line.
-Units are in the names: MeV, mm (isocentre plane, gantry frame, as DICOM's Scan Spot Position Map), weights in 10^6 protons, MU. Beams and
-layers count from 0. A CSV spot list has the columns `beam,energy_mev,x_mm,y_mm,weight` in any order; other columns are left alone.
+`plan.json` is one object with `format`, `title`, `machine` (its name), `machine_tables` (their fingerprint), `rbe`, `fractions`, `dtype`,
+`beams`, `layers` and `spots`, one spot a line. Units are in the names: MeV, mm (isocentre plane, gantry frame, as DICOM's Scan Spot
+Position Map), weights in 10^6 protons, MU. `weight` and `mu` are the whole course's, `mu_per_fraction` is a fraction's; it and `fractions`
+are left out where no fractions were given. Neither these nor `machine_tables` are in files of version 0.1. Beams and layers count from 0.
+A CSV spot list has the columns `beam,energy_mev,x_mm,y_mm,weight` in any order; other columns are left alone.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ _SAME_POINT = 1e-3
 logger = logging.getLogger(__name__)
 
 
-def write_plan(path: str | os.PathLike, spots: Spots, machine: Machine, *, title: str = "", rbe: float = 1.1) -> None:
+def write_plan(
+    path: str | os.PathLike, spots: Spots, machine: Machine, *, title: str = "", rbe: float = 1.1, fractions: int | None = None
+) -> None:
     """Write a plan, as `.json` or as a `.csv` spot list, whole or not at all.
 
     Parameters
@@ -47,7 +50,11 @@ def write_plan(path: str | os.PathLike, spots: Spots, machine: Machine, *, title
         The case's title.
     rbe
         The constant factor that the doses were planned with.
+    fractions
+        Of the course, whose weights are given; None where they are not known.
     """
+    if fractions is not None and not (fractions == int(fractions) and fractions > 0):
+        raise InputError(f"fractions must be a whole number, 1 or more, got {fractions}")
     path = Path(path)
     if path.suffix.lower() not in (".json", ".csv"):
         raise InputError(f"cannot write the plan {path}: the name must end in .json or .csv")
@@ -58,7 +65,7 @@ def write_plan(path: str | os.PathLike, spots: Spots, machine: Machine, *, title
         finite(f"the plan's {name}", getattr(spots, name).detach())
     if (spots.weight < 0).any():
         raise InputError(f"the plan has {int((spots.weight < 0).sum())} negative weights; optimize with lower = 0, or clamp them")
-    text = _json(spots, machine, title, rbe, dtype) if path.suffix.lower() == ".json" else _csv(spots)
+    text = _json(spots, machine, title, rbe, fractions, dtype) if path.suffix.lower() == ".json" else _csv(spots)
     with whole_or_nothing(path) as scratch:
         scratch.write_text(text, encoding="utf-8")
 
@@ -129,16 +136,19 @@ def _columns(spots: Spots) -> dict[str, list]:
     }
 
 
-def _json(spots: Spots, machine: Machine, title: str, rbe: float, dtype: str) -> str:
+def _json(spots: Spots, machine: Machine, title: str, rbe: float, fractions: int | None, dtype: str) -> str:
     """The text of plan.json."""
     columns = _columns(spots)
     per_mu = machine.protons_per_mu(spots.energy.cpu())
-    columns["mu"] = (spots.weight.detach().cpu().double() / per_mu).tolist()
+    mu = spots.weight.detach().cpu().double() / per_mu
+    columns["mu"] = mu.tolist()
     beams = [{"gantry_deg": b.gantry, "couch_deg": b.couch, "isocenter_mm": list(b.isocenter or ())} for b in spots.beams]
     layers = [{"beam": b, "energy_mev": e} for b, e in zip(spots.layer_beam.tolist(), spots.layer_energy.tolist(), strict=True)]
-    head = {
-        "format": FORMAT, "title": title, "machine": machine.name, "machine_tables": machine.fingerprint, "rbe": rbe, "dtype": dtype,
-    }  # fmt: skip
+    head: dict[str, Any] = {"format": FORMAT, "title": title, "machine": machine.name, "machine_tables": machine.fingerprint, "rbe": rbe}
+    if fractions is not None:
+        columns["mu_per_fraction"] = (mu / fractions).tolist()
+        head["fractions"] = int(fractions)
+    head["dtype"] = dtype
     parts = [f'"{key}": {json.dumps(value, allow_nan=False)}' for key, value in head.items()]
     rows = {
         "beams": beams,

@@ -20,6 +20,7 @@ from scipy.interpolate import make_interp_spline
 
 from torchimpt.checks import InputError, PhysicsWarning
 from torchimpt.columns import read_columns
+from torchimpt.constants import IDD_GY_MM2_PER_MEV_CM2_G
 from torchimpt.files import reader
 from torchimpt.hu_table import read_hu_table
 from torchimpt.machine.curves import DepthCurve, ScaledCurves
@@ -34,7 +35,21 @@ DEPTH_STEP = 0.05
 """Step of the depth curves made from the bins, mm."""
 
 KERNEL = (1.0, 8.0)
-"""Least and greatest width of the kernel that smooths the lateral tables, mm (Gaussian standard deviation)."""
+"""Least and greatest width of the kernel that smooths the lateral tables, mm (Gaussian standard deviation). Where rows lie further apart
+than 2 mm the least is half the gap: a narrower kernel sees one row, and has no slope."""
+
+LEAST_ROWS = 4
+"""Rows of lateral tables that must lie within the range of an energy."""
+
+FARTHEST = 1000.0
+"""Greatest depth, mm: twice what protons of 330 MeV reach. Curves of `DEPTH_STEP` to there take a megabyte, and none more."""
+
+WIDEST = 500.0
+"""Greatest sigma, mm. Fits of a halo without dose give 100 mm and more; these mean nothing and do no harm."""
+
+DEPOSITED = (0.5, 1.5)
+"""Energy under a depth dose over that of its protons. In an endless plane it is 0.92 to 0.98, in a chamber of 4 cm radius up to a fifth
+less; further off the unit is another one."""
 
 GHOSTS = 3
 """Bins by which a depth dose is continued upstream of the surface, for the spline only."""
@@ -62,8 +77,8 @@ def read_csv_machine(path: str | Path) -> Machine:
     if not folder.is_dir():
         raise InputError(f"no folder {folder}; a CSV machine is a folder with beam_model.csv, idd.csv and sigma.csv")
     optics, sad = _read_optics(folder / "beam_model.csv")
-    idd = _by_energy(folder / "idd.csv", ["idd_Gy_mm2_per_1e6_protons"])
-    sigma = _by_energy(folder / "sigma.csv", ["sigma1_mm", "sigma2_mm", "halo_fraction"])
+    idd = _by_energy(folder / "idd.csv", ["idd_Gy_mm2_per_1e6_protons"], 8)
+    sigma = _by_energy(folder / "sigma.csv", ["sigma1_mm", "sigma2_mm", "halo_fraction"], LEAST_ROWS)
     if set(idd) != set(sigma):
         odd = ", ".join(f"{energy:g}" for energy in sorted(set(idd) ^ set(sigma)))
         raise InputError(f"{folder}: idd.csv and sigma.csv must have the same energies, but only one of them has {odd} MeV")
@@ -75,15 +90,20 @@ def read_csv_machine(path: str | Path) -> Machine:
     return Machine(folder.resolve().name, sad, ScaledCurves.of(curves), optics, read_hu_table(table) if table.is_file() else None)
 
 
-def _by_energy(path: Path, names: list[str]) -> dict[float, dict[str, np.ndarray]]:
-    """Columns by energy, ascending; depths must ascend within each energy."""
+def _by_energy(path: Path, names: list[str], least: int) -> dict[float, dict[str, np.ndarray]]:
+    """Columns by energy, ascending; energies are positive, and each has `least` depths or more, which ascend from the surface on."""
     columns = {name: column.numpy() for name, column in read_columns(path, ["energy_MeV", "depth_mm", *names]).items()}
     tables = {}
     for energy in np.unique(columns["energy_MeV"]):
         rows = columns["energy_MeV"] == energy
         table = {name: columns[name][rows] for name in ("depth_mm", *names)}
-        if len(table["depth_mm"]) < 8 or np.any(np.diff(table["depth_mm"]) <= 0):
-            raise InputError(f"{path}: the depths of {energy:g} MeV must be 8 or more and ascend")
+        depth = table["depth_mm"]
+        if energy <= 0:
+            raise InputError(f"{path}: energy_MeV must be positive, got {energy:g}")
+        if len(depth) < least or np.any(np.diff(depth) <= 0):
+            raise InputError(f"{path}: the depths of {energy:g} MeV must be {least} or more and ascend")
+        if depth[0] < 0 or depth[-1] > FARTHEST:
+            raise InputError(f"{path}: the depths of {energy:g} MeV must be 0 to {FARTHEST:g} mm, got {depth[0]:g} to {depth[-1]:g}")
         tables[float(energy)] = table
     return tables
 
@@ -96,8 +116,15 @@ def _read_optics(path: Path) -> tuple[Optics, tuple[float, float]]:
     energy = columns["energy_MeV"]
     if bool((energy.diff() <= 0).any()):
         raise InputError(f"{path}: energy_MeV must ascend")
-    if float(torch.minimum(columns["sigma_x_mm"], columns["sigma_y_mm"]).min()) <= 0:
-        raise InputError(f"{path}: sigma_x_mm and sigma_y_mm must be positive")
+    for name, least, most in (
+        ("sigma_x_mm", 0.0, WIDEST),
+        ("sigma_y_mm", 0.0, WIDEST),
+        *((f"divergence_{a}_rad", -1.0, 1.0) for a in "xy"),
+    ):
+        column = columns.get(name, torch.full((1,), 0.5, dtype=torch.float64))
+        if float(column.min()) <= least or float(column.max()) > most:
+            wanted = f"positive and at most {most:g}" if least == 0 else f"between {least:g} and {most:g}"
+            raise InputError(f"{path}: {name} must be {wanted}, got {float(column.min()):g} to {float(column.max()):g}")
     z = torch.arange(-OPTICS_REACH, OPTICS_REACH + OPTICS_STEP / 2, OPTICS_STEP, dtype=torch.float64)
     variance = []
     for axis in "xy":
@@ -114,7 +141,7 @@ def _read_optics(path: Path) -> tuple[Optics, tuple[float, float]]:
         )
     sad = []
     for name in ("smx_to_isocentre_mm", "smy_to_isocentre_mm"):
-        if float(columns[name].max() - columns[name].min()) > 1e-6 * float(columns[name].max()):
+        if float(columns[name].max() - columns[name].min()) > 1e-6 * float(columns[name].abs().max()):
             raise InputError(f"{path}: {name} must be the same in every row")
         sad.append(float(columns[name][0]))
     return Optics(energy, -OPTICS_REACH, OPTICS_STEP, (variance[0] * variance[1]) ** 0.25), (sad[0], sad[1])
@@ -122,21 +149,47 @@ def _read_optics(path: Path) -> tuple[Optics, tuple[float, float]]:
 
 def _curve(folder: Path, energy: float, idd: dict[str, np.ndarray], sigma: dict[str, np.ndarray], optics: Optics) -> DepthCurve:
     """Depth curves of one energy on even, fine depths."""
+    _check_idd(folder / "idd.csv", energy, idd["depth_mm"], idd["idd_Gy_mm2_per_1e6_protons"])
     depth, dose = _from_bins(folder / "idd.csv", energy, idd["depth_mm"], idd["idd_Gy_mm2_per_1e6_protons"])
     end = r80(depth, dose) + BEYOND
     peak = peak_position(depth, dose)[0]
     at_isocentre = round(-optics.start / optics.step)
     air = float(optics.variance(torch.tensor([energy], dtype=torch.float64))[0, at_isocentre])
     z, halo = sigma["depth_mm"], sigma["halo_fraction"]
-    if halo.min() < 0 or halo.max() > 1 or min(sigma["sigma1_mm"].min(), sigma["sigma2_mm"].min()) <= 0:
-        raise InputError(f"{folder / 'sigma.csv'}: at {energy:g} MeV a halo_fraction is not between 0 and 1 or a sigma not positive")
+    sizes = np.concatenate((sigma["sigma1_mm"], sigma["sigma2_mm"]))
+    where = f"{folder / 'sigma.csv'}: at {energy:g} MeV"
+    if halo.min() < 0 or halo.max() > 1:
+        raise InputError(f"{where} a halo_fraction is not between 0 and 1")
+    if sizes.min() <= 0 or sizes.max() > WIDEST:
+        raise InputError(f"{where} sigma1_mm and sigma2_mm must be positive and at most {WIDEST:g}, got {sizes.min():g} to {sizes.max():g}")
     keep = z <= end
+    if keep.sum() < LEAST_ROWS:
+        raise InputError(f"{where} {keep.sum()} depths lie before the end of the range, {end:.1f} mm, {LEAST_ROWS} are needed; add rows")
     local = np.interp(z, depth.numpy(), dose.numpy())
     core = _smooth(z, sigma["sigma1_mm"] ** 2 - air, local * (1 - halo), keep, peak, depth.numpy())
     wide = _smooth(z, sigma["sigma2_mm"] ** 2 - air, local * halo, keep, peak, depth.numpy())
     share = _smooth(z, halo, local, keep, peak, depth.numpy()).clip(0.0, 1.0)
     variance = torch.from_numpy(np.stack((core, wide)).clip(0.0))
     return DepthCurve(energy, depth, dose, variance, torch.from_numpy(np.stack((1.0 - share, share))))
+
+
+def _check_idd(path: Path, energy: float, depth: np.ndarray, dose: np.ndarray) -> None:
+    """A depth dose is nowhere negative, has fallen to a tenth of its maximum at its end, and holds about the energy of its protons."""
+    if dose.min() < 0:
+        raise InputError(
+            f"{path}: the depth dose of {energy:g} MeV is negative, {dose.min():g} at {depth[dose.argmin()]:g} mm; it must be 0 or more"
+        )
+    if dose[-1] > 0.1 * dose.max():
+        raise InputError(
+            f"{path}: the depth dose of {energy:g} MeV ends at {depth[-1]:g} mm with {100 * dose[-1] / dose.max():.0f} % of its maximum; "
+            "add rows until it is over"
+        )
+    share = float(np.trapezoid(dose, depth)) / (energy * 10.0 * IDD_GY_MM2_PER_MEV_CM2_G)
+    if not DEPOSITED[0] <= share <= DEPOSITED[1]:
+        raise InputError(
+            f"{path}: the depth dose of {energy:g} MeV holds {share:.3g} times the energy of its protons; it must be whole, and "
+            "in Gy mm^2 per 10^6 protons"
+        )
 
 
 def _from_bins(path: Path, energy: float, depth: np.ndarray, dose: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
@@ -161,14 +214,18 @@ def _from_bins(path: Path, energy: float, depth: np.ndarray, dose: np.ndarray) -
 def _smooth(depth: np.ndarray, values: np.ndarray, weight: np.ndarray, keep: np.ndarray, peak: float, at: np.ndarray) -> np.ndarray:
     """Local-linear regression of a noisy curve, at depths `at`; beyond the last row kept its value holds.
 
-    Rows count by `weight`, the dose that their fit rests on: where there is next to no halo its width is arbitrary. The Gaussian kernel's
-    width is 15 % of the distance to the peak, within `KERNEL`: the curves are straight far from the peak and bend near it.
+    Rows count by `weight`, the dose that their fit rests on: where there is next to no halo its width is arbitrary, and where there is none
+    at all every row counts the same. The Gaussian kernel's width is 15 % of the distance to the peak, within `KERNEL`: the curves are
+    straight far from the peak and bend near it.
     """
-    x, y, w = depth[keep], values[keep], weight[keep] + 1e-6 * weight.max()
+    x, y = depth[keep], values[keep]
+    w = weight[keep] + 1e-6 * (weight[keep].max() or 1.0)
     nodes = np.concatenate(([0.0], x))
-    width = (0.15 * (peak - nodes)).clip(*KERNEL)[:, None]
-    kernel = w * np.exp(-0.5 * ((x - nodes[:, None]) / width) ** 2)
-    s0, sx, sy = kernel.sum(axis=1), kernel @ x, kernel @ y
-    sxx, sxy = kernel @ x**2, kernel @ (x * y)
-    slope = (s0 * sxy - sx * sy) / (s0 * sxx - sx**2)
-    return np.interp(at, nodes, sy / s0 + slope * (nodes - sx / s0))
+    gap = np.diff(nodes)
+    reach = 0.5 * np.maximum(np.append(gap, 0.0), np.concatenate(([0.0], gap)))
+    width = np.maximum((0.15 * (peak - nodes)).clip(*KERNEL), reach)[:, None]
+    away = x - nodes[:, None]
+    kernel = w * np.exp(-0.5 * (away / width) ** 2)
+    s0, s1, s2 = kernel.sum(axis=1), (kernel * away).sum(axis=1), (kernel * away**2).sum(axis=1)
+    sy, sxy = kernel @ y, (kernel * away) @ y
+    return np.interp(at, nodes, (s2 * sy - s1 * sxy) / (s0 * s2 - s1**2))

@@ -121,8 +121,8 @@ class ScaledCurves:
             known = float(range_from_energy(curve.energy))
             if not known / RANGE_SLACK <= found <= known * RANGE_SLACK:
                 raise InputError(
-                    f"a machine's curves of {curve.energy:.5g} MeV: the range is {found:.4g} mm, that of protons in water is {known:.4g} mm; "
-                    "check the units of energies and depths"
+                    f"a machine's curves of {curve.energy:.5g} MeV: the range is {found:.4g} mm, that of protons in water is {known:.4g} "
+                    "mm; check the units of energies and depths"
                 )
         step = max(float(c.depth[-1]) / r for c, r in zip(curves, ranges, strict=True)) / (SAMPLES - 1)
         t = step * np.arange(SAMPLES)

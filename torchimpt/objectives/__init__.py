@@ -2,7 +2,7 @@
 
 from torchimpt.objectives.bound import BoundObjective, BoundTerm
 from torchimpt.objectives.mode import OverValues, RobustMode
-from torchimpt.objectives.modes import MODES, Sum, robust_mode
+from torchimpt.objectives.modes import MODES, Sum
 from torchimpt.objectives.objective import OVERLAPS, Objective
 from torchimpt.objectives.robust import RobustObjective
 from torchimpt.objectives.terms import GEUD, KINDS, MaxDose, MaxDVH, MeanDose, MinDose, MinDVH, Term, UniformDose
@@ -26,5 +26,4 @@ __all__ = [
     "Sum",
     "Term",
     "UniformDose",
-    "robust_mode",
 ]

@@ -3,7 +3,8 @@
 Every term is `weight * sum_v H(d_v - p) (d_v - p)^2` over the voxels of one ROI (Xu et al. 2020, Eq. 1), where `p` is the dose level, Gy,
 and `H` selects the voxels that violate it. A term sees the doses of its own ROI only, `(..., n_voxels)`: leading dimensions are scenarios.
 Sums are not divided by the voxel count here; `Objective` does that. They accumulate in float64 whatever the dose's dtype, because a
-plan's last per cent is lost in the rounding of float32 sums.
+plan's last per cent is lost in the rounding of float32 sums. A further term is a class here and its place in `KINDS`; its parameters are
+keys of the case file's `[[objective]]` by their names.
 """
 
 from __future__ import annotations
@@ -65,6 +66,8 @@ class Term:
     kind: ClassVar[str] = ""
     signs: ClassVar[tuple[float, ...]] = ()
     """Of a sum of squared hinges `max(0, sign (d_v - p))^2`: its signs. Empty for every other form."""
+    prescribes: ClassVar[bool] = False
+    """Whether `dose` is what a target is to get."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.dose) and self.dose >= 0):
@@ -110,9 +113,15 @@ class _Hinge(Term):
 
 @dataclass(frozen=True)
 class MinDose(_Hinge):
-    """No voxel below `dose`: `weight * sum_v max(0, p - d_v)^2`."""
+    """No voxel below `dose`: `weight * sum_v max(0, p - d_v)^2`.
+
+    >>> value, gradient = MinDose("PTV", 70.0, weight=10.0).value_and_grad(torch.tensor([68.0, 71.0]))
+    >>> float(value), gradient.tolist()
+    (40.0, [-40.0, 0.0])
+    """
 
     kind: ClassVar[str] = "min_dose"
+    prescribes: ClassVar[bool] = True
     signs: ClassVar[tuple[float, ...]] = (-1.0,)
 
 
@@ -129,6 +138,7 @@ class UniformDose(_Hinge):
     """Every voxel at `dose`: `weight * sum_v (d_v - p)^2`."""
 
     kind: ClassVar[str] = "uniform"
+    prescribes: ClassVar[bool] = True
     signs: ClassVar[tuple[float, ...]] = (-1.0, 1.0)
 
 
@@ -182,6 +192,7 @@ class MinDVH(_DoseVolume):
     """`D_q > p`: at least `volume_percent` of the ROI above `dose`."""
 
     kind: ClassVar[str] = "min_dvh"
+    prescribes: ClassVar[bool] = True
     side: ClassVar[float] = -1.0
 
     def excused(self, n_voxels: int) -> int:

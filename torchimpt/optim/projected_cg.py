@@ -34,8 +34,8 @@ class ProjectedCG(torch.optim.Optimizer):
         Parameters or groups of parameters, all of one dtype on one device.
     lower, upper
         Bounds of the group's parameters: None, a number, or a tensor that broadcasts to each of them. Every iterate, and every point that
-        the closure is called at, is within the bounds. Where `lower` is None, a parameter's own attribute `lower` holds if it has one:
-        the weights of `Spots` have 0, so that `ProjectedCG(spots.parameters())` keeps them deliverable.
+        the closure is called at, is within the bounds. Where `lower` is None, the attribute `lower` that a parameter has when it is given
+        holds: the weights of `Spots` have 0, so that `ProjectedCG(spots.parameters())` keeps them deliverable.
     scale
         Typical size of a change of the group's parameters (number or tensor): conjugate gradients are taken of `parameter / scale`.
         With groups of different units, weights in 10^6 protons and positions in mm, it decides how fast each moves.
@@ -85,6 +85,13 @@ class ProjectedCG(torch.optim.Optimizer):
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As `torch.optim.Optimizer` does; the parameters' own bounds are noted, because a copy of a parameter has lost them."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        if group["lower"] is None:
+            group["lower"] = [getattr(p, "lower", None) for p in group["params"]]
+
     def _flat(self) -> Tensor:
         return torch.cat([p.detach().flatten() for p in self._parameters])
 
@@ -92,8 +99,8 @@ class ProjectedCG(torch.optim.Optimizer):
         """A group option as one value for each component, `(n,)`."""
         parts = []
         for group in self.param_groups:
-            for p in group["params"]:
-                value = getattr(p, key, None) if group[key] is None else group[key]
+            values = group[key] if isinstance(group[key], list) else [group[key]] * len(group["params"])
+            for p, value in zip(group["params"], values, strict=True):
                 parts.append(torch.as_tensor(default if value is None else value, dtype=p.dtype, device=p.device).expand_as(p).flatten())
         return torch.cat(parts)
 

@@ -21,36 +21,47 @@ from torchimpt.optim.steps import LineStep, State, Step, WolfeStep
 
 
 @dataclass(frozen=True)
-class _Options:
-    """What `minimize` was given, as the methods need it."""
+class Options:
+    """What `minimize` was given, as the methods need it.
+
+    Attributes
+    ----------
+    bounds
+        Of every component.
+    beta
+        Name of the rule of the conjugate-gradient factor.
+    scale
+        Typical size of each component `(n,)`, or None.
+    """
 
     bounds: Bounds
     beta: str
     scale: Tensor | None
 
+    @property
+    def metric(self) -> Tensor | None:
+        """`scale^2`: about the inverse of the Hessian's diagonal."""
+        return None if self.scale is None else self.scale.square()
 
-Method = Callable[[Run, Tensor, _Options, "dict | None"], Solution]
+
+Method = Callable[[Run, Tensor, Options, "dict | None"], Solution]
 """From a run, its start, options, and the state to resume from."""
 
 
-def _by_steps(make: Callable[[Problem, _Options], Step]) -> Method:
+def by_steps(make: Callable[[Problem, Options], Step]) -> Method:
     """A method that is a step taken again and again."""
     return lambda run, x0, options, saved: _run_steps(run, make(run.problem, options), x0, saved)
 
 
-def _metric(options: _Options) -> Tensor | None:
-    return None if options.scale is None else options.scale.square()
-
-
 METHODS: dict[str, Method] = {
-    "projected_cg": _by_steps(
-        lambda problem, o: (LineStep if isinstance(problem, LineProblem) else WolfeStep)(o.bounds, o.beta, True, _metric(o))
+    "projected_cg": by_steps(
+        lambda problem, o: (LineStep if isinstance(problem, LineProblem) else WolfeStep)(o.bounds, o.beta, True, o.metric)
     ),
-    "dyhs_cg": _by_steps(lambda problem, o: WolfeStep(o.bounds, o.beta, False)),
-    "quasi_newton": _by_steps(lambda problem, o: QuasiNewtonStep(o.bounds, o.beta, True, _metric(o))),
+    "dyhs_cg": by_steps(lambda problem, o: WolfeStep(o.bounds, o.beta, False)),
+    "quasi_newton": by_steps(lambda problem, o: QuasiNewtonStep(o.bounds, o.beta, True, o.metric)),
     "lbfgs": lambda run, x0, options, saved: run_lbfgs(run, x0, options.scale, saved),
 }
-"""Every method by its name."""
+"""Every method by its name; a further one is a `Step` in a file of its own, and an entry."""
 
 
 def minimize(
@@ -96,6 +107,18 @@ def minimize(
     state
         `Solution.state` or `Iteration.state()` of an earlier run of the same problem and method: the iterates go on as if it had not been
         interrupted (`lbfgs` starts again from its last iterate, because SciPy does not give out its memory).
+
+    Examples
+    --------
+    `F(x) = |x - c|^2` with `x >= 0`: components of `c` below zero end at the bound.
+
+    >>> c = torch.tensor([3.0, -2.0], dtype=torch.float64)
+    >>> class Distance:
+    ...     def value_and_grad(self, x):
+    ...         return float((x - c).square().sum()), 2.0 * (x - c)
+    >>> solution = minimize(Distance(), torch.ones(2, dtype=torch.float64), lower=0.0, tolerance=1e-9)
+    >>> solution.converged, solution.x.round(decimals=6).tolist()
+    (True, [3.0, 0.0])
     """
     if method not in METHODS:
         raise InputError(f"method must be one of {', '.join(METHODS)}, got '{method}'{nearest(method, METHODS)}")
@@ -109,7 +132,7 @@ def minimize(
     if state is not None:
         _check_state(state, method, x0)
     run = Run(problem, bounds, method, tolerance, max_iterations, max_evaluations or math.inf, callback)
-    return METHODS[method](run, x0, _Options(bounds, beta, None if scale is None else _scale(x0, scale)), state)
+    return METHODS[method](run, x0, Options(bounds, beta, None if scale is None else _scale(x0, scale)), state)
 
 
 def _run_steps(run: Run, step: Step, x0: Tensor, saved: dict | None) -> Solution:

@@ -30,7 +30,11 @@ _ASYMPTOTIC = 12.0
 
 
 def range_from_energy(energy: float | torch.Tensor) -> torch.Tensor:
-    """Mean range in water, `R = 0.022 E^1.77` mm (Bortfeld 1997, Eq. 4), for energies in MeV."""
+    """Mean range in water, `R = 0.022 E^1.77` mm (Bortfeld 1997, Eq. 4), for energies in MeV.
+
+    >>> round(float(range_from_energy(150.0)), 1)
+    156.4
+    """
     return RANGE_FACTOR * torch.as_tensor(energy, dtype=torch.float64) ** RANGE_POWER
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from torchimpt.case import Case
+from torchimpt.dose.models import DEFAULT_MODEL
 from torchimpt.dose.scenarios import LinearDose, ScenarioDoses, scenario_doses
 from torchimpt.io.plan import read_plan
 from torchimpt.machine import Machine
@@ -113,8 +114,9 @@ def build(case: Case, compute: Compute, progress: Progress, times: dict[str, flo
     engine = _engine(case)
     with progress.stage("Influence matrices" if engine == "matrix" else "Dose tables"):
         doses = scenario_doses(
-            patient, machine, spots, voxels, scenarios, cutoff=case.dose.cutoff_sigma, dtype=compute.dtype, device=compute.device
-        )
+            patient, machine, spots, voxels, scenarios, cutoff=case.dose.cutoff_sigma, dtype=compute.dtype, device=compute.device,
+            model=case.dose.model or DEFAULT_MODEL, gradient=case.dose.gradient,
+        )  # fmt: skip
         linear = doses.at(spots.position, engine)
     times["dose"] = time.perf_counter() - begin
     return PlanningProblem(case, compute, patient, machine, scenarios, spots, voxels, doses, linear, robust)
@@ -122,8 +124,6 @@ def build(case: Case, compute: Compute, progress: Progress, times: dict[str, flo
 
 def _engine(case: Case) -> str:
     """How the placed spots' doses are computed: not by matrices where too few iterations come before spots move for them to pay."""
-    if case.dose.gradient == "autograd":
-        return "autograd"
     joint = case.joint
     soon = joint is not None and joint.motion().moves and (joint.scheme == "alternating" or joint.warm_iterations < 20)
-    return "matrix_free" if soon else case.dose.engine
+    return "matrix_free" if soon or case.dose.gradient == "autograd" else case.dose.engine

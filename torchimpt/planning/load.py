@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from torchimpt.case import Case
-from torchimpt.checks import InputError
+from torchimpt.checks import InputError, PhysicsWarning
 from torchimpt.dose.inlines import use_torch_threads
 from torchimpt.geometry import Beam
 from torchimpt.hu_table import read_hu_table
@@ -59,11 +60,37 @@ def load_machine(case: Case) -> Machine:
 
 
 def load_patient(case: Case) -> Patient:
-    """The case's patient on its dose grid; ROIs that the case names are there."""
+    """The case's patient on its dose grid; every ROI that the case names is there and has a voxel."""
     config = case.patient
-    patient = read_patient(config.source, config.path, config.name)
-    case.check_rois(patient.rois)
-    return patient if case.dose.grid_mm is None else resample(patient, case.dose.grid_mm)
+    read = read_patient(config.source, config.path, config.name)
+    case.check_rois(read.rois)
+    case.check_goals()
+    patient = read if case.dose.grid_mm is None else resample(read, case.dose.grid_mm)
+    _check_voxels(case, read, patient)
+    return patient
+
+
+def _check_voxels(case: Case, read: Patient, patient: Patient) -> None:
+    """Raise where a ROI that the case names is empty on the dose grid; tell of those that reach out of the body."""
+    for key, name in case.used_rois():
+        if patient.roi(name).mask.any():
+            continue
+        size, volume = " x ".join(f"{s:g}" for s in patient.grid.spacing), read.volume(name) / 1000.0
+        raise InputError(
+            f"{case.label}: {key}: ROI '{name}' ({volume:.2g} cm3) fills no voxel of the dose grid, {size} mm, by half; "
+            "use a finer dose.grid_mm, or leave it out"
+        )
+    body, external = patient.body, patient.external
+    for name in dict.fromkeys(name for _, name in case.used_rois()):
+        mask = patient.roi(name).mask
+        outside = int((mask & ~body).sum())
+        if outside and external is not None:
+            warnings.warn(
+                f"ROI {name}: {outside} of its {int(mask.sum())} voxels lie outside the body '{external.name}'; objectives and goals "
+                "count them, with the dose that the model gives in air, in every scenario; crop the contour where that is not meant",
+                PhysicsWarning,
+                stacklevel=3,
+            )
 
 
 def resolve_beams(case: Case, patient: Patient, plan: Path | None = None) -> tuple[Beam, ...]:

@@ -96,7 +96,7 @@ def plan(
     spots = optimized.spots.spots(problem.spots).cpu()
     assessment = assess(
         case, problem.patient, problem.machine, spots, problem.scenarios, compute, progress, whole=case.output.scenarios_dose,
-        model="sub_spots" if case.dose.sub_spots else "pencil_beam",
+        model=case.dose.final_model(),
     )  # fmt: skip
     times["evaluate"] = time.perf_counter() - started
     times["total"] = time.perf_counter() - begin

@@ -53,9 +53,10 @@ def _step_name(name: str) -> str:
 
 
 def delivery_parts(delivery: Mapping[str, float]) -> list[tuple[str, float]]:
-    """Name and seconds of a fraction's parts: energy switching, spots and scanning, beam on."""
+    """Name and seconds of a fraction's parts: energy switching, refilling where there is any, beam on, spots and scanning."""
     return [
         ("Energy switching", delivery["energy_switch_s"]),
+        *([("Filling again", delivery["refill_s"])] if delivery.get("refill_s") else []),
         ("Beam on", delivery["beam_on_s"]),
         ("Spots and scanning", delivery["spot_s"] + delivery["scan_s"]),
     ]

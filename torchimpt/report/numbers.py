@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torchimpt.report.style import INK, MUTED
@@ -35,6 +36,21 @@ def bytes_text(value: float) -> str:
         if value >= size:
             return f"{value / size:.3g} {unit}"
     return f"{value:.0f} B"
+
+
+RANGES = {"+": "more stopping power, shorter range", "-": "less stopping power, longer range"}
+"""What the sign of a range scenario's name means: it is that of the stopping power."""
+
+
+def scenario_text(name: str) -> str:
+    """A scenario's name with what is meant: `range +3 % (more stopping power, shorter range)`; names without a range as they are."""
+    return re.sub(r"range([+-])([\d.]+)%", lambda found: f"range {found[1]}{found[2]} % ({RANGES[found[1]]})", name)
+
+
+def scenario_note(names: Iterable[str]) -> str:
+    """What the range scenarios among `names` mean, as a sentence; empty where there are none."""
+    meant = [f"{found[0]} is {RANGES[found[1]]}" for name in names if (found := re.search(r"range([+-])[\d.]+%", name))]
+    return f"{'; '.join(dict.fromkeys(meant))}." if meant else ""
 
 
 def strip(goal: Mapping[str, Any], width: int = 122, height: int = 20) -> str:
@@ -71,6 +87,6 @@ def strip(goal: Mapping[str, Any], width: int = 122, height: int = 20) -> str:
             color = BAD if fails else INK if name == nominal else MUTED
             style = f'fill="{color}"' if name == nominal else f'fill="white" stroke="{color}" stroke-width="1.1"'
             radius = 3.6 if name == nominal else 2.6
-            tip = f"<title>{name}: {value:.2f} {goal['unit']}</title>"
+            tip = f"<title>{scenario_text(name)}: {value:.2f} {goal['unit']}</title>"
             parts.append(f'<circle cx="{place(value):.1f}" cy="{middle}" r="{radius}" {style}>{tip}</circle>')
     return "".join([*parts, "</svg>"])

@@ -18,7 +18,7 @@ from torchimpt.patient import Patient
 from torchimpt.report.course import beam_seconds, delivery_parts, delivery_remark, delivery_text, motion_text, step_rows
 from torchimpt.report.figures import convergence_figure, dvh_figure
 from torchimpt.report.motion import fullest_layers, motion_figure
-from torchimpt.report.numbers import amount, bytes_text, gy, seconds, strip
+from torchimpt.report.numbers import amount, bytes_text, gy, scenario_note, scenario_text, seconds, strip
 from torchimpt.report.slices import slices_figure
 from torchimpt.report.spot_maps import layer_weights_figure, spot_maps_figure
 from torchimpt.report.style import roi_colors, shown_rois, slug, svg
@@ -236,6 +236,8 @@ def render_report(data: ReportData) -> str:
     return environment.get_template("report.html").render(
         data=data,
         scenarios=scenarios,
+        scenario_text=scenario_text,
+        scenario_note=scenario_note(scenario["name"] for scenario in scenarios),
         tiles=_tiles(data, worst, scenarios),
         verdicts=_verdicts(data, len(scenarios)),
         goals=[_goal_row(goal, colors) for goal in data.goals],

@@ -75,7 +75,9 @@ def run_plan(
             watchers.write_checkpoint()
         begin()
         with progress.stage("Files and report"):
-            write_plan(out / "plan.json", result.spots, result.machine, title=case.title, rbe=case.dose.rbe)
+            write_plan(
+                out / "plan.json", result.spots, result.machine, title=case.title, rbe=case.dose.rbe, fractions=case.delivery.fractions
+            )
             home = None if case.joint is None else result.home
             parts = case, result.patient, result.machine, result.spots, result.assessment, result.metrics
             _write_results(out, *parts, watchers.history.rows, home)
@@ -127,7 +129,7 @@ class _Watchers:
         figure = dvh_figure(doses, shown, roi_colors(result.patient, case.placement.targets))
         self._board.figure("dvh/band", figure, result.solution.iterations)
         self._board.hyperparameters(
-            {"method": case.optimizer.method, "spacing_mm": case.placement.spacing_mm, "seed": case.seed},
+            {"method": case.optimizer.method or "suited", "spacing_mm": case.placement.spacing_mm, "seed": case.seed},
             {"objective": result.solution.value, "seconds": result.metrics["time_s"]["total"]},
         )
         self._board.close()
@@ -196,17 +198,15 @@ def _dose_of(
         beams = resolve_beams(case, patient, plan_path)
         spots = read_plan(plan_path, beams, dtype=compute.dtype, machine=machine, rbe=case.dose.rbe, strict=strict)
     times["load"] = time.perf_counter() - started
-    # a spot list has no planned dose to repeat, so it gets the model closest to Monte Carlo; a plan gets the one it was made with
-    sub_spots = plan_path.suffix.lower() == ".csv" if case.dose.sub_spots is None else case.dose.sub_spots
-    log.info("dose model: %s", "sub-spots, each on its own ray" if sub_spots else "each voxel's own ray")
-    model = "sub_spots" if sub_spots else "pencil_beam"
+    model = case.dose.final_model(spot_list=plan_path.suffix.lower() == ".csv")
+    log.info("dose model: %s", model)
     assessment = assess(case, patient, machine, spots, scenarios, compute, progress, whole=case.output.scenarios_dose, model=model)
     finite(f"the dose of {plan_path}", assessment.dose)
     times["dose"] = time.perf_counter() - started - times["load"]
     times["total"] = time.perf_counter() - started
     metrics = {"title": case.title, **dose_metrics(spots, machine, case.delivery.model(), assessment, times, compute)}
     begin()
-    write_plan(out / "plan.json", spots, machine, title=case.title, rbe=case.dose.rbe)
+    write_plan(out / "plan.json", spots, machine, title=case.title, rbe=case.dose.rbe, fractions=case.delivery.fractions)
     _write_results(out, case, patient, machine, spots, assessment, metrics, [])
     write_json(out / "metrics.json", metrics)
     return RunResult(metrics)

@@ -6,7 +6,8 @@
     prune_and_move     as joint, and the number of spots falls step by step as long as the objective allows
 
 A scheme is plain code over `Stages.solve`, which repeats what an earlier run had finished: so a run that was interrupted goes on where
-it stopped, and comes to the same plan.
+it stopped, and comes to the same plan. A further one is a function like `_joint`, or one of these with other variables, and an entry of
+`SCHEMES`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from torchimpt.checks import InputError, nearest
-from torchimpt.dose.operator import DEFAULT_CUTOFF
+from torchimpt.dose.cutoff import DEFAULT_CUTOFF
 from torchimpt.dose.scenarios import LinearDose, ScenarioDoses, scenario_doses
 from torchimpt.machine import Machine
 from torchimpt.objectives import Objective, RobustObjective
@@ -31,7 +32,7 @@ from torchimpt.scenarios import NOMINAL, Scenario
 from torchimpt.schemes.moving import MovingSpots
 from torchimpt.schemes.settings import Limits, Motion, Solver
 from torchimpt.schemes.stages import Callback, Optimized, Stages, StoppedStage
-from torchimpt.schemes.variables import JOINT, POSITIONS, WEIGHTS, Vary
+from torchimpt.schemes.variables import JOINT, WEIGHTS, Vary
 from torchimpt.schemes.weights import best_uniform_weight
 from torchimpt.spots import Spots
 from torchimpt.spots.pruning import heaviest, merge_close, used_layers
@@ -91,17 +92,14 @@ def optimize(
         From an iteration's `state()`, to go on.
     """
     solver, limits = solver or Solver(), limits or Limits()
-    moves = motion is not None and motion.moves
+    scheme = None if motion is None else _scheme(motion.scheme)
     stages = Stages(doses, objective, spots, solver, motion.box_mm if motion is not None else 0.0, callback, linear, state)
     start = MovingSpots.start(spots)
     if uniform:
         start = replace(start, weight=best_uniform_weight(linear or doses.at(start.position), objective, start.weight))
-    vary = JOINT if moves else WEIGHTS
+    vary = scheme.vary(spots) if scheme is not None and motion is not None and motion.moves else WEIGHTS
     try:
-        if motion is None or (not moves and motion.spots is None and motion.scheme != "prune_and_move"):
-            found = stages.solve("weights", WEIGHTS, start, solver.max_iterations)
-        else:
-            found = _SCHEMES[motion.scheme](stages, start, motion, vary)
+        found = _weights(stages, start) if motion is None or scheme is None else scheme.run(stages, start, motion, vary)
         if motion is not None:
             found = _merge(stages, *found, motion.merge_mm)
             # spots that have been merged must not come close again
@@ -114,11 +112,18 @@ def optimize(
 
 def _name(vary: Vary) -> str:
     """The step's name in reports."""
-    return "joint" if vary is JOINT else "weights"
+    return vary[0].name if len(vary) == 1 else "joint"
+
+
+def _weights(stages: Stages, spots: MovingSpots) -> Found:
+    """Weights alone."""
+    return stages.solve("weights", WEIGHTS, spots, stages.solver.max_iterations)
 
 
 def _joint(stages: Stages, spots: MovingSpots, motion: Motion, vary: Vary) -> Found:
     """Weights for some iterations, the heaviest spots, then both at once."""
+    if vary == WEIGHTS and motion.spots is None:
+        return _weights(stages, spots)
     spots, _ = stages.solve("weights, before moving", WEIGHTS, spots, motion.warm_iterations)
     if motion.spots is not None:
         spots = _thin(stages, spots, motion.spots, vary)
@@ -159,13 +164,17 @@ def _prune_and_move(stages: Stages, spots: MovingSpots, motion: Motion, vary: Va
 
 def _alternating(stages: Stages, spots: MovingSpots, motion: Motion, vary: Vary) -> Found:
     """Weight iterations and position steps by turns, until the objective stands still or iterations run out."""
+    if vary == WEIGHTS and motion.spots is None:
+        return _weights(stages, spots)
     if motion.spots is not None:
         spots, _ = stages.solve("weights, before moving", WEIGHTS, spots, motion.warm_iterations)
         spots = _thin(stages, spots, motion.spots, WEIGHTS)
+    others = tuple(variable for variable in vary if variable not in WEIGHTS)
     while True:
         spots, solution = stages.solve("weights", WEIGHTS, spots, motion.weight_iterations, tolerance=0.0)
-        if vary is JOINT:
-            spots, solution = stages.solve("positions", POSITIONS, spots, motion.position_steps, tolerance=0.0)
+        if others:
+            # few steps, each down the gradient, as published: from one step a quasi-Newton method learns nothing
+            spots, solution = stages.solve(_name(others), others, spots, motion.position_steps, tolerance=0.0, method="projected_cg")
         # the turns' own records, so that a resumed run stops where the whole one does
         turns = [{"value": s["objective"], "projected_gradient_norm": 1.0} for s in stages.steps]
         if is_converged(turns, stages.solver.tolerance):
@@ -176,11 +185,40 @@ def _alternating(stages: Stages, spots: MovingSpots, motion: Motion, vary: Vary)
             return spots, solution and replace(solution, status=Status.MAX_EVALUATIONS)
 
 
-_SCHEMES: dict[str, Callable[[Stages, MovingSpots, Motion, Vary], Found]] = {
-    "joint": _joint,
-    "alternating": _alternating,
-    "prune_and_move": _prune_and_move,
+def _joint_variables(placed: Spots) -> Vary:
+    """Weights and positions."""
+    return JOINT
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How spots move.
+
+    Attributes
+    ----------
+    run
+        The stages: from the start, the settings, and what varies (weights alone, where no spot may move), to what the last one left.
+    vary
+        What varies together, given the placed spots; later stages, which make a plan deliverable, vary it, too.
+    """
+
+    run: Callable[[Stages, MovingSpots, Motion, Vary], Found]
+    vary: Callable[[Spots], Vary] = _joint_variables
+
+
+SCHEMES: dict[str, Scheme] = {
+    "joint": Scheme(_joint),
+    "alternating": Scheme(_alternating),
+    "prune_and_move": Scheme(_prune_and_move),
 }
+"""Every scheme by its name in a case file."""
+
+
+def _scheme(name: str) -> Scheme:
+    """The scheme of this name."""
+    if name not in SCHEMES:
+        raise InputError(f"joint: scheme must be one of {', '.join(SCHEMES)}, got '{name}'{nearest(name, SCHEMES)}")
+    return SCHEMES[name]
 
 
 def _merge(stages: Stages, spots: MovingSpots, solution: Solution | None, distance: float) -> Found:
@@ -198,8 +236,7 @@ def _merge(stages: Stages, spots: MovingSpots, solution: Solution | None, distan
 
 def _deliverable(stages: Stages, spots: MovingSpots, solution: Solution | None, limits: Limits, vary: Vary) -> Found:
     """Leave out what the machine does not deliver, and optimize again above the minimum."""
-    while not bool((used := used_layers(spots.weight, stages.placed.layer[spots.index], limits.min_layer_share)).all()):
-        spots, solution = stages.solve("light layers left out", vary, spots.keep(used), stages.solver.max_iterations)
+    spots, solution = _without_light_layers(stages, spots, solution, limits, vary)
     if limits.min_weight is None:
         return spots, solution
     for share in (0.25, 0.5):
@@ -208,7 +245,18 @@ def _deliverable(stages: Stages, spots: MovingSpots, solution: Solution | None, 
     least = limits.min_weight[spots.index]
     spots = spots.keep(_above(spots, 0.5 * least))
     spots = replace(spots, weight=torch.maximum(spots.weight, limits.min_weight[spots.index]))
-    return stages.solve("minimum MU", vary, spots, stages.solver.max_iterations, lower=limits.min_weight)
+    found = stages.solve("minimum MU", vary, spots, stages.solver.max_iterations, lower=limits.min_weight)
+    # the spots that went have shifted weight from layer to layer
+    return _without_light_layers(stages, *found, limits, vary, limits.min_weight)
+
+
+def _without_light_layers(
+    stages: Stages, spots: MovingSpots, solution: Solution | None, limits: Limits, vary: Vary, lower: Tensor | None = None
+) -> Found:
+    """Leave out layers below their least share and optimize the others above `lower`, until every layer that is left has its share."""
+    while not bool((used := used_layers(spots.weight, stages.placed.layer[spots.index], limits.min_layer_share)).all()):
+        spots, solution = stages.solve("light layers left out", vary, spots.keep(used), stages.solver.max_iterations, lower=lower)
+    return spots, solution
 
 
 def _above(spots: MovingSpots, least: Tensor) -> Tensor:
@@ -291,6 +339,7 @@ def joint(
         if name not in allowed:
             raise InputError(f"joint: unknown key '{name}'{nearest(name, allowed)}; allowed: {', '.join(allowed)}")
     motion = Motion(**settings)
+    _scheme(motion.scheme)
     voxels = objective.voxels(patient)
     robust = RobustObjective(objective.on(patient, voxels), quantity=ConstantRBE(rbe))
     weight = spots.weight.detach()

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from torchimpt.checks import InputError, nearest
-
-SCHEMES = ("joint", "alternating", "prune_and_move")
+from torchimpt.checks import InputError
 
 
 @dataclass(frozen=True)
@@ -19,7 +17,7 @@ class Solver:
     Attributes
     ----------
     method
-        Of stages in which only weights change; see `torchimpt.optim.minimize`.
+        Of every stage, see `torchimpt.optim.minimize`; None for the one that suits what the stage varies.
     max_iterations
         Of each stage.
     max_evaluations
@@ -28,7 +26,7 @@ class Solver:
         Relative decrease of the objective below which a stage has converged.
     """
 
-    method: str = "projected_cg"
+    method: str | None = None
     max_iterations: int = 300
     max_evaluations: int | None = None
     tolerance: float = 1e-4
@@ -41,7 +39,7 @@ class Motion:
     Attributes
     ----------
     scheme
-        `"joint"`: positions and weights at once. `"alternating"`: by turns. `"prune_and_move"`: at once, with ever fewer spots.
+        A key of `torchimpt.schemes.schemes.SCHEMES`.
     box_mm
         How far a spot may go from where it was placed, along x and along y; never out of the rectangle around its beam's placed spots.
     spots
@@ -66,8 +64,6 @@ class Motion:
     merge_mm: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.scheme not in SCHEMES:
-            raise InputError(f"joint: scheme must be one of {', '.join(SCHEMES)}, got '{self.scheme}'{nearest(str(self.scheme), SCHEMES)}")
         for name, most in (("box_mm", 100.0), ("price_percent", math.inf), ("warm_iterations", math.inf), ("merge_mm", math.inf)):
             if not 0 <= getattr(self, name) <= most:
                 raise InputError(f"joint: {name} must be {'0 to 100' if most == 100.0 else 'zero or more'}, got {getattr(self, name)}")

@@ -16,7 +16,7 @@ from torchimpt.objectives import RobustObjective
 from torchimpt.optim import Composite, Iteration, Penalized, Solution, Status, minimize
 from torchimpt.schemes.moving import MovingSpots
 from torchimpt.schemes.settings import Solver
-from torchimpt.schemes.variables import JOINT, WEIGHTS, Packing, Room, SpotProblem, Vary
+from torchimpt.schemes.variables import WEIGHTS, Packing, Room, SpotProblem, Vary
 from torchimpt.spots import Spots
 from torchimpt.spots.pruning import sparsity_cost
 
@@ -106,10 +106,13 @@ class Stages:
         tolerance: float | None = None,
         lower: Tensor | None = None,
         sparse: bool = False,
+        method: str | None = None,
     ) -> tuple[MovingSpots, Solution | None]:
         """One stage in which `vary` changes. The solution is None where an earlier run had finished the stage.
 
-        With `sparse`, the solver sees a price on each spot's weight (`sparsity_cost`); all values that are told are without it.
+        With `sparse`, the solver sees a price on each spot's weight (`sparsity_cost`); all values that are told are without it. `method` is
+        the one of `torchimpt.optim.METHODS` that suits the stage, taken unless the solver's settings name one; left out, `"projected_cg"`
+        for weights alone and `"quasi_newton"` for all else.
         """
         number = len(self.done)
         if self.saved is not None and number < len(self.saved["done"]):
@@ -121,10 +124,10 @@ class Stages:
         last = self.history[-1] if self.history else {"iteration": -1, "evaluations": 0, "seconds": 0.0}
         before = {"done": [dict(record) for record in self.done], "history": list(self.history), "steps": list(self.steps)}
         problem, packing, options = self._problem(vary, spots, lower)
+        method = self.solver.method or method or ("projected_cg" if vary == WEIGHTS and not sparse else "quasi_newton")
         priced = problem
         if sparse:
             priced = Penalized(problem, packing.weight_cost(sparsity_cost(spots.weight, self.steps[-1]["objective"])))
-            options["method"] = "quasi_newton"
 
         def shifted(row: dict) -> dict:
             first = {"iteration": last["iteration"] + 1, "evaluations": last["evaluations"], "seconds": last["seconds"]}
@@ -143,7 +146,7 @@ class Stages:
         left = None if self.solver.max_evaluations is None else max(1, self.solver.max_evaluations - int(last["evaluations"]))
         solution = minimize(
             priced, options.pop("start"), max_iterations=iterations, tolerance=self.solver.tolerance if tolerance is None else tolerance,
-            max_evaluations=left, callback=watch, state=inner, **options,
+            max_evaluations=left, callback=watch, state=inner, method=method, **options,
         )  # fmt: skip
         if isinstance(priced, Penalized):
             solution = replace(solution, value=solution.value - priced.penalty(solution.x))
@@ -195,12 +198,10 @@ class Stages:
         # a position is home + u, rounded, and the u that comes back may be past its bound by that
         start = torch.clamp(packing.pack(spots), low, high)
         options: dict[str, Any] = {"start": start, "lower": low, "upper": high, "scale": packing.scale(room)}
-        if vary is WEIGHTS:
+        if vary == WEIGHTS:
             stay = spots.n_spots == self.placed.n_spots and torch.equal(spots.position, self.placed.position)
             linear = self.linear if self.linear is not None and stay else doses.at(spots.position)
-            return Composite(linear, self.objective), packing, {**options, "method": self.solver.method}
-        if vary is JOINT:
-            options["method"] = "quasi_newton"
+            return Composite(linear, self.objective), packing, options
         return SpotProblem(doses, self.objective, packing), packing, options
 
     def _rectangle(self, spots: MovingSpots) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,8 @@
     F(z) = sum_k F_k(D^k),   D^k_v = sum_s w_s phi^k(v, s; x_s),   z = all that varies, one variable after the other
 
 A `Variable` is one block of `z`: how it is taken from the spots and put back, its bounds, its typical size, and its part of the
-gradient that the doses give. What varies together is a tuple of them: `WEIGHTS`, `POSITIONS`, `JOINT`.
+gradient that the doses give. What varies together is a tuple of them: `WEIGHTS`, `POSITIONS`, `JOINT`, or any other; a further variable is
+one more class, and a stage that is given it (`torchimpt.schemes.schemes`).
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
+from torchimpt.dose.model import Partials
 from torchimpt.dose.scenarios import ScenarioDoses
 from torchimpt.objectives import RobustObjective
 from torchimpt.schemes.moving import MovingSpots
@@ -57,12 +59,15 @@ class Room:
 class Variable(Protocol):
     """One block of `z`."""
 
+    name: ClassVar[str]
+    """What varies, in reports of a stage."""
+
     def pack(self, spots: MovingSpots) -> Tensor:
-        """The block's values."""
+        """The block's values at the spots that a stage starts from; zeros where they count from there."""
         ...
 
     def unpack(self, spots: MovingSpots, values: Tensor) -> MovingSpots:
-        """The spots with these values."""
+        """The spots with these values, from those that the stage starts from (in a tuple, from what the variables before it made)."""
         ...
 
     def bounds(self, room: Room) -> tuple[Tensor, Tensor]:
@@ -73,13 +78,16 @@ class Variable(Protocol):
         """Typical size of each value's change, positive."""
         ...
 
-    def gradient(self, by_weight: Tensor, by_position: Tensor) -> Tensor:
-        """The block's part of `dF/dw` `(n,)` and `dF/dx` `(n, 2)`."""
+    def gradient(self, spots: MovingSpots, partials: Partials) -> Tensor:
+        """The block's part of `dF/dz` at these spots, from `dF/dw` and `dF/dx`; linear in `partials`."""
         ...
 
 
+@dataclass(frozen=True)
 class Weights:
     """`w` `(n,)`, 10^6 protons: not below the least."""
+
+    name: ClassVar[str] = "weights"
 
     def pack(self, spots: MovingSpots) -> Tensor:
         """The weights."""
@@ -97,13 +105,16 @@ class Weights:
         """`jacobi_scale`."""
         return room.weight_scale
 
-    def gradient(self, by_weight: Tensor, by_position: Tensor) -> Tensor:
+    def gradient(self, spots: MovingSpots, partials: Partials) -> Tensor:
         """`dF/dw`."""
-        return by_weight
+        return partials.weight
 
 
+@dataclass(frozen=True)
 class Positions:
     """`u = (u_x, u_y)` `(2 n,)`, mm: the way from home, within the box, and inside the rectangle around the beam's placed spots."""
+
+    name: ClassVar[str] = "positions"
 
     def pack(self, spots: MovingSpots) -> Tensor:
         """The way from home."""
@@ -131,9 +142,10 @@ class Positions:
         mean = torch.maximum(room.spots.weight.mean(), 1e-6 * by_weight.mean())  # positive, if all weights are zero
         return (by_weight * sigma / (3.0 * mean)).repeat(2)
 
-    def gradient(self, by_weight: Tensor, by_position: Tensor) -> Tensor:
+    def gradient(self, spots: MovingSpots, partials: Partials) -> Tensor:
         """`dF/dx`, x first."""
-        return by_position.T.flatten()
+        assert partials.position is not None  # asked for by `SpotProblem`
+        return partials.position.T.flatten()
 
 
 Vary = tuple[Variable, ...]
@@ -141,7 +153,7 @@ Vary = tuple[Variable, ...]
 
 WEIGHTS: Vary = (Weights(),)
 POSITIONS: Vary = (Positions(),)
-JOINT: Vary = (Weights(), Positions())
+JOINT: Vary = (*WEIGHTS, *POSITIONS)
 
 
 class Packing:
@@ -179,14 +191,13 @@ class Packing:
         """Typical size of each entry of `z`."""
         return torch.cat([variable.scale(room) for variable in self.vary])
 
-    def gradient(self, by_weight: Tensor, by_position: Tensor) -> Tensor:
-        """`dF/dz`."""
-        return torch.cat([variable.gradient(by_weight, by_position) for variable in self.vary])
+    def gradient(self, spots: MovingSpots, partials: Partials) -> Tensor:
+        """`dF/dz` at these spots."""
+        return torch.cat([variable.gradient(spots, partials) for variable in self.vary])
 
     def weight_cost(self, cost: Tensor) -> Tensor:
-        """`c` with `c' z = cost' w`: the price `cost` `(n,)` of the weights, nothing for all else."""
-        blocks = zip(self.vary, self._sizes, strict=True)
-        return torch.cat([cost if isinstance(variable, Weights) else cost.new_zeros(size) for variable, size in blocks])
+        """`c` with `c' z = cost' w`: the price `cost` `(n,)` of the weights, which is the gradient of `cost' w`."""
+        return self.gradient(self.spots, Partials(cost, torch.zeros_like(self.spots.position)))
 
 
 class SpotProblem:
@@ -208,6 +219,4 @@ class SpotProblem:
         """Value, and gradient in the shape of `z`."""
         value, residual = self.objective.value_and_grad(self.image(z))
         spots = self.packing.unpack(z)
-        by_weight, by_position = self.doses.gradient(residual, spots.position, spots.weight)
-        assert by_position is not None  # asked for by default
-        return float(value), self.packing.gradient(by_weight, by_position)
+        return float(value), self.packing.gradient(spots, self.doses.gradient(residual, spots.position, spots.weight))

@@ -42,6 +42,6 @@ def jacobi_scale(operator: DoseOperator, position: Tensor, objective: RobustObje
     0.05 to 0.2 are equally good; without the floor the solver needs four times the iterations.)
     """
     gain = objective.curvature(position)
-    curvature = 2.0 * operator.squared().gradient(gain, position, position.new_zeros(position.shape[0]), move=False)[0]
+    curvature = 2.0 * operator.squared().gradient(gain, position, position.new_zeros(position.shape[0]), move=False).weight
     median = float(curvature[curvature > 0].median()) if bool((curvature > 0).any()) else 1.0
     return curvature.clamp(min=CURVATURE_FLOOR * median).rsqrt()

@@ -1,16 +1,19 @@
 """Delivery of a plan: spot order, seconds from a machine model, and monitor units per fraction.
 
-Time of a fraction, discrete spot scanning with one energy layer after the other (Shen et al., Med Phys 44:5081, 2017):
+Time of a fraction, discrete spot scanning with one energy layer after the other (after Shen et al., Med Phys 44:5081, 2017):
 
-    T = T_energy (n_layers - n_beams) + sum_spots (t_spot + max(|dx| / v_x, |dy| / v_y)) + MU / rate
+    T = T_energy (n_layers - n_beams + n_refills) + sum_spots (t_spot + max(|dx| / v_x, |dy| / v_y)) + N / rate
 
-The defaults are that paper's measured values of a synchrotron (Hitachi ProBeat V at the Mayo Clinic): layer switch 1.91 s, magnet
-preparation and verification 1.93 ms a spot, 5.9 and 19.3 m/s, 8.7 MU/s. Their spot move adds the two axes' readiness in `t_spot`; here the
-slower axis decides. Not modelled: spills that run empty, gantry rotation between fields, couch and imaging.
+with N the protons of the fraction. The rate is one of protons, because monitor units are each vendor's own: those of this package
+(`Machine.protons_per_mu`) are another vendor's than that paper's. A synchrotron fills its ring anew for every layer, and again where a
+layer needs more than a filling. Of the two scan axes the slower one decides. Not modelled: the rate's fall with the energy behind a
+cyclotron's degrader, gantry rotation between fields, couch and imaging. `MACHINES` says where each number is from, and which are
+approximate.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -19,6 +22,9 @@ import torch
 from torchimpt.checks import InputError, positive
 from torchimpt.machine import Machine
 from torchimpt.spots.spots import Spots
+
+MANY = 3000
+"""A layer of more spots is scanned in sweeps: the times between all its pairs would take a gigabyte at 6,000 spots."""
 
 TIE = 1e-6
 """Weight of the faster axis in a scan path: on a lattice most steps are equally long in the slower one, and a path goes astray."""
@@ -36,8 +42,10 @@ class DeliveryModel:
         Seconds a spot costs besides scanning and irradiation: magnets settle and are verified.
     speed_x, speed_y
         Scan speeds in the isocentre plane, mm/s.
-    mu_per_s
-        Monitor units a second while the beam is on.
+    protons_per_s
+        Protons a second while the beam is on; 6.24e9 are 1 nA.
+    spill_protons
+        Protons of a synchrotron's filling: where a layer needs more, filling anew takes `energy_switch_s`. Infinite for a cyclotron.
     fractions
         The course's fractions: weights are the whole course's, time and spot MU a fraction's.
     min_mu
@@ -48,7 +56,8 @@ class DeliveryModel:
     spot_s: float = 1.93e-3
     speed_x: float = 5900.0
     speed_y: float = 19300.0
-    mu_per_s: float = 8.7
+    protons_per_s: float = 5e9
+    spill_protons: float = 1.25e10
     fractions: int = 35
     min_mu: float = 0.0
 
@@ -57,7 +66,7 @@ class DeliveryModel:
             if name in ("energy_switch_s", "spot_s", "min_mu"):
                 if not 0 <= value < float("inf"):
                     raise InputError(f"{name} must be zero or more, got {value}")
-            else:
+            elif name != "spill_protons" or value != math.inf:
                 positive(name, value)
 
     def min_weight(self, spots: Spots, machine: Machine) -> torch.Tensor:
@@ -72,6 +81,24 @@ class DeliveryModel:
         return torch.where(near.double() < exact, up, near).to(spots.weight.device)
 
 
+MACHINES: dict[str, DeliveryModel] = {
+    "synchrotron": DeliveryModel(),
+    "cyclotron": DeliveryModel(energy_switch_s=0.6, spot_s=3e-3, speed_x=8e3, speed_y=8e3, protons_per_s=1.25e10, spill_protons=math.inf),
+    "fast_cyclotron": DeliveryModel(energy_switch_s=0.1, spot_s=3e-3, speed_x=5e3, speed_y=2e4, protons_per_s=6e9, spill_protons=math.inf),
+}
+"""Machines by their name in a case file.
+
+- `synchrotron`: Hitachi ProBeat V at the Mayo Clinic, measured by Shen et al. 2017: layer switch 1.91 s, magnet preparation and
+  verification 1.93 ms a spot, 5.9 and 19.3 m/s, 2.0 nC (1.25e10 protons) of one acceleration. Their 8.7 MU/s are in the vendor's MU, whose
+  protons they do not tell. APPROXIMATE: 5e9 protons/s (0.8 nA), which empties a filling in 2.5 s, within the spills of half a second to
+  five that such rings have.
+- `cyclotron`: layer switch 0.6 s towards lower energies and 8 m/s as the program OpenTPS (UCLouvain; SimpleBeamDeliveryTimings) has
+  them, for an IBA Proteus as at its home. APPROXIMATE: 3 ms a spot, and 2 nA, of the 1 to 3 nA that scanned beams have at the nozzle.
+- `fast_cyclotron`: PSI's Gantry 2 as it is usually quoted (Pedroni et al., Eur Phys J Plus 126:66, 2011): energies change in 0.1 s, 3 ms
+  dead time a spot, 5 and 20 m/s, below 1 nA. All APPROXIMATE: rounded, and not checked against the paper.
+"""
+
+
 def delivered(spots: Spots, machine: Machine, model: DeliveryModel, share: float = 1e-3) -> torch.Tensor:
     """Which spots `(n_spots,)` are delivered: at or above the minimum MU, or without one above `share` of the largest weight."""
     weight = spots.weight.detach()
@@ -84,12 +111,15 @@ def scan_order(position: torch.Tensor, speed_x: float = 1.0, speed_y: float = 1.
     """Order `(n,)` of one layer's spots at `position` `(n, 2)` with a short scan time: nearest neighbour, then 2-opt until nothing gains.
 
     Time between two spots is `max(|dx| / speed_x, |dy| / speed_y)`, and of equal times the straighter way is taken. The path is open: it
-    starts at the spot with the least y, then x. A local optimum of reversals, not always the shortest path.
+    starts at the spot with the least y, then x. A local optimum of reversals, not always the shortest path. More than `MANY` spots are
+    scanned in sweeps, to and fro.
     """
     points = position.detach().cpu().double().numpy() / (speed_x, speed_y)
     n = len(points)
     if n < 3:
         return torch.arange(n)
+    if n > MANY:
+        return torch.from_numpy(_sweeps(points))
     apart = np.abs(points[:, None] - points[None])
     apart = apart.max(axis=2) + TIE * apart.min(axis=2)
     at = int(np.lexsort((points[:, 0], points[:, 1]))[0])
@@ -104,6 +134,18 @@ def scan_order(position: torch.Tensor, speed_x: float = 1.0, speed_y: float = 1.
         if not _two_opt(order, apart):
             break
     return torch.from_numpy(order)
+
+
+def _sweeps(points: np.ndarray) -> np.ndarray:
+    """Order of points `(n, 2)` in strips as wide as points lie apart, to and fro, along the axis that makes the shorter path."""
+    low = points.min(axis=0)
+    width = np.sqrt(np.ptp(points, axis=0).prod() / len(points)) or np.ptp(points) / len(points) or 1.0
+    orders = []
+    for along in (0, 1):
+        strip = np.floor((points[:, 1 - along] - low[1 - along]) / width + 0.5).astype(np.int64)
+        number = np.unique(strip, return_inverse=True)[1]
+        orders.append(np.lexsort((np.where(number % 2, -1.0, 1.0) * points[:, along], number)))
+    return min(orders, key=lambda order: np.abs(np.diff(points[order], axis=0)).max(axis=1).sum())
 
 
 def _two_opt(order: np.ndarray, apart: np.ndarray) -> bool:
@@ -128,7 +170,8 @@ def delivery_time(spots: Spots, machine: Machine, model: DeliveryModel | None = 
     Returns
     -------
     dict
-        `seconds`, of which `energy_switch_s`, `spot_s`, `scan_s`, `beam_on_s`; `mu` (whole course), `mu_per_fraction`, `min_spot_mu`
+        `seconds`, of which `energy_switch_s`, `refill_s`, `spot_s`, `scan_s`, `beam_on_s`;
+        `mu` (whole course), `mu_per_fraction`, `min_spot_mu`
         (least of a fraction), `spots`, `energy_layers`, `scan_mm` (length of the scan paths).
     """
     model = model or DeliveryModel()
@@ -141,13 +184,18 @@ def delivery_time(spots: Spots, machine: Machine, model: DeliveryModel | None = 
         steps = own[scan_order(own, model.speed_x, model.speed_y)].diff(dim=0).abs()
         scan += float(torch.maximum(steps[:, 0] / model.speed_x, steps[:, 1] / model.speed_y).sum())
         length += float(steps.square().sum(1).sqrt().sum())
+    protons = 1e6 * spots.weight.detach()[mask].cpu().double() / model.fractions
+    of_layer = torch.zeros(spots.n_layers, dtype=torch.float64).index_add_(0, layer, protons)
+    # what a rounding is over a filling needs no other
+    refills = float((of_layer / model.spill_protons * (1.0 - 1e-9)).ceil().sub(1.0).clamp_min(0.0).sum())
     n_layers = layer.unique().numel()
     n_beams = spots.layer_beam.cpu()[layer].unique().numel()
     parts = {
         "energy_switch_s": model.energy_switch_s * (n_layers - n_beams),
         "spot_s": model.spot_s * len(layer),
         "scan_s": scan,
-        "beam_on_s": float(mu.sum()) / model.fractions / model.mu_per_s,
+        "refill_s": model.energy_switch_s * refills,
+        "beam_on_s": float(protons.sum()) / model.protons_per_s,
     }
     return {
         "seconds": sum(parts.values()), **parts, "mu": float(mu.sum()), "mu_per_fraction": float(mu.sum()) / model.fractions,

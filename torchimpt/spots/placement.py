@@ -31,6 +31,16 @@ PATTERNS = ("square", "hexagonal")
 FIELD = 250.0
 """Largest deflection of a spot along x or y in the isocentre plane, mm: more than any scanned field (about 300 mm x 400 mm) needs."""
 
+MOST_NODES = 100_000
+"""Spot positions in a beam's view: 1 mm apart over 300 mm x 300 mm. Spots are 3 mm wide and more, so that closer ones are no use, and their
+rays' crossings would take more than a gigabyte."""
+
+MOST_LAYERS = 1000
+"""Energy layers of a beam: 0.3 mm of water apart over 300 mm, a tenth of the narrowest Bragg peak's width."""
+
+MOST_SPOTS = 1_000_000
+"""Spots of a plan, some hundred times what is delivered in a fraction."""
+
 _RAYS = 4096
 """Rays traced at once: bounds the memory of their profiles to about 100 MB on a 512 x 512 x 200 CT."""
 
@@ -73,6 +83,14 @@ def place_spots(
     dtype
         Of the spots' position and weight.
 
+    Examples
+    --------
+    >>> import torchimpt as ti
+    >>> patient = ti.resample(ti.phantom("water"), 10.0)
+    >>> spots = place_spots(patient, ti.machine.generic(), [ti.Beam(gantry=0.0)], patient.targets, spacing=20.0)
+    >>> bool((spots.weight == 1).all()), tuple(spots.position.shape) == (spots.n_spots, 2)
+    (True, True)
+
     Returns
     -------
     Spots sorted by beam and falling energy. Where the machine's lowest energy still has its peak behind a part of the target,
@@ -86,7 +104,7 @@ def place_spots(
     beams = tuple(beam.at(center) for beam in beams)
     rsp = relative_stopping_power(patient, machine)
     peaks = _Peaks(machine, layer_spacing)
-    columns = []
+    columns: list[tuple[torch.Tensor, ...]] = []
     for number, beam in enumerate(beams):
         label = f"beam {number} (gantry {beam.gantry:g}, couch {beam.couch:g})"
         nodes = _nodes(points, beam, machine.sad, spacing, pattern, scenarios, label)
@@ -101,6 +119,7 @@ def place_spots(
                 "that gets no peaks from this beam",
                 *(label, surface, machine.name, float(peak[-1]), machine.energy_min),
             )
+        _few_enough(sum(len(c[0]) for c in columns), len(peak), len(nodes), label)
         layer, node = _mark(peak, half, ray, enter, leave, len(nodes)).nonzero().unbind(1)
         columns.append((torch.full_like(layer, number), peaks.energy(peak)[layer], *nodes[node].unbind(1)))
         log.debug("%s: %d spots in %d layers, peaks %.1f to %.1f mm", label, len(layer), len(peak), float(peak.min()), float(peak.max()))
@@ -119,6 +138,15 @@ def _check(beams: Sequence[Beam], spacing: float, pattern: str, margin: float, l
     if isinstance(layer_spacing, str) and layer_spacing != "bragg80":
         raise InputError(f"layer_spacing must be 'bragg80' or a number of mm of water, got '{layer_spacing}'")
     return positive("spacing", spacing), layer_spacing if isinstance(layer_spacing, str) else positive("layer_spacing", layer_spacing)
+
+
+def _few_enough(before: int, n_layers: int, n_nodes: int, label: str) -> None:
+    """Raise where so many layers of so many nodes may make more spots than a plan can use; half of them or more do."""
+    if before + n_layers * n_nodes > 2 * MOST_SPOTS:
+        raise InputError(
+            f"{label}: {n_layers} energy layers of up to {n_nodes:,} spots make {before + n_layers * n_nodes:.2g} spots with those of the "
+            f"beams before, a plan can use {MOST_SPOTS:,}; give a larger spacing or layer_spacing"
+        )
 
 
 def _zones(patient: Patient, target: str | Sequence[str], margin: float, robust_margin: float) -> torch.Tensor:
@@ -175,6 +203,14 @@ def _nodes(
     pad = spacing + reach * (1.0 + FIELD / min(sad)) / float(narrow.min())
     low, high = (low - pad).clamp(min=-FIELD), (high + pad).clamp(max=FIELD)
     row = spacing if pattern == "square" else spacing * math.sqrt(0.75)
+    width, height = (high - low).tolist()
+    estimate = (width / spacing) * (height / row)
+    if estimate > MOST_NODES:
+        enough = math.sqrt(width * height * (1.0 if pattern == "square" else 0.75**-0.5) / MOST_NODES)
+        raise InputError(
+            f"{label}: a spacing of {spacing:g} mm makes {estimate:.2g} spots in a layer ({extent}), at most {MOST_NODES:,} are placed; "
+            f"give {math.ceil(10 * enough) / 10:g} mm or more; 3 to 10 mm is usual"
+        )
     j = torch.arange(math.ceil(float(low[1]) / row), math.floor(float(high[1]) / row) + 1)
     i = torch.arange(math.ceil(float(low[0]) / spacing) - 1, math.floor(float(high[0]) / spacing) + 1)
     j, i = torch.meshgrid(j, i, indexing="ij")
@@ -269,6 +305,12 @@ class _Peaks:
             half.append(0.5 * step)
             if depth - 0.5 * step <= shallow or depth == lowest:
                 break
+            if len(peak) == MOST_LAYERS:
+                span = deep - max(shallow, lowest)
+                raise InputError(
+                    f"{label}: a layer_spacing of {step:g} mm of water makes {span / step + 1:.2g} energy layers over {span:.0f} mm, "
+                    f"at most {MOST_LAYERS:,} are placed; give {math.ceil(100 * span / MOST_LAYERS) / 100:g} mm or more, or 'bragg80'"
+                )
             depth = max(depth - step, lowest)
         return torch.tensor(peak, dtype=torch.float64), torch.tensor(half, dtype=torch.float64)
 

@@ -7,6 +7,7 @@ them), weights in 10^6 protons, energies in MeV. Spots are sorted by energy laye
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -36,8 +37,8 @@ class Spots(nn.Module):
     Attributes
     ----------
     position, weight
-        `nn.Parameter`s. The weight's attribute `lower = 0.0` tells optimizers that honour it (`ProjectedCG`) where to stop; in the hands
-        of others a weight may turn negative, and nothing here prevents that.
+        `nn.Parameter`s. The weight's attribute `lower = 0.0` tells optimizers that honour it (`ProjectedCG`) where to stop, in copies and
+        for a weight that is assigned, too; in the hands of others a weight may turn negative, and nothing here prevents that.
     layer, layer_beam, layer_energy
         Buffers, as above.
     """
@@ -61,7 +62,6 @@ class Spots(nn.Module):
         self.beams = beams
         self.position = nn.Parameter(position.detach().clone())
         self.weight = nn.Parameter(weight.detach().to(position).clone())
-        self.weight.lower = 0.0  # type: ignore[attr-defined]
         self.register_buffer("layer", layer.to(position.device, torch.int64).clone())
         self.register_buffer("layer_beam", layer_beam.to(position.device, torch.int64).clone())
         self.register_buffer("layer_energy", layer_energy.to(position.device, torch.float64).clone())
@@ -137,11 +137,24 @@ class Spots(nn.Module):
         kept, layer = torch.unique(self.layer[mask], return_inverse=True)
         return Spots(self.position[mask], self.weight[mask], layer, self.layer_beam[kept], self.layer_energy[kept], self.beams)
 
+    # torch makes new parameters without their attributes when it copies, converts (by a switch) or assigns a state: the bound goes along.
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As `nn.Module` does; the weight gets its bound."""
+        super().register_parameter(name, param)
+        if name == "weight" and param is not None:
+            param.lower = 0.0  # type: ignore[attr-defined]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.register_parameter("weight", self.weight)
+
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Spots:
         # Module.float() and .half() cast every floating buffer; an energy rounded to float32 would no longer name its layer.
         energy = self.layer_energy
         super()._apply(fn, recurse)
         self.layer_energy = energy.to(self.layer_energy.device)
+        self.register_parameter("weight", self.weight)
         return self
 
     def extra_repr(self) -> str:

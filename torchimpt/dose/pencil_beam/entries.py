@@ -11,6 +11,7 @@ import numba
 import numpy as np
 import torch
 
+from torchimpt.dose.cutoff import largest_exponent
 from torchimpt.dose.inlines import FAST, exp_minus, row_range, run, use_torch_threads
 from torchimpt.dose.model import SpotRows
 from torchimpt.dose.pencil_beam.tables import PairTables
@@ -38,32 +39,45 @@ def _count_candidates(counts, cells, left, width, first, height, ratio_min, reac
         counts[s] = total
 
 
+@numba.njit(inline="always")
+def _longest_row(cells):  # pragma: no cover
+    longest = 0
+    for row in range(cells.shape[0]):
+        longest = max(longest, cells[row, cells.shape[1] - 1] - cells[row, 0])
+    return longest
+
+
 @numba.njit(fastmath=FAST, inline="always")
-def _count_run(p, q, ratio, amplitude, falloff, x, y, t_max):  # pragma: no cover
-    total = 0
-    for i in range(p.shape[0]):
+def _mark_run(kept, p, q, ratio, amplitude, falloff, x, y, t_max):  # pragma: no cover
+    for i in range(kept.shape[0]):
         dx, dy = p[i] - x, q[i] - y
-        total += (falloff[i] * (dx * dx + ratio[i] * dy * dy) < t_max) & (amplitude[i] > 0)
-    return total
+        kept[i] |= (falloff[i] * (dx * dx + ratio[i] * dy * dy) < t_max) & (amplitude[i] > 0)
 
 
 @numba.njit(parallel=True, fastmath=FAST, cache=True)
 def _count(
     counts, p, q, ratio, cells, left, width, first, height, ratio_min, amplitude, falloff, reach, layer, x, y, t_max
 ):  # pragma: no cover
-    """Kept pairs of each spot by its widest component, which is the last: the others reach less far."""
+    """Pairs of each spot that any component keeps: where one has no dose (a halo begins behind the surface) the others may."""
     n_rows = cells.shape[0]
-    k = amplitude.shape[0] - 1
+    longest = _longest_row(cells)
     for s in numba.prange(x.shape[0]):
         far = reach[layer[s]]
         total = 0
         if far > 0.0:
-            a, c = amplitude[k, layer[s]], falloff[k, layer[s]]
+            buffer = np.empty(longest, np.uint8)
             from_row, to_row = row_range(first, height, n_rows, ratio_min, y[s], far)
             for row in range(from_row, to_row):
                 lo, hi = run(cells, left, width, first, height, ratio_min, row, x[s], y[s], far)
-                if hi > lo:
-                    total += _count_run(p[lo:hi], q[lo:hi], ratio[lo:hi], a[lo:hi], c[lo:hi], x[s], y[s], t_max)
+                if hi == lo:
+                    continue
+                kept = buffer[: hi - lo]
+                kept[:] = 0
+                for k in range(amplitude.shape[0]):
+                    a, c = amplitude[k, layer[s], lo:hi], falloff[k, layer[s], lo:hi]
+                    _mark_run(kept, p[lo:hi], q[lo:hi], ratio[lo:hi], a, c, x[s], y[s], t_max)
+                for i in range(hi - lo):
+                    total += kept[i]
         counts[s] = total
 
 
@@ -84,9 +98,7 @@ def _rows_of_transpose(
     """Row `s` of `A^T` from `room[s]` on, ascending columns; how many it has goes to `counts[s]`. `room` has one slot to spare a spot."""
     n_rows = cells.shape[0]
     n_spots = x.shape[0]
-    longest = 0
-    for row in range(n_rows):
-        longest = max(longest, cells[row, cells.shape[1] - 1] - cells[row, 0])
+    longest = _longest_row(cells)
     for part in numba.prange(n_parts):
         dense, buffer = np.zeros(n_voxels, values.dtype), np.zeros(longest, values.dtype)
         for s in range(part * n_spots // n_parts, (part + 1) * n_spots // n_parts):
@@ -139,7 +151,7 @@ def _arguments(tables: PairTables, layer: torch.Tensor, position: torch.Tensor, 
     }  # fmt: skip
     what = {
         "p": tables.p.cpu().numpy(), "q": tables.q.cpu().numpy(), "ratio": tables.ratio.cpu().numpy(), "amplitude": amplitude,
-        "falloff": tables.falloff.cpu().numpy(), "t_max": amplitude.dtype.type(0.5 * cutoff**2),
+        "falloff": tables.falloff.cpu().numpy(), "t_max": amplitude.dtype.type(largest_exponent(cutoff)),
     }  # fmt: skip
     return where, what
 
@@ -147,7 +159,7 @@ def _arguments(tables: PairTables, layer: torch.Tensor, position: torch.Tensor, 
 def count(tables: PairTables, layer: torch.Tensor, position: torch.Tensor, cutoff: float) -> torch.Tensor:
     """Kept pairs of each of a beam's spots `(n,)`, int64, at `position` `(n, 2)`, CPU: to know a matrix's size before it is built.
 
-    It counts by the widest component; rounding at the very edge of the cut-off may differ from what `rows` keeps by a few pairs.
+    Rounding at the very edge of the cut-off may differ from what `rows` keeps by a few pairs.
     """
     use_torch_threads()
     counts = torch.zeros(len(layer), dtype=torch.int64)

@@ -10,6 +10,7 @@ import numba
 import numpy as np
 import torch
 
+from torchimpt.dose.cutoff import largest_exponent
 from torchimpt.dose.inlines import FAST, exp_minus, plus, row_range, row_turns, run, use_torch_threads
 from torchimpt.dose.pencil_beam.tables import PairTables
 from torchimpt.dose.rows import CELL_WIDTH, ROW_HEIGHT
@@ -115,12 +116,13 @@ def add_dose(
     """Add one beam's dose to `dose` `(n_voxels,)`; `layer` `(S,)` counts from the beam's first layer, ascending."""
     use_torch_threads()
     kind = weight.numpy().dtype.type
+    t_max = kind(largest_exponent(cutoff))
     x, y = (position[:, i].contiguous().numpy() for i in (0, 1))
     start = torch.searchsorted(layer, torch.arange(tables.amplitude.shape[1] + 1)).numpy()
     mine = np.zeros(tables.p.numel(), dtype=kind)
     turn = row_turns(len(tables.cells))
     for k in range(tables.amplitude.shape[0]):
-        _forward(mine, *_arguments(tables, k, cutoff), start, x, y, weight.contiguous().numpy(), kind(0.5 * cutoff**2), kind(0), turn)
+        _forward(mine, *_arguments(tables, k, cutoff), start, x, y, weight.contiguous().numpy(), t_max, kind(0), turn)
     dose[tables.order] += torch.from_numpy(mine)
 
 
@@ -142,5 +144,5 @@ def add_gradient(
     for k in range(tables.amplitude.shape[0]):
         _backward(
             gradient.numpy(), mine, *_arguments(tables, k, cutoff), layer.numpy(), x, y, weight.contiguous().numpy(),
-            kind(0.5 * cutoff**2), kind(0), move,
+            kind(largest_exponent(cutoff)), kind(0), move,
         )  # fmt: skip

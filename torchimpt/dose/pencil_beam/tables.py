@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from torchimpt.dose.pencil_beam import interpolate
-from torchimpt.dose.rows import BeamRows, row_cells
+from torchimpt.dose.rows import COARSER, BeamRows, row_cells
 from torchimpt.machine import LayerTables
+from torchimpt.memory import check_memory
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,9 @@ def tabulate(
     """
     end = float((layers.depth_step * (layers.idd.shape[1] - 1)).max())
     rows = rows.keep(rows.wepl * range_scale < end)
+    size = 2 * layers.variance.shape[0] * layers.variance.shape[1] * rows.p.numel() * torch.finfo(dtype).bits // 8
+    for place in dict.fromkeys(("cpu", str(device))):
+        check_memory(f"the dose tables of a beam ({layers.variance.shape[1]} energy layers, {rows.p.numel()} voxels)", size, place, COARSER)
     amplitude, falloff = interpolate.amplitude_and_falloff(rows.wepl * range_scale, rows.depth, rows.magnification, layers, dtype)
     # c >= 0 has its minimum where the spot is widest; voxels without dose don't count
     smallest = torch.where(amplitude > 0, falloff, torch.inf).amin(dim=2) if rows.p.numel() else torch.full(amplitude.shape[:2], torch.inf)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -52,6 +53,8 @@ class SubSpots:
     """Many rays a spot."""
 
     backend: str = "auto"
+
+    cpu_only: ClassVar[bool] = True
 
     def tabulate(
         self, rows: BeamRows, layers: LayerTables, surroundings: Surroundings, dtype: torch.dtype, device: torch.device

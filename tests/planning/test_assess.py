@@ -1,0 +1,35 @@
+"""Doses of a finished plan: one rule for all voxels of a ROI, in every scenario."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_case import tiny, write_images
+
+import torchimpt as ti
+from torchimpt.checks import PhysicsWarning
+from torchimpt.planning.assess import assess
+from torchimpt.planning.load import set_up
+from torchimpt.scenarios import NOMINAL, Scenario
+from torchimpt.watch import Progress
+
+IMAGE = ("patient={source='image', path='ct'}", "dose.grid_mm=10", "goal=[{roi='Target', metric='d(95)', min=40}]")
+
+
+@pytest.mark.parametrize("body", ["objective[2].roi=Target", "objective[2].roi=External"], ids=["rois", "whole body"])
+def test_a_target_that_reaches_out_of_the_body_has_its_dose_there_in_every_scenario(tmp_path, body):
+    """The layer in air had 0 Gy in the nominal scenario only: D95 0 there, and 47 Gy in one shifted by 0.01 mm."""
+    target = torch.zeros((12, 12, 12), dtype=torch.bool)
+    target[4:8, 0:8, 4:8] = True  # (z, y, x): one layer of eight before the body, which begins at y = 1
+    write_images(tmp_path / "ct", target=target)
+    case = tiny(tmp_path, *IMAGE, body, "optimizer.max_iterations=30")
+    with pytest.warns(PhysicsWarning, match="ROI Target: 16 of its 128 voxels lie outside the body 'External'"):
+        result = ti.plan(case)
+    near = (NOMINAL, Scenario("x+0.01mm", shift=(0.01, 0.0, 0.0)))
+    found = assess(case, result.patient, result.machine, result.spots, near, set_up(case), Progress(enabled=False))
+    nominal, shifted = (rois["Target"] for rois in found.roi_doses.values())
+    assert float(nominal.min()) > 5.0, "in air, too"
+    # dose changes by less than 10 Gy/mm in these penumbras
+    assert float((nominal - shifted).abs().max()) < 0.1
+    assert found.goals[0]["worst"] == pytest.approx(found.goals[0]["nominal"], abs=0.1)
+    assert torch.equal(found.dose.flatten()[result.patient.roi("Target").voxels], nominal), "as in dose.mha"
