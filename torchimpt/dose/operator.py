@@ -10,6 +10,7 @@ import torch
 from torchimpt.checks import InputError
 from torchimpt.dose.model import Partials, Tables
 from torchimpt.scenarios import Scenario
+from torchimpt.sums import total
 
 
 @dataclass(frozen=True)
@@ -112,5 +113,5 @@ class DoseOperator:
 
     def discarded_fraction(self, position: torch.Tensor, weight: torch.Tensor, wide: float = 8.0) -> float:
         """Share of the integral dose that the cut-off discards: against a cut-off of `wide` sigmas, which leaves out exp(-32)."""
-        kept, whole = (self.dose(position, weight, c).sum(dtype=torch.float64) for c in (self.cutoff, max(wide, self.cutoff)))
+        kept, whole = (total(self.dose(position, weight, c)) for c in (self.cutoff, max(wide, self.cutoff)))
         return float(1.0 - kept / whole) if whole > 0 else 0.0

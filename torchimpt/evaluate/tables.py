@@ -14,6 +14,7 @@ from torchimpt.evaluate.dvh import common_axis, d, dvh
 from torchimpt.evaluate.goals import Doses
 from torchimpt.files import reader, whole_or_nothing
 from torchimpt.patient import Patient
+from torchimpt.sums import mean
 
 DVH_COLUMNS = ("scenario", "roi", "dose_gy", "volume_percent")
 
@@ -60,7 +61,7 @@ def roi_metrics(dose: torch.Tensor) -> dict[str, float]:
         "d95_gy": d95,
         "d98_gy": d98,
         "d2_gy": d2,
-        "mean_gy": float(dose.double().mean()),
+        "mean_gy": float(mean(dose)),
         "min_gy": float(dose.min()),
         "max_gy": float(dose.max()),
     }
