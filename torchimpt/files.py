@@ -118,8 +118,8 @@ def whole_or_nothing(path: str | os.PathLike) -> Iterator[Path]:
     path = Path(path)
     scratch: Path | None = None
     try:
-        if path.is_dir():
-            raise InputError(f"cannot write {path}: it is a folder")
+        if path.exists() and not path.is_file():  # root could put a file in the place of /dev/null
+            raise InputError(f"cannot write {path}: it is a {'folder' if path.is_dir() else 'device or a pipe'}; choose another name")
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=".partial-", suffix=f"-{path.name}", dir=path.parent)
         os.close(handle)

@@ -71,6 +71,10 @@ def _told(error: BaseException) -> int:
         text = f"{error.filename or 'stdout'}: {error.strerror or error}"
     elif isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "allocate memory" in str(error):
         text = "out of memory; use a coarser dose.grid_mm, fewer spots or scenarios, or dose.engine = matrix_free"
+    elif isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
+        text = f"a file's or folder's name is not text in UTF-8: {error.object[:200]}; rename it, or set PYTHONUTF8=1"
+    elif "no locator available" in str(error):
+        text = "numba finds no folder for its compiled code; set NUMBA_CACHE_DIR to a folder that can be written"
     else:
         import traceback
 
