@@ -27,6 +27,9 @@ from torchimpt.physics.bragg import r80
 OPTICS_STEP = 25.0
 """Step of the optics' planes, mm."""
 
+LARGEST = 1e12
+"""No number of a machine is larger, in any unit; squares of these are finite."""
+
 MOST_PLANES = 4000
 """More planes of the optics than any machine needs: 100 m."""
 
@@ -95,7 +98,8 @@ def _numbers(path: Path, struct: Any, name: str, what: str, like: np.ndarray | N
     """A field that is a row of finite numbers, as many as there are in `like`; of a matrix the first row."""
     value = np.asarray(_field(path, struct, name))
     row = np.atleast_2d(value)[0] if value.size else value.flatten()
-    if row.dtype.kind not in "fiu" or not np.isfinite(row).all() or not len(row) or (like is not None and row.shape != like.shape):
+    good = row.dtype.kind in "fiu" and len(row) > 0 and bool((np.abs(row) <= LARGEST).all())  # no NaN either
+    if not good or (like is not None and row.shape != like.shape):
         count = f"{len(like)} finite numbers" if like is not None else "a row of finite numbers"
         raise InputError(f"{path}: '{name}' of {what} must be {count}, got {_short(value)}")
     return row.astype(float)
