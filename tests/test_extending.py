@@ -181,8 +181,8 @@ def test_variable(extended: Extended, generator) -> None:
     torch.testing.assert_close(problem.packing.pack(problem.packing.unpack(z)), z)
     step = torch.zeros_like(z)
     step[-4:] = torch.rand(4, dtype=torch.float64, generator=generator) - 0.5
-    ahead, behind = (problem.value_and_grad(z + s * 1e-4 * step)[0] for s in (1, -1))
-    assert (ahead - behind) / 2e-4 == pytest.approx(float(problem.value_and_grad(z)[1] @ step), rel=1e-6)
+    ahead, behind = (problem.value_and_grad(z + s * 1e-3 * step)[0] for s in (1, -1))
+    assert (ahead - behind) / 2e-3 == pytest.approx(float(problem.value_and_grad(z)[1] @ step), rel=2e-6)  # F is 1e7 times it
 
     pruned = ("joint.spots=30", "joint.warm_iterations=3", "delivery.min_mu=0.1")  # stages of every kind
     found = extended.plan(*pruned)

@@ -140,3 +140,11 @@ def test_reference_table_steps_at_water(shared):
     table = read_hu_table(shared / "data" / "mc" / "hu_to_rsp.csv")
     rsp = table(torch.tensor([-1.0, 0.0, 1.0, -700.0]))
     torch.testing.assert_close(rsp, torch.tensor([1.01663, 1.0, 1.02093, 0.32409], dtype=torch.float64), rtol=0, atol=1e-9)
+
+
+def test_below_a_table_that_does_not_begin_with_air():
+    with pytest.warns(PhysicsWarning, match=r"2 voxels lie below the first entry of HU table 'bones' \(50 HU; they go down to -900\)"):
+        HuTable(torch.tensor([50.0, 1500.0]), torch.tensor([1.05, 1.8]), "bones")(torch.tensor([-900.0, 0.0, 60.0]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        default_hu_table()(torch.tensor([-3024.0]))

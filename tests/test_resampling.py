@@ -176,3 +176,14 @@ def test_a_grid_is_weighed_before_it_is_made(generator: torch.Generator, monkeyp
     monkeypatch.setattr("torchimpt.memory._system_memory", lambda: kept)
     with pytest.raises(InputError, match=r"the patient on a grid of 1 x 1 x 1 mm \(.* voxels, \d+ ROIs\) would take .* GB, .* GB are free"):
         resample(patient, 1.0)
+
+
+def test_the_centroid_is_that_of_the_roi_as_read(generator):
+    """Not that of what is left of it on a coarse grid, however often it is resampled."""
+    patient = random_patient(generator)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PhysicsWarning)
+        coarse = resample(resample(patient, 1.7), 2.9)
+    voxels = coarse.roi("PTV").voxels
+    assert coarse.centroid("PTV") == patient.centroid("PTV") != tuple(coarse.grid.centers(voxels).mean(dim=0).tolist())
+    assert coarse.original is patient

@@ -19,6 +19,9 @@ import torch
 from torchimpt.checks import InputError, PhysicsWarning
 from torchimpt.columns import read_columns
 
+_THIN = 0.05
+"""A relative stopping power of air and thin foam: what is below a table's first entry may well have it."""
+
 
 @dataclass(frozen=True, eq=False)
 class HuTable:
@@ -53,13 +56,22 @@ class HuTable:
             raise InputError(f"{what} has a negative rsp, {float(self.rsp.min()):g}; stopping powers relative to water are 0 or more")
 
     def __call__(self, hu: torch.Tensor) -> torch.Tensor:
-        """RSP at CT numbers of any shape and dtype, float64. Beyond the ends the end values hold, above the last one with a warning."""
+        """RSP at CT numbers of any shape and dtype, float64. Beyond the ends the end values hold, and a warning is given."""
         values = hu.to(torch.float64)
         above = int((values > self.hu[-1]).sum())
         if above:
             warnings.warn(
                 f"{above} voxels lie above the last entry of HU table '{self.name}' ({float(self.hu[-1]):g} HU; they go up to "
-                f"{float(values.max()):g}) and get its relative stopping power {float(self.rsp[-1]):g}: metal, or the table is too short",
+                f"{float(values.max()):g}) and get its relative stopping power {float(self.rsp[-1]):g}: metal, or the table is too short; "
+                "a [[material]] says what is known of a ROI",
+                PhysicsWarning,
+                stacklevel=2,
+            )
+        below = int((values < self.hu[0]).sum())
+        if below and self.rsp[0] > _THIN:
+            warnings.warn(
+                f"{below} voxels lie below the first entry of HU table '{self.name}' ({float(self.hu[0]):g} HU; they go down to "
+                f"{float(values.min()):g}) and get its relative stopping power {float(self.rsp[0]):g}: the table is too short",
                 PhysicsWarning,
                 stacklevel=2,
             )

@@ -14,6 +14,9 @@ from torchimpt.hu_table import HuTable
 
 ROLES = ("target", "oar", "external")
 
+DENSEST = 15.0
+"""Greatest relative stopping power that is taken; what is above is a unit or a typing error."""
+
 
 @dataclass(frozen=True)
 class ROI:
@@ -27,11 +30,14 @@ class ROI:
         bool `(z, y, x)` on the patient's grid.
     role
         `"target"`, `"oar"` or `"external"` (the body's outline, at most one).
+    rsp
+        Relative stopping power of all that is inside where it is known better than from the CT (an implant, a couch); None: the CT's.
     """
 
     name: str
     mask: torch.Tensor
     role: str = "oar"
+    rsp: float | None = None
 
     def __post_init__(self) -> None:
         if not self.name or not is_plain(self.name):
@@ -40,6 +46,10 @@ class ROI:
             raise InputError(f"ROI '{self.name}': role must be one of {', '.join(ROLES)}, got '{self.role}'{nearest(self.role, ROLES)}")
         if self.mask.dtype != torch.bool:
             raise TypeError(f"ROI '{self.name}': mask must be a bool tensor, got {self.mask.dtype}")
+        if self.rsp is not None and not 0.0 <= self.rsp <= DENSEST:
+            raise InputError(
+                f"ROI '{self.name}': its relative stopping power must lie between 0 and {DENSEST:g} (gold: 10), water is 1; got {self.rsp}"
+            )
 
     @property
     def voxels(self) -> torch.Tensor:
@@ -63,6 +73,8 @@ class Patient:
         For titles and files.
     hu_table
         The CT's own HU-to-stopping-power table, if its file has one.
+    original
+        The patient as it was read, where this one is on another grid.
 
     Examples
     --------
@@ -79,6 +91,7 @@ class Patient:
     rois: Mapping[str, ROI] = field(default_factory=dict)
     name: str = ""
     hu_table: HuTable | None = None
+    original: Patient | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if tuple(self.hu.shape) != self.grid.shape:
@@ -135,6 +148,8 @@ class Patient:
         return tuple(name for name, roi in self.rois.items() if roi.role == "target")
 
     def centroid(self, names: str | Iterable[str]) -> tuple[float, float, float]:
-        """LPS centroid of the union of the named ROIs, mm."""
+        """LPS centroid of the union of the named ROIs, mm: of the ROIs as they were read, so that it is the same on every dose grid."""
+        if self.original is not None:
+            return self.original.centroid(names)
         voxels = self.union(names).flatten().nonzero().flatten()
         return tuple(self.grid.centers(voxels).mean(dim=0).tolist())

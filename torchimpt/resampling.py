@@ -64,7 +64,7 @@ def resample(patient: Patient, spacing: float | Sequence[float]) -> Patient:
     hu = _apply(patient.hu.double(), weights)
     hu /= inside[0][:, None, None] * inside[1][None, :, None] * inside[2][None, None, :]
     rois = {name: _resample_roi(roi, grid, weights) for name, roi in patient.rois.items()}
-    result = replace(patient, hu=hu.to(patient.hu.dtype), grid=grid, rois=rois)
+    result = replace(patient, hu=hu.to(patient.hu.dtype), grid=grid, rois=rois, original=patient.original or patient)
     _tell_lost(patient, result)
     return result
 
@@ -127,13 +127,13 @@ def _resample_roi(roi: ROI, grid: Grid, weights: Sequence[torch.Tensor]) -> ROI:
     mask = torch.zeros(grid.shape, dtype=torch.bool)
     columns = roi.mask.any(dim=2)
     if not columns.any():
-        return ROI(roi.name, mask, roi.role)
+        return replace(roi, mask=mask)
     z, y = (_span(columns.any(dim=i)) for i in (1, 0))
     old_box = (z, y, _span(roi.mask[z, y].flatten(0, 1).any(dim=0)))
     new_box = tuple(_span(w[:, old].sum(dim=1) > 0) for w, old in zip(weights, old_box, strict=True))
     box = [w[new, old].float() for w, new, old in zip(weights, new_box, old_box, strict=True)]
     mask[new_box] = _apply(roi.mask[old_box].float(), box) >= 0.5 - _TIE
-    return ROI(roi.name, mask, roi.role)
+    return replace(roi, mask=mask)
 
 
 def _span(used: torch.Tensor) -> slice:

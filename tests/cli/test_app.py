@@ -179,6 +179,14 @@ def test_summary_of_a_run_whose_spots_moved(capsys, tmp_path):
     assert "Delivery 95 s a fraction: energy switching 70 s, beam on 22 s, spots and scanning 3.0 s\n" in out
 
 
+def test_what_a_library_will_call_otherwise_is_no_news(capsys):
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        set_up(quiet=False, verbose=False)
+        warnings.warn("parseString deprecated - use parse_string", DeprecationWarning, stacklevel=1)
+    assert capsys.readouterr().err == ""
+
+
 def test_warnings_are_one_line_on_stderr(capsys):
     with warnings.catch_warnings():
         warnings.simplefilter("always")

@@ -128,6 +128,15 @@ def test_plan_reads_back_bit_for_bit_and_gives_the_same_dose(run, folder):
     assert (folder / "forward" / "plan.json").read_bytes() == (run / "plan.json").read_bytes()
 
 
+def test_plan_gives_its_dose_on_another_grid(run, folder):
+    """The beams' isocentres, which the case leaves open, are the plan's: the target's centroid differs between the grids."""
+    done = command("dose", "tiny.toml", "--plan", "run/plan.json", "--out", "finer", "--set", "dose.grid_mm=3", cwd=folder)
+    assert (done.status, done.err) == (0, "")
+    assert read_plan(folder / "finer" / "plan.json").beams == read_plan(run / "plan.json").beams
+    coarse, fine = (metrics_of(path)["scenarios"][0]["rois"]["Target"] for path in (run, folder / "finer"))
+    assert fine["voxels"] > 2 * coarse["voxels"] and fine["mean_gy"] == pytest.approx(coarse["mean_gy"], rel=0.05)
+
+
 @pytest.mark.slow
 def test_compiling_process_and_later_ones_plan_the_same_bits(folder):
     """numba optimizes what it saves once more than what it runs at once (see `numba_cpu.FAST`)."""

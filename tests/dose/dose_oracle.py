@@ -3,7 +3,7 @@
     phi(v, s) = IDD(z_v) sum_k a_k(z_v) exp(-(p^2 + q^2) / (2 sigma_k^2)) / (2 pi sigma_k^2),
     p = u_v - m_x x_s,  q = v_v - m_y y_s,  sigma_k^2 = sigma_optics^2(Zg) + variance_k(z_v)
 
-Also the small cases that the tests of the dose share.
+with the exponential cut off (`cut_exponential`). Also the small cases that the tests of the dose share.
 """
 
 import dataclasses
@@ -30,6 +30,14 @@ def gantry_frame(points, beam, shift):
     x_f = x_s * math.cos(c) - y_s * math.sin(c)
     y_f = x_s * math.sin(c) + y_s * math.cos(c)
     return x_f * math.cos(t) - z_f * math.sin(t), y_f, x_f * math.sin(t) + z_f * math.cos(t)
+
+
+def cut_exponential(t, cutoff):
+    """`exp(-t)` less its value at the cut-off, zero beyond, times what gives it the whole exponential's integral, by quadrature."""
+    t_max = 0.5 * cutoff**2
+    nodes, weights = np.polynomial.legendre.leggauss(60)
+    kept = 0.5 * t_max * float(weights @ (np.exp(-0.5 * t_max * (nodes + 1.0)) - math.exp(-t_max)))
+    return torch.where(t < t_max, torch.exp(-t) - math.exp(-t_max), 0.0) / kept
 
 
 def oracle_dose(patient, machine, spots, voxels, scenario=NOMINAL, cutoff=4.0):
@@ -60,9 +68,8 @@ def oracle_dose(patient, machine, spots, voxels, scenario=NOMINAL, cutoff=4.0):
         for mine, u, v, m, amplitude, variance in terms:
             p = u - m[0] * position[mine, 0, None]
             q = v - m[1] * position[mine, 1, None]
-            r2 = p**2 + q**2
-            phi = amplitude * torch.exp(-r2 / (2 * variance)) / (2 * math.pi * variance)
-            total = total + weight[mine] @ torch.where(r2 < cutoff**2 * variance, phi, 0.0)
+            shape = cut_exponential((p**2 + q**2) / (2 * variance), cutoff)
+            total = total + weight[mine] @ (amplitude * shape / (2 * math.pi * variance))
         return total
 
     return dose

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from dose_oracle import MACHINES, SCENARIOS, blocks, distance, norm_distance, operator, oracle_dose, two_beams
+from dose_oracle import MACHINES, SCENARIOS, blocks, cut_exponential, distance, norm_distance, operator, oracle_dose, two_beams
 
 from torchimpt.checks import InputError
 from torchimpt.dose.layer import PencilBeamDose
@@ -53,7 +53,8 @@ def test_one_pair_by_hand():
     mix = lambda t: (1 - f) * float(t[j]) + f * float(t[j + 1])  # noqa: E731
     variance = float(tables.optics_variance[0, 0]) + mix(tables.variance[0, 0])
     r2 = (x - m * 1.0) ** 2 + (z + m * 2.0) ** 2
-    expected = 7.0 * mix(tables.idd[0]) * math.exp(-r2 / (2 * variance)) / (2 * math.pi * variance)
+    shape = float(cut_exponential(torch.tensor(r2 / (2 * variance), dtype=torch.float64), 4.0))
+    expected = 7.0 * mix(tables.idd[0]) * shape / (2 * math.pi * variance)
     got = operator(patient, machine, spots, torch.tensor([voxel])).dose(spots.position, spots.weight)
     assert float(got) == pytest.approx(expected, rel=1e-12)
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from dose_oracle import MACHINES, SCENARIOS, blocks, distance, gantry_frame, operator, two_beams
+from dose_oracle import MACHINES, SCENARIOS, blocks, cut_exponential, distance, gantry_frame, operator, two_beams
 
 from torchimpt.checks import InputError
 from torchimpt.dose.autograd import SpotDose
@@ -52,7 +52,7 @@ def oracle(patient, machine, spots, scenario, cutoff, lattices):
                 for k in range(tables.n_components):
                     s2 = torch.from_numpy(air) - m[0] ** 2 * spread + at(tables.variance[k, row], z)
                     amplitude = at(tables.idd[row], z, right=0.0) * at(tables.fraction[k, row], z) / (2 * math.pi * s2)
-                    total = total + torch.where(r2 < cutoff**2 * s2, amplitude * torch.exp(-r2 / (2 * s2)), 0.0)
+                    total = total + amplitude * cut_exponential(r2 / (2 * s2), cutoff)
                 kernels.append(total)
             parts.append((mine, grid_x[near], grid_y[near], rays.pitch, spread, torch.stack(kernels)))
 
@@ -60,7 +60,7 @@ def oracle(patient, machine, spots, scenario, cutoff, lattices):
         total = 0.0
         for mine, x, y, pitch, spread, kernels in parts:
             r2 = (x - position[mine, 0, None]) ** 2 + (y - position[mine, 1, None]) ** 2
-            share = torch.where(r2 < cutoff**2 * spread, pitch**2 * torch.exp(-r2 / (2 * spread)) / (2 * math.pi * spread), 0.0)
+            share = pitch**2 * cut_exponential(r2 / (2 * spread), cutoff) / (2 * math.pi * spread)
             total = total + weight[mine] @ share @ kernels
         return total
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from torchimpt.checks import InputError
@@ -76,6 +76,7 @@ def test_wolfe_takes_the_lowest_where_a_corner_ends_the_path() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(st.floats(-50, 50), st.floats(-3, 3)), min_size=1, max_size=30), st.floats(1e-3, 1e3))
+@example([(0.0, 0.01171875), (0.25, -2.0)], 1.0)  # a piece nearly flat beside a steep one
 def test_line_minimum_of_squared_hinges(pieces, first) -> None:
     """Against the root found by sorting the break points, on which the slope is linear."""
     start, rate = (np.array(column) for column in zip(*pieces, strict=True))

@@ -7,9 +7,11 @@ import torch
 from tiny_case import tiny, write_images
 
 import torchimpt as ti
-from torchimpt.checks import PhysicsWarning
+from torchimpt.checks import InputError, PhysicsWarning
+from torchimpt.machine import generic
+from torchimpt.physics.stopping import relative_stopping_power
 from torchimpt.planning.assess import assess
-from torchimpt.planning.load import set_up
+from torchimpt.planning.load import load_patient, set_up
 from torchimpt.scenarios import NOMINAL, Scenario
 from torchimpt.watch import Progress
 
@@ -33,3 +35,14 @@ def test_a_target_that_reaches_out_of_the_body_has_its_dose_there_in_every_scena
     assert float((nominal - shifted).abs().max()) < 0.1
     assert found.goals[0]["worst"] == pytest.approx(found.goals[0]["nominal"], abs=0.1)
     assert torch.equal(found.dose.flatten()[result.patient.roi("Target").voxels], nominal), "as in dose.mha"
+
+
+def test_a_material_of_the_case_counts(tmp_path):
+    """In the case's order: the target within the body, not the body over the target."""
+    case = tiny(tmp_path, "material=[{roi='External', rsp=1.6}, {roi='Target', rsp=0.5}]")
+    patient = load_patient(case)
+    rsp = relative_stopping_power(patient, generic())
+    target, body = patient.roi("Target").mask, patient.body
+    assert (rsp[target] == 0.5).all() and (rsp[body & ~target] == 1.6).all() and (rsp[~body] == 0).all()
+    with pytest.raises(InputError, match=r"material\[0\]\.roi: the patient has no ROI 'Plate'"):
+        load_patient(tiny(tmp_path, "material=[{roi='Plate', rsp=1.6}]"))

@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -108,7 +109,7 @@ def test_spots_at_their_bounds_start_the_next_stage(built, generator, scheme):
         built.spots.position.detach() + torch.rand(built.spots.n_spots, 2, generator=generator), built.spots.weight.detach(),
         built.spots.layer, built.spots.layer_beam, built.spots.layer_energy, built.spots.beams,
     )  # fmt: skip
-    plan = run(built, scheme=scheme, box_mm=0.3, spots=20, start=start).spots
+    plan = run(built, replace(SOLVER, max_iterations=100), scheme=scheme, box_mm=0.3, spots=20, start=start).spots
     away = (plan.position - plan.home).abs()
     assert bool((away > 0.3).any()) and float(away.max()) < 0.3 + 1e-5
 

@@ -85,7 +85,8 @@ def test_scale_is_the_dense_diagonal(built):
     floor = CURVATURE_FLOOR * diagonal.median()
     assert int((diagonal < floor).sum()) < 0.5 * len(diagonal)
     scale = jacobi_scale(built.doses[0], built.spots.position.detach(), built.objective)
-    assert float((scale * diagonal.clamp(min=floor).sqrt() - 1.0).abs().max()) < 1e-9
+    # the square of a cut Gaussian is taken as a Gaussian of half the variance that is cut: see `PencilBeamTables.squared`
+    assert float((scale * diagonal.clamp(min=floor).sqrt() - 1.0).abs().max()) < 3e-3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

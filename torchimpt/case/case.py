@@ -15,6 +15,7 @@ from torchimpt.case.sections import (
     GoalConfig,
     JointConfig,
     MachineConfig,
+    MaterialConfig,
     ObjectiveConfig,
     OptimizerConfig,
     OutputConfig,
@@ -42,6 +43,8 @@ class Case(Section):
     """Of every random number."""
     patient: PatientConfig
     """The section that says whom to plan for."""
+    material: list[MaterialConfig] = Field(default_factory=list)
+    """ROIs of known material; where two overlap, the later one's counts."""
     machine: MachineConfig = MachineConfig()
     """The machine."""
     dose: DoseConfig = DoseConfig()
@@ -136,6 +139,7 @@ class Case(Section):
     def used_rois(self) -> list[tuple[str, str]]:
         """Key and name of every ROI that the case names."""
         used = [("spots.target", name) for name in (self.spots.targets if self.spots else ())]
+        used += [(f"material[{i}].roi", material.roi) for i, material in enumerate(self.material)]
         used += [(f"objective[{i}].roi", objective.roi) for i, objective in enumerate(self.objective)]
         return used + [(f"goal[{i}].roi", goal.roi) for i, goal in enumerate(self.goal)]
 

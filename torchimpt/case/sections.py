@@ -39,6 +39,7 @@ from torchimpt.machine import LATER as LATER_MACHINES
 from torchimpt.machine import READERS as MACHINE_READERS
 from torchimpt.objectives import KINDS, MODES, RobustMode, Term
 from torchimpt.optim import METHODS
+from torchimpt.patient import DENSEST
 from torchimpt.schemes.schemes import SCHEMES
 from torchimpt.schemes.settings import Motion, Solver
 from torchimpt.spots.delivery import MACHINES, DeliveryModel
@@ -102,6 +103,15 @@ class PatientConfig(Section):
     def _complete(self) -> PatientConfig:
         check_source(self.source, self.path, self.name)
         return self
+
+
+class MaterialConfig(Section):
+    """[[material]]: a ROI of known stopping power, whatever its CT numbers: an implant, a couch, contrast agent."""
+
+    roi: str
+    """Name of the ROI."""
+    rsp: Annotated[Real, Field(ge=0, le=DENSEST)]
+    """Relative stopping power inside, water is 1; outside the body too."""
 
 
 class MachineConfig(Section):
@@ -235,7 +245,7 @@ class OptimizerConfig(Section):
     max_evaluations: PositiveCount | None = None
     """Most evaluations of objective and gradient, those of all stages; omitted: no limit."""
     tolerance: Annotated[Real, Field(gt=0, lt=1)] = 1e-4
-    """Relative decrease of the objective below which the plan has converged."""
+    """Relative decrease of the objective in an iteration below which the plan has converged, whatever the method."""
     normalize: Flag = True
     """Divide each objective by its ROI's voxel count."""
     overlap: Literal["exclude", "keep"] = "exclude"

@@ -29,4 +29,10 @@ def set_up(*, quiet: bool, verbose: bool) -> None:
         logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S") if verbose else logging.Formatter("torchimpt: %(message)s")
     )
     logger.addHandler(handler)
-    warnings.showwarning = lambda message, *_args, **_more: logger.warning("%s", message)
+    warnings.showwarning = _tell
+
+
+def _tell(message: Warning | str, category: type[Warning], *_: object, **_more: object) -> None:
+    """Log a warning; what a library will call otherwise one day is no news to a user."""
+    future = issubclass(category, DeprecationWarning | PendingDeprecationWarning)
+    logging.getLogger("torchimpt").log(logging.DEBUG if future else logging.WARNING, "%s", message)

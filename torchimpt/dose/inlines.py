@@ -49,8 +49,8 @@ def plus(a, b):  # pragma: no cover
 def exp_minus(t):
     """`exp(-t)` for `0 <= t <= 80` (`LARGEST_EXPONENT`): `2^n` times the Taylor polynomial of `2^f`, `|f| <= 1/2`.
 
-    Degree 6 leaves 1e-7 in float32, degree 12 leaves 2e-16 in float64. `math.exp` would be 3 to 4 times slower: it does
-    not vectorize here.
+    Beyond, anything may come out, NaN too. Degree 6 leaves 1e-7 in float32, degree 12 leaves 2e-16 in float64. `math.exp` would be 3 to 4
+    times slower: it does not vectorize here.
     """
     raise NotImplementedError("compiled only")
 

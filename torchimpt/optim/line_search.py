@@ -19,6 +19,9 @@ Point = TypeVar("Point")
 DELTA, THETA = 1e-4, 0.9
 """The paper's constants of sufficient decrease and of curvature."""
 
+PATIENCE = 20
+"""Trials of the Illinois rule; it needs 3 to 8 as a rule."""
+
 
 @dataclass(frozen=True)
 class Trial(Generic[Point]):
@@ -132,8 +135,9 @@ def line_minimum(
 ) -> float:
     """Minimum of a function on a line by the root of its slope, which rises in pieces: bracketing, then the Illinois rule.
 
-    Where the function is piecewise quadratic and convex the slope is piecewise linear and the rule ends on the root's own piece. Where it
-    is not convex the result is a point at which the slope changes sign, whose value the caller has to check.
+    Where the function is piecewise quadratic and convex the slope is piecewise linear and the rule ends on the root's own piece; where that
+    is a steep one beside one nearly flat, it takes long, and the bracket is halved after `PATIENCE` trials. Where the function is not
+    convex the result is a point at which the slope changes sign, whose value the caller has to check.
 
     Parameters
     ----------
@@ -154,7 +158,7 @@ def line_minimum(
     low, slope_low = 0.0, start_slope
     length, high, slope_high = min(first, longest), math.inf, 0.0
     side = 0
-    for _ in range(max_trials):
+    for trial in range(max_trials):
         slope = line(length)[1]
         if not math.isfinite(slope):
             slope = math.inf
@@ -171,7 +175,7 @@ def line_minimum(
             high, slope_high, slope_low, side = length, slope, slope_low * (0.5 if side > 0 else 1.0), 1
         if high - low <= 1e-14 * high:
             break
-        share = 0.5 if math.isinf(slope_high) else slope_low / (slope_low - slope_high)
+        share = 0.5 if math.isinf(slope_high) or trial > PATIENCE else slope_low / (slope_low - slope_high)
         length = low + share * (high - low)
         if not low < length < high:
             length = 0.5 * (low + high)

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from torchimpt.optim.direction import Bounds, dot
+from torchimpt.optim.direction import Bounds, dot, steepest
 from torchimpt.optim.problem import Problem, Resumable
-from torchimpt.optim.solution import Iteration, Solution, Status, is_converged
+from torchimpt.optim.solution import WINDOW, Iteration, Solution, Status, converged, least_promised, remaining_fall
 from torchimpt.optim.steps import Memory, State
 
 Callback = Callable[[Iteration], bool | None]
@@ -20,7 +21,7 @@ Callback = Callable[[Iteration], bool | None]
 
 @dataclass
 class Run:
-    """One call of `minimize`; its arguments, and the history so far."""
+    """One call of `minimize`; its arguments, and the history so far. `metric` is the square of its scale."""
 
     problem: Problem
     bounds: Bounds
@@ -29,16 +30,35 @@ class Run:
     max_iterations: int
     max_evaluations: float
     callback: Callback | None
+    metric: Tensor | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
+    last: State | None = None
+    """The state that the last record is of."""
 
     def norm(self, state: State) -> float:
         """2-norm of the gradient in the free components."""
         free = state.gradient * self.bounds.free(state.x, state.gradient)
         return math.sqrt(dot(free, free))
 
+    def curvature(self, state: State) -> tuple[float, float | None, float | None]:
+        """`decrement`, `short` and `long` of an iteration's record."""
+        free = self.bounds.free(state.x, state.gradient)
+        gradient = state.gradient * free
+        decrement, short, long = -0.5 * dot(gradient, steepest(gradient, self.metric)), None, None
+        if self.last is not None:
+            move, change = (state.x - self.last.x) * free, (state.gradient - self.last.gradient) * free
+            both, stiff = dot(move, change), -dot(change, steepest(change, self.metric))
+            if not move.any():
+                told = (row for row in reversed(self.history) if row["short"] is not None)
+                short, long = next(((row["short"], row["long"]) for row in told), (None, None))
+            elif both > 0 and stiff > 0:
+                short, long = both / stiff, dot(move, move if self.metric is None else move / self.metric) / both
+        return decrement, short, long
+
     def record(self, state: State) -> Status | None:
         """Note an iterate, call the callback, and say whether to stop."""
+        decrement, short, long = self.curvature(state)
         record = Iteration(
             iteration=state.iteration,
             evaluations=state.evaluations,
@@ -46,11 +66,15 @@ class Run:
             step_length=state.step,
             beta=state.beta,
             projected_gradient_norm=self.norm(state),
+            decrement=decrement,
+            short=short,
+            long=long,
             x=state.x,
             seconds=time.perf_counter() - self.started,
             state=lambda: self.state_dict(state),
         )
         self.history.append(record.numbers())
+        self.last = state
         if not state.finite:
             return Status.NOT_FINITE
         if self.callback is not None and self.callback(record):
@@ -59,8 +83,10 @@ class Run:
 
     def reason(self, state: State) -> Status | None:
         """Why to stop at the last iterate in the history, if at all."""
-        if is_converged(self.history, self.tolerance):
-            return Status.CONVERGED
+        if status := converged(self.history, self.tolerance):
+            return status
+        if len(self.history) > WINDOW and self.history[-1 - WINDOW]["value"] <= state.value:
+            return self.failed(state)
         if state.iteration >= self.max_iterations:
             return Status.MAX_ITERATIONS
         if state.evaluations >= self.max_evaluations:
@@ -68,17 +94,15 @@ class Run:
         return None
 
     def failed(self, state: State) -> Status:
-        """What it means that no lower point was found: the minimum, to the precision of the numbers, or something that is wrong.
+        """What it means that no lower point was found, or none in a whole window: the minimum, to the numbers' precision, or an error.
 
-        The last step's decrease in rounding, or the projected gradient (whose square F's distance from its minimum goes by) down to the
-        square root of it.
+        The minimum, when what the gradient promises at least is below the tolerance, or in the rounding of F; or when F itself is in the
+        rounding of what it was at the start.
         """
         eps = torch.finfo(state.x.dtype).eps
-        if state.iteration > 0:
-            fall = self.history[-2]["value"] - state.value
-            small = self.history[-1]["projected_gradient_norm"] <= math.sqrt(eps) * self.history[0]["projected_gradient_norm"]
-            if small or fall <= 10 * eps * abs(state.value):
-                return Status.CONVERGED
+        little = least_promised(self.history) <= max(self.tolerance, 100 * eps) * abs(state.value)
+        if state.iteration > 0 and (little or abs(state.value) <= eps * abs(self.history[0]["value"])):
+            return Status.PRECISION
         return Status.LINE_SEARCH_FAILED
 
     def resume(self, saved: dict, kind: type[Memory] | None) -> State:
@@ -87,7 +111,8 @@ class Run:
         self.started = time.perf_counter() - self.history[-1]["seconds"]
         if saved["problem"] is not None and isinstance(self.problem, Resumable):
             self.problem.load_state_dict(saved["problem"])
-        return State.load(saved["solver"], kind)
+        self.last = State.load(saved["solver"], kind)
+        return self.last
 
     def state_dict(self, state: State) -> dict:
         """All that `resume` needs."""
@@ -106,4 +131,5 @@ class Run:
             status=status,
             history=self.history,
             state=self.state_dict(state),
+            remaining=remaining_fall([row["value"] for row in self.history]),
         )

@@ -97,11 +97,11 @@ def minimize(
         Rule of the conjugate-gradient factor: `"dyhs"`, `"dy"`, `"hs"`, `"pr+"` or `"fr"`.
     scale
         Typical size of each component `(n,)`, positive: the solvers work on `x / scale`. Best is the inverse square root of the Hessian's
-        diagonal. `dyhs_cg` has none.
+        diagonal. `dyhs_cg` uses it for the test of convergence alone.
     max_iterations, max_evaluations
         Limits; both count from the very start of a resumed run.
     tolerance
-        `is_converged`: relative decrease of F per iteration, averaged over ten, or relative norm of the projected gradient.
+        Relative decrease of F per iteration, averaged over ten, or promised by the gradient: `torchimpt.optim.solution.converged`.
     callback
         Called with an `Iteration` after the start and after every iteration; returning True stops.
     state
@@ -131,8 +131,9 @@ def minimize(
         )
     if state is not None:
         _check_state(state, method, x0)
-    run = Run(problem, bounds, method, tolerance, max_iterations, max_evaluations or math.inf, callback)
-    return METHODS[method](run, x0, Options(bounds, beta, None if scale is None else _scale(x0, scale)), state)
+    options = Options(bounds, beta, None if scale is None else _scale(x0, scale))
+    run = Run(problem, bounds, method, tolerance, max_iterations, max_evaluations or math.inf, callback, options.metric)
+    return METHODS[method](run, x0, options, state)
 
 
 def _run_steps(run: Run, step: Step, x0: Tensor, saved: dict | None) -> Solution:

@@ -26,6 +26,7 @@ def relative_stopping_power(patient: Patient, machine: WithTable) -> torch.Tenso
     ----------
     patient
         With its CT; where it has an ROI of the role external, everything outside that is set to zero (couch, masks and air take no part).
+        ROIs with an `rsp` of their own have that, outside the body too; where two overlap, the later one's counts.
     machine
         Its table counts first, then the patient's own, then the default.
 
@@ -35,8 +36,11 @@ def relative_stopping_power(patient: Patient, machine: WithTable) -> torch.Tenso
     """
     table = machine.hu_table or patient.hu_table or default_hu_table()
     external = patient.external
-    if external is None:
-        return table(patient.hu)
+    told = [roi for roi in patient.rois.values() if roi.rsp is not None]
+    unknown = torch.ones(patient.grid.shape, dtype=torch.bool) if external is None else external.mask.clone()
     rsp = torch.zeros(patient.grid.shape, dtype=torch.float64)
-    rsp[external.mask] = table(patient.hu[external.mask])
+    for roi in told:
+        rsp[roi.mask] = float(roi.rsp or 0.0)
+        unknown &= ~roi.mask
+    rsp[unknown] = table(patient.hu[unknown])  # what is told is not looked up: metal lies above any table
     return rsp

@@ -36,7 +36,7 @@ class Assessment:
     goals
         Rows of `check_goals`.
     discarded_fraction
-        Share of the nominal integral dose that the lateral cut-off leaves out.
+        Share of the nominal integral dose that the lateral cut-off puts elsewhere (`DoseOperator.discarded_fraction`).
     """
 
     dose: torch.Tensor

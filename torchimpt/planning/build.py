@@ -80,9 +80,10 @@ class PlanningProblem:
 
 def _start(case: Case, patient: Patient, machine: Machine, scenarios: tuple[Scenario, ...], compute: Compute) -> Spots:
     """The spots that the case starts from: its lattice, jittered or not, or those of a plan file."""
-    beams, config = resolve_beams(case, patient), case.placement
-    if case.joint is not None and case.joint.start is not None:
-        spots = read_plan(case.joint.start, beams, dtype=compute.dtype, machine=machine, rbe=case.dose.rbe)
+    config, start = case.placement, case.joint.start if case.joint is not None else None
+    beams = resolve_beams(case, patient, start)
+    if start is not None:
+        spots = read_plan(start, beams, dtype=compute.dtype, machine=machine, rbe=case.dose.rbe)
     else:
         spots = place_spots(
             patient, machine, beams, config.targets, config.spacing_mm, pattern=config.pattern, margin=config.margin_mm,

@@ -60,10 +60,14 @@ def load_machine(case: Case) -> Machine:
 
 
 def load_patient(case: Case) -> Patient:
-    """The case's patient on its dose grid; every ROI that the case names is there and has a voxel."""
+    """The case's patient on its dose grid, with the materials that it tells; every ROI that the case names is there and has a voxel."""
     config = case.patient
     read = read_patient(config.source, config.path, config.name)
     case.check_rois(read.rois)
+    if case.material:
+        # at the end, in the case's order: the later one's counts
+        known = {m.roi: replace(read.roi(m.roi), rsp=m.rsp) for m in case.material}
+        read = replace(read, rois={**{name: roi for name, roi in read.rois.items() if name not in known}, **known})
     case.check_goals()
     patient = read if case.dose.grid_mm is None else resample(read, case.dose.grid_mm)
     _check_voxels(case, read, patient)
@@ -94,14 +98,14 @@ def _check_voxels(case: Case, read: Patient, patient: Patient) -> None:
 
 
 def resolve_beams(case: Case, patient: Patient, plan: Path | None = None) -> tuple[Beam, ...]:
-    """The case's beams with their isocenters: their own, or the target's centroid (all targets' where the case names none)."""
+    """The case's beams with their isocenters: their own, or the plan file's where it has any (they stay open here), or the target's
+    centroid (all targets' where the case names none).
+    """
     beams = case.beams()
-    if not any(beam.isocenter is None for beam in beams):
+    if not any(beam.isocenter is None for beam in beams) or (plan is not None and plan.suffix.lower() == ".json"):
         return beams
     names = case.spots.targets if case.spots else patient.targets
     if not names:
-        if plan is not None and plan.suffix.lower() == ".json":
-            return beams
         raise InputError(f"{case.label}: a beam has no isocenter_mm, and there is no target to take the centroid of; give isocenter_mm")
     center = patient.centroid(names)
     return tuple(beam.at(center) for beam in beams)

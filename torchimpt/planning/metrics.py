@@ -73,6 +73,9 @@ def plan_metrics(problem: PlanningProblem, optimized: Optimized, spots: Spots, a
         "steps": optimized.steps,
         **dose_metrics(spots, problem.machine, case.delivery.model(), assessment, times, problem.compute, home),
     }
+    if solution.remaining is not None:
+        # the share of it that it may still fall by, estimated from its fall
+        metrics["objective"]["remaining_percent"] = 100.0 * solution.remaining
     metrics["spots"]["placed"] = problem.spots.n_spots
     metrics["matrix"] |= {"nonzeros": problem.linear.n_nonzeros, "bytes": problem.linear.n_bytes}
     return metrics

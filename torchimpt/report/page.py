@@ -139,7 +139,7 @@ def _facts(data: ReportData) -> list[tuple[str, str]]:
     if matrix.get("nonzeros"):
         facts.append(("Influence matrices", f"{matrix['nonzeros']:,} non-zeros, {bytes_text(matrix['bytes'])}"))
     if "discarded_fraction" in matrix:
-        facts.append(("Beyond the cut-off", f"{100 * matrix['discarded_fraction']:.2g} % of the integral dose"))
+        facts.append(("Moved by the cut-off", f"{100 * matrix['discarded_fraction']:.2g} % of the integral dose"))
     if "placed" in spots:
         facts.append(("Spots", f"{spots['placed']:,} placed, {spots['count']:,} kept, {spots['nonzero']:,} delivered"))
     if motion_text(spots):

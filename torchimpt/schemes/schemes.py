@@ -12,6 +12,7 @@ it stopped, and comes to the same plan. A further one is a function like `_joint
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -25,7 +26,7 @@ from torchimpt.dose.scenarios import LinearDose, ScenarioDoses, scenario_doses
 from torchimpt.machine import Machine
 from torchimpt.objectives import Objective, RobustObjective
 from torchimpt.optim import Solution, Status
-from torchimpt.optim.solution import is_converged
+from torchimpt.optim.solution import WINDOW, fall_is_small, least_promised, remaining_fall
 from torchimpt.patient import Patient
 from torchimpt.quantities import ConstantRBE
 from torchimpt.scenarios import NOMINAL, Scenario
@@ -170,19 +171,38 @@ def _alternating(stages: Stages, spots: MovingSpots, motion: Motion, vary: Vary)
         spots, _ = stages.solve("weights, before moving", WEIGHTS, spots, motion.warm_iterations)
         spots = _thin(stages, spots, motion.spots, WEIGHTS)
     others = tuple(variable for variable in vary if variable not in WEIGHTS)
+    first = len(stages.done)
+
+    def ended(solution: Solution | None, status: Status) -> Solution | None:
+        values = [row["value"] for record in stages.done[first:] for row in record["history"]]
+        return solution and replace(solution, status=status, remaining=remaining_fall(values))
+
     while True:
         spots, solution = stages.solve("weights", WEIGHTS, spots, motion.weight_iterations, tolerance=0.0)
         if others:
             # few steps, each down the gradient, as published: from one step a quasi-Newton method learns nothing
             spots, solution = stages.solve(_name(others), others, spots, motion.position_steps, tolerance=0.0, method="projected_cg")
-        # the turns' own records, so that a resumed run stops where the whole one does
-        turns = [{"value": s["objective"], "projected_gradient_norm": 1.0} for s in stages.steps]
-        if is_converged(turns, stages.solver.tolerance):
-            return spots, solution and replace(solution, status=Status.CONVERGED)
+        # the stages' own records, so that a resumed run stops where the whole one does
+        if _turns_converged(stages.done[first:], stages.solver.tolerance):
+            return spots, ended(solution, Status.CONVERGED)
         if stages.history[-1]["iteration"] >= stages.solver.max_iterations:
-            return spots, solution and replace(solution, status=Status.MAX_ITERATIONS)
+            return spots, ended(solution, Status.MAX_ITERATIONS)
         if stages.spent:
-            return spots, solution and replace(solution, status=Status.MAX_EVALUATIONS)
+            return spots, ended(solution, Status.MAX_EVALUATIONS)
+
+
+def _turns_converged(done: list[dict], tolerance: float) -> bool:
+    """As `torchimpt.optim.solution.converged`, for the last `WINDOW` of the stages taken by turns: what each of them promises adds up."""
+    if len(done) <= WINDOW:
+        return False
+    recent = done[-WINDOW:]
+    value, promised = recent[-1]["step"]["objective"], dict[str, float]()
+    for record in recent:
+        step = record["step"]["step"]
+        promised[step] = min(promised.get(step, math.inf), least_promised(record["history"][-1:]))
+    values = [done[-1 - WINDOW]["step"]["objective"], value]
+    small = fall_is_small(values, tolerance, sum(record["step"]["iterations"] for record in recent))
+    return small and sum(promised.values()) <= tolerance * abs(value)
 
 
 def _joint_variables(placed: Spots) -> Vary:

@@ -23,7 +23,7 @@ class Solver:
     max_evaluations
         Of all stages together; None for no limit.
     tolerance
-        Relative decrease of the objective below which a stage has converged.
+        Relative decrease of the objective in an iteration below which a stage has converged, whatever the method.
     """
 
     method: str | None = None

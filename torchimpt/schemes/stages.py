@@ -149,7 +149,7 @@ class Stages:
             max_evaluations=left, callback=watch, state=inner, method=method, **options,
         )  # fmt: skip
         if isinstance(priced, Penalized):
-            solution = replace(solution, value=solution.value - priced.penalty(solution.x))
+            solution = replace(solution, value=solution.value - priced.penalty(solution.x), remaining=None)
         self._image = lambda: problem.image(solution.x)
         spots = packing.unpack(solution.x)
         rows = [shifted(row) for row in solution.history]

@@ -11,7 +11,7 @@ import numba
 import numpy as np
 import torch
 
-from torchimpt.dose.cutoff import largest_exponent
+from torchimpt.dose.cutoff import Cut, cut
 from torchimpt.dose.inlines import FAST, exp_minus, row_range, run, use_torch_threads
 from torchimpt.dose.model import SpotRows
 from torchimpt.dose.pencil_beam.tables import PairTables
@@ -56,7 +56,7 @@ def _mark_run(kept, p, q, ratio, amplitude, falloff, x, y, t_max):  # pragma: no
 
 @numba.njit(parallel=True, fastmath=FAST, cache=True)
 def _count(
-    counts, p, q, ratio, cells, left, width, first, height, ratio_min, amplitude, falloff, reach, layer, x, y, t_max
+    counts, p, q, ratio, cells, left, width, first, height, ratio_min, amplitude, falloff, reach, layer, x, y, cut
 ):  # pragma: no cover
     """Pairs of each spot that any component keeps: where one has no dose (a halo begins behind the surface) the others may."""
     n_rows = cells.shape[0]
@@ -75,25 +75,25 @@ def _count(
                 kept[:] = 0
                 for k in range(amplitude.shape[0]):
                     a, c = amplitude[k, layer[s], lo:hi], falloff[k, layer[s], lo:hi]
-                    _mark_run(kept, p[lo:hi], q[lo:hi], ratio[lo:hi], a, c, x[s], y[s], t_max)
+                    _mark_run(kept, p[lo:hi], q[lo:hi], ratio[lo:hi], a, c, x[s], y[s], cut.t_max)
                 for i in range(hi - lo):
                     total += kept[i]
         counts[s] = total
 
 
 @numba.njit(fastmath=FAST, inline="always")
-def _evaluate_run(out, p, q, ratio, amplitude, falloff, x, y, t_max, zero):  # pragma: no cover
+def _evaluate_run(out, p, q, ratio, amplitude, falloff, x, y, cut, zero):  # pragma: no cover
     for i in range(out.shape[0]):
         dx, dy = p[i] - x, q[i] - y
         t = falloff[i] * (dx * dx + ratio[i] * dy * dy)
-        e = exp_minus(min(t, t_max))  # not inside the condition, as in the pair kernel
-        out[i] += amplitude[i] * (e if t < t_max else zero)
+        e = exp_minus(t) - cut.edge
+        out[i] += amplitude[i] * (e if t < cut.t_max else zero)
 
 
 @numba.njit(parallel=True, fastmath=FAST, cache=True)
 def _rows_of_transpose(
     counts, columns, values, room, n_voxels, order, p, q, ratio, cells, left, width, first, height, ratio_min, amplitude, falloff, reach,
-    layer, x, y, t_max, zero, n_parts,
+    layer, x, y, cut, zero, n_parts,
 ):  # fmt: skip  # pragma: no cover
     """Row `s` of `A^T` from `room[s]` on, ascending columns; how many it has goes to `counts[s]`. `room` has one slot to spare a spot."""
     n_rows = cells.shape[0]
@@ -116,7 +116,7 @@ def _rows_of_transpose(
                 out[:] = zero
                 for k in range(amplitude.shape[0]):
                     a, c = amplitude[k, layer[s], lo:hi], falloff[k, layer[s], lo:hi]
-                    _evaluate_run(out, p[lo:hi], q[lo:hi], ratio[lo:hi], a, c, x[s], y[s], t_max, zero)
+                    _evaluate_run(out, p[lo:hi], q[lo:hi], ratio[lo:hi], a, c, x[s], y[s], cut, zero)
                 for i in range(hi - lo):
                     voxel = order[lo + i]
                     dense[voxel] = out[i]
@@ -125,7 +125,7 @@ def _rows_of_transpose(
             for voxel in range(low, high + 1):
                 # written first, counted after: no branch to mispredict; the slot to spare takes what comes after the last
                 columns[at] = voxel
-                values[at] = dense[voxel]
+                values[at] = dense[voxel] * cut.gain
                 at += dense[voxel] > zero
                 dense[voxel] = zero
             counts[s] = at - room[s]
@@ -151,7 +151,7 @@ def _arguments(tables: PairTables, layer: torch.Tensor, position: torch.Tensor, 
     }  # fmt: skip
     what = {
         "p": tables.p.cpu().numpy(), "q": tables.q.cpu().numpy(), "ratio": tables.ratio.cpu().numpy(), "amplitude": amplitude,
-        "falloff": tables.falloff.cpu().numpy(), "t_max": amplitude.dtype.type(largest_exponent(cutoff)),
+        "falloff": tables.falloff.cpu().numpy(), "cut": Cut(*map(amplitude.dtype.type, cut(cutoff))),
     }  # fmt: skip
     return where, what
 

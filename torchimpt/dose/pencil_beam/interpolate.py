@@ -44,7 +44,7 @@ def _fill(z, depth, m, step, idd, variance, fraction, o_start, o_step, optics, a
 def amplitude_and_falloff(
     z: torch.Tensor, depth: torch.Tensor, magnification: torch.Tensor, layers: LayerTables, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`A` and `c` of `torchimpt.dose.pencil_beam.kernel`, both `(n_components, n_layers, n)`.
+    """`A` and `f` of `torchimpt.dose.pencil_beam.kernel`, both `(n_components, n_layers, n)`.
 
     Parameters
     ----------

@@ -66,9 +66,10 @@ class PencilBeamTables(PairTables):
         kernel(self.backend, weight.device).add_gradient(gradient, residual, self, layer, position, weight, cutoff, move)
 
     def squared(self) -> PencilBeamTables:
-        """`sum_k phi_k^2` in the place of `phi`: the square of a Gaussian is one of twice the fall-off.
+        """About `sum_k phi_k^2` in the place of `phi`: the square of a Gaussian is one of twice the fall-off.
 
-        With a halo the components' mixed products are left out, which are small: for scaling, not for dose.
+        For scaling, not for dose: with a halo the components' mixed products are left out, which are small, and what the cut-off adds to
+        the Gaussian is that of the squared Gaussian instead of being squared, 0.7 % of it at 4 sigmas.
         """
         return replace(self, amplitude=self.amplitude**2, falloff=2.0 * self.falloff, sigma=self.sigma / 2.0**0.5)
 

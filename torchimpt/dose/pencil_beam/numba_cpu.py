@@ -10,25 +10,25 @@ import numba
 import numpy as np
 import torch
 
-from torchimpt.dose.cutoff import largest_exponent
+from torchimpt.dose.cutoff import Cut, cut
 from torchimpt.dose.inlines import FAST, exp_minus, plus, row_range, row_turns, run, use_torch_threads
 from torchimpt.dose.pencil_beam.tables import PairTables
 from torchimpt.dose.rows import CELL_WIDTH, ROW_HEIGHT
 
 
 @numba.njit(fastmath=FAST, inline="always")
-def _add_run(dose, p, q, ratio, amplitude, falloff, x, y, w, t_max, zero):  # pragma: no cover
+def _add_run(dose, p, q, ratio, amplitude, falloff, x, y, w, cut, zero):  # pragma: no cover
     for i in range(dose.shape[0]):
         dx = p[i] - x
         dy = q[i] - y
         t = falloff[i] * (dx * dx + ratio[i] * dy * dy)
-        e = exp_minus(min(t, t_max))  # not inside the condition, where LLVM may leave the loop scalar
-        dose[i] += w * amplitude[i] * (e if t < t_max else zero)
+        e = exp_minus(t) - cut.edge  # not inside the condition, where LLVM may leave the loop scalar
+        dose[i] += w * amplitude[i] * (e if t < cut.t_max else zero)
 
 
 @numba.njit(parallel=True, fastmath=FAST, cache=True)
 def _forward(
-    dose, p, q, ratio, cells, left, width, first, height, ratio_min, amplitude, falloff, reach, layer_start, x, y, w, t_max, zero, turn
+    dose, p, q, ratio, cells, left, width, first, height, ratio_min, amplitude, falloff, reach, layer_start, x, y, w, cut, zero, turn
 ):  # pragma: no cover
     for k in numba.prange(turn.shape[0]):
         row = turn[k]
@@ -44,40 +44,42 @@ def _forward(
                 lo, hi = run(cells, left, width, first, height, ratio_min, row, x[s], y[s], far)
                 if hi > lo:
                     out = own[lo - begin : hi - begin]
-                    _add_run(out, p[lo:hi], q[lo:hi], ratio[lo:hi], a[lo:hi], c[lo:hi], x[s], y[s], w[s], t_max, zero)
+                    _add_run(out, p[lo:hi], q[lo:hi], ratio[lo:hi], a[lo:hi], c[lo:hi], x[s], y[s], w[s] * cut.gain, cut, zero)
         dose[begin:end] += own
 
 
 @numba.njit(fastmath=FAST, inline="always")
-def _sum_run(residual, p, q, ratio, amplitude, falloff, x, y, t_max, zero):  # pragma: no cover
-    g_w, g_x, g_y = zero, zero, zero
+def _sum_run(residual, p, q, ratio, amplitude, falloff, x, y, cut, zero):  # pragma: no cover
+    g_w, g_x, g_y, inside = zero, zero, zero, zero
     for i in range(residual.shape[0]):
         dx = p[i] - x
         dy = q[i] - y
         ry = ratio[i] * dy
         t = falloff[i] * (dx * dx + ry * dy)
-        e = residual[i] * amplitude[i] * exp_minus(min(t, t_max)) if t < t_max else zero
+        r = residual[i] * amplitude[i]
+        e = r * exp_minus(t) if t < cut.t_max else zero
         g_w = plus(g_w, e)
+        inside = plus(inside, r if t < cut.t_max else zero)
         e *= falloff[i]
         g_x = plus(g_x, e * dx)
         g_y = plus(g_y, e * ry)
-    return g_w, g_x, g_y
+    return g_w - cut.edge * inside, g_x, g_y
 
 
 @numba.njit(fastmath=FAST, inline="always")
-def _sum_run_weight(residual, p, q, ratio, amplitude, falloff, x, y, t_max, zero):  # pragma: no cover
+def _sum_run_weight(residual, p, q, ratio, amplitude, falloff, x, y, cut, zero):  # pragma: no cover
     g_w = zero
     for i in range(residual.shape[0]):
         dx = p[i] - x
         dy = q[i] - y
         t = falloff[i] * (dx * dx + ratio[i] * dy * dy)
-        g_w = plus(g_w, residual[i] * amplitude[i] * exp_minus(min(t, t_max)) if t < t_max else zero)
+        g_w = plus(g_w, residual[i] * amplitude[i] * (exp_minus(t) - cut.edge) if t < cut.t_max else zero)
     return g_w
 
 
 @numba.njit(parallel=True, fastmath=FAST, cache=True)
 def _backward(
-    gradient, residual, p, q, ratio, cells, left, width, first, height, ratio_min, amplitude, falloff, reach, layer, x, y, w, t_max, zero,
+    gradient, residual, p, q, ratio, cells, left, width, first, height, ratio_min, amplitude, falloff, reach, layer, x, y, w, cut, zero,
     move,
 ):  # fmt: skip  # pragma: no cover
     n_rows = cells.shape[0]
@@ -90,15 +92,15 @@ def _backward(
         for row in range(from_row, to_row):
             lo, hi = run(cells, left, width, first, height, ratio_min, row, x[s], y[s], far)
             if hi > lo and move:
-                b_w, b_x, b_y = _sum_run(residual[lo:hi], p[lo:hi], q[lo:hi], ratio[lo:hi], a[lo:hi], c[lo:hi], x[s], y[s], t_max, zero)
+                b_w, b_x, b_y = _sum_run(residual[lo:hi], p[lo:hi], q[lo:hi], ratio[lo:hi], a[lo:hi], c[lo:hi], x[s], y[s], cut, zero)
                 g_w += b_w
                 g_x += b_x
                 g_y += b_y
             elif hi > lo:
-                g_w += _sum_run_weight(residual[lo:hi], p[lo:hi], q[lo:hi], ratio[lo:hi], a[lo:hi], c[lo:hi], x[s], y[s], t_max, zero)
-        gradient[0, s] += g_w
-        gradient[1, s] += 2.0 * w[s] * g_x
-        gradient[2, s] += 2.0 * w[s] * g_y
+                g_w += _sum_run_weight(residual[lo:hi], p[lo:hi], q[lo:hi], ratio[lo:hi], a[lo:hi], c[lo:hi], x[s], y[s], cut, zero)
+        gradient[0, s] += cut.gain * g_w
+        gradient[1, s] += 2.0 * w[s] * cut.gain * g_x
+        gradient[2, s] += 2.0 * w[s] * cut.gain * g_y
 
 
 def _arguments(tables: PairTables, component: int, cutoff: float) -> tuple:
@@ -116,13 +118,12 @@ def add_dose(
     """Add one beam's dose to `dose` `(n_voxels,)`; `layer` `(S,)` counts from the beam's first layer, ascending."""
     use_torch_threads()
     kind = weight.numpy().dtype.type
-    t_max = kind(largest_exponent(cutoff))
     x, y = (position[:, i].contiguous().numpy() for i in (0, 1))
     start = torch.searchsorted(layer, torch.arange(tables.amplitude.shape[1] + 1)).numpy()
     mine = np.zeros(tables.p.numel(), dtype=kind)
-    turn = row_turns(len(tables.cells))
+    turn, shape = row_turns(len(tables.cells)), Cut(*map(kind, cut(cutoff)))
     for k in range(tables.amplitude.shape[0]):
-        _forward(mine, *_arguments(tables, k, cutoff), start, x, y, weight.contiguous().numpy(), t_max, kind(0), turn)
+        _forward(mine, *_arguments(tables, k, cutoff), start, x, y, weight.contiguous().numpy(), shape, kind(0), turn)
     dose[tables.order] += torch.from_numpy(mine)
 
 
@@ -144,5 +145,5 @@ def add_gradient(
     for k in range(tables.amplitude.shape[0]):
         _backward(
             gradient.numpy(), mine, *_arguments(tables, k, cutoff), layer.numpy(), x, y, weight.contiguous().numpy(),
-            kind(largest_exponent(cutoff)), kind(0), move,
+            Cut(*map(kind, cut(cutoff))), kind(0), move,
         )  # fmt: skip

@@ -23,7 +23,7 @@ class PairTables:
     left, cells
         From `row_cells`.
     amplitude, falloff
-        `A` and `c` of `torchimpt.dose.pencil_beam.kernel`, `(n_components, n_layers, n)`.
+        `A` and `f` of `torchimpt.dose.pencil_beam.kernel`, `(n_components, n_layers, n)`.
     sigma
         `(n_components, n_layers)`: largest sigma in the isocentre plane, `max sigma / m_x`, mm, among voxels with dose.
     ratio_min
@@ -74,7 +74,7 @@ def tabulate(
 ) -> PairTables:
     """Tables of one beam in one scenario.
 
-        A = IDD(s z) a_k(s z) / (2 pi sigma_k^2),  c = m_x^2 / (2 sigma_k^2),
+        A = IDD(s z) a_k(s z) / (2 pi sigma_k^2),  f = m_x^2 / (2 sigma_k^2),
         sigma_k^2 = optics(Zg) + variance_k(s z),  s = range_scale
 
     Parameters
@@ -92,7 +92,7 @@ def tabulate(
     for place in dict.fromkeys(("cpu", str(device))):
         check_memory(f"the dose tables of a beam ({layers.variance.shape[1]} energy layers, {rows.p.numel()} voxels)", size, place, COARSER)
     amplitude, falloff = interpolate.amplitude_and_falloff(rows.wepl * range_scale, rows.depth, rows.magnification, layers, dtype)
-    # c >= 0 has its minimum where the spot is widest; voxels without dose don't count
+    # f >= 0 has its minimum where the spot is widest; voxels without dose don't count
     smallest = torch.where(amplitude > 0, falloff, torch.inf).amin(dim=2) if rows.p.numel() else torch.full(amplitude.shape[:2], torch.inf)
     sigma = (0.5 / smallest.double()).sqrt()
     p = rows.p.to(dtype)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import torch
 
-from torchimpt.dose.cutoff import largest_exponent
+from torchimpt.dose.cutoff import cut
 from torchimpt.dose.pencil_beam.kernel import pair_dose, pair_partials
 from torchimpt.dose.pencil_beam.tables import PairTables
 from torchimpt.dose.rows import ROW_HEIGHT
@@ -63,7 +63,7 @@ def add_dose(
     """Add one beam's dose to `dose` `(n_voxels,)`; `layer` `(S,)` counts from the beam's first layer, ascending."""
     mine = torch.zeros_like(tables.p)
     for k, index, spots, voxels in _chunks(tables, layer, position, cutoff):
-        mine[voxels] += weight[spots] @ pair_dose(*_pairs(tables, k, index, position, spots, voxels), t_max=largest_exponent(cutoff))
+        mine[voxels] += weight[spots] @ pair_dose(*_pairs(tables, k, index, position, spots, voxels), cut=cut(cutoff))
     dose.index_add_(0, tables.order, mine)
 
 
@@ -82,9 +82,9 @@ def add_gradient(
     for k, index, spots, voxels in _chunks(tables, layer, position, cutoff):
         pairs = _pairs(tables, k, index, position, spots, voxels)
         if not move:
-            gradient[0].index_add_(0, spots, pair_dose(*pairs, t_max=largest_exponent(cutoff)) @ mine[voxels])
+            gradient[0].index_add_(0, spots, pair_dose(*pairs, cut=cut(cutoff)) @ mine[voxels])
             continue
-        phi, phi_x, phi_y = pair_partials(*pairs, t_max=largest_exponent(cutoff))
+        phi, phi_x, phi_y = pair_partials(*pairs, cut=cut(cutoff))
         gradient[0].index_add_(0, spots, phi @ mine[voxels])
         gradient[1].index_add_(0, spots, weight[spots] * (phi_x @ mine[voxels]))
         gradient[2].index_add_(0, spots, weight[spots] * (phi_y @ mine[voxels]))

@@ -11,7 +11,7 @@ import numba
 import numpy as np
 import torch
 
-from torchimpt.dose.cutoff import largest_exponent
+from torchimpt.dose.cutoff import Cut, cut
 from torchimpt.dose.inlines import FAST, exp_minus, plus, row_range, row_turns, run, use_torch_threads
 from torchimpt.dose.rows import CELL_WIDTH, ROW_HEIGHT
 from torchimpt.dose.sub_spots.tables import RayTables
@@ -23,7 +23,7 @@ def _window(x, start, pitch, reach, n):  # pragma: no cover
 
 
 @numba.njit(parallel=True, cache=True)
-def _share(fluence, layer_start, x, y, w, x_0, y_0, pitch, spread, cutoff):  # pragma: no cover
+def _share(fluence, layer_start, x, y, w, x_0, y_0, pitch, spread, cutoff, cut):  # pragma: no cover
     """`fluence[l, j, i] += h^2 w_s N2(X - x_s; sigma_a)`."""
     _, n_y, n_x = fluence.shape
     for layer in numba.prange(fluence.shape[0]):
@@ -34,12 +34,12 @@ def _share(fluence, layer_start, x, y, w, x_0, y_0, pitch, spread, cutoff):  # p
             for j in range(low_y, high_y):
                 for i in range(low_x, high_x):
                     t = a * ((x_0 + pitch * i - x[s]) ** 2 + (y_0 + pitch * j - y[s]) ** 2)
-                    if t < 0.5 * cutoff * cutoff:
-                        fluence[layer, j, i] += w[s] * pitch * pitch * a / math.pi * math.exp(-t)
+                    if t < cut.t_max:
+                        fluence[layer, j, i] += w[s] * pitch * pitch * a / math.pi * cut.gain * (math.exp(-t) - cut.edge)
 
 
 @numba.njit(parallel=True, cache=True)
-def _collect(gradient, back, layer, x, y, w, x_0, y_0, pitch, spread, cutoff):  # pragma: no cover
+def _collect(gradient, back, layer, x, y, w, x_0, y_0, pitch, spread, cutoff, cut):  # pragma: no cover
     """The adjoint of `_share` and its derivatives: gradient for weight, x and y."""
     _, n_y, n_x = back.shape
     for s in numba.prange(x.shape[0]):
@@ -52,18 +52,20 @@ def _collect(gradient, back, layer, x, y, w, x_0, y_0, pitch, spread, cutoff):  
             for i in range(low_x, high_x):
                 dx, dy = x_0 + pitch * i - x[s], y_0 + pitch * j - y[s]
                 t = 0.5 * (dx * dx + dy * dy) / variance
-                if t < 0.5 * cutoff * cutoff:
-                    e = back[layer[s], j, i] * pitch * pitch / (2.0 * math.pi * variance) * math.exp(-t)
-                    g_w += e
-                    g_x += e * dx / variance
-                    g_y += e * dy / variance
+                if t < cut.t_max:
+                    e = math.exp(-t)
+                    share = cut.gain * back[layer[s], j, i] * pitch * pitch / (2.0 * math.pi * variance)
+                    slope = share * e / variance
+                    g_w += share * (e - cut.edge)
+                    g_x += slope * dx
+                    g_y += slope * dy
         gradient[0, s] += g_w
         gradient[1, s] += w[s] * g_x
         gradient[2, s] += w[s] * g_y
 
 
 @numba.njit(fastmath=FAST, inline="always")
-def _phi(dx, dy, ratio, m, plane, optics, path, scale, last, idd, share, variance, t_max, zero):  # pragma: no cover
+def _phi(dx, dy, ratio, m, plane, optics, path, scale, last, idd, share, variance, cut, zero):  # pragma: no cover
     """Dose of one ray at one voxel, per unit of the ray's weight; `scale` is one over the curves' depth step, `last` their last sample."""
     n = np.int32(plane)
     z = min((path[n] + (plane - np.float32(n)) * (path[n + 1] - path[n])) * scale, last)
@@ -72,23 +74,23 @@ def _phi(dx, dy, ratio, m, plane, optics, path, scale, last, idd, share, varianc
     s2 = optics + variance[j] + f * (variance[j + 1] - variance[j])
     t = m * m * (dx * dx + ratio * dy * dy) / (s2 + s2)
     dose = (idd[j] + f * (idd[j + 1] - idd[j])) * (share[j] + f * (share[j + 1] - share[j])) / s2
-    e = exp_minus(min(t, t_max))  # not inside the condition, as in the pair kernel
-    return dose * (e if t < t_max else zero)
+    e = exp_minus(t) - cut.edge  # not inside the condition, as in the pair kernel
+    return dose * cut.gain * (e if t < cut.t_max else zero)
 
 
 @numba.njit(fastmath=FAST, inline="always")
-def _add_run(dose, fluence, x, y, p, q, ratio, m, plane, optics, path, scale, last, idd, share, variance, t_max, zero):  # pragma: no cover
+def _add_run(dose, fluence, x, y, p, q, ratio, m, plane, optics, path, scale, last, idd, share, variance, cut, zero):  # pragma: no cover
     for i in range(dose.shape[0]):
         dose[i] += fluence * _phi(
-            p[i] - x, q[i] - y, ratio[i], m[i], plane[i], optics[i], path, scale, last, idd, share, variance, t_max, zero
+            p[i] - x, q[i] - y, ratio[i], m[i], plane[i], optics[i], path, scale, last, idd, share, variance, cut, zero
         )  # fmt: skip
 
 
 @numba.njit(fastmath=FAST, inline="always")
-def _sum_run(residual, x, y, p, q, ratio, m, plane, optics, path, scale, last, idd, share, variance, t_max, zero):  # pragma: no cover
+def _sum_run(residual, x, y, p, q, ratio, m, plane, optics, path, scale, last, idd, share, variance, cut, zero):  # pragma: no cover
     total = zero
     for i in range(residual.shape[0]):
-        dose = _phi(p[i] - x, q[i] - y, ratio[i], m[i], plane[i], optics[i], path, scale, last, idd, share, variance, t_max, zero)
+        dose = _phi(p[i] - x, q[i] - y, ratio[i], m[i], plane[i], optics[i], path, scale, last, idd, share, variance, cut, zero)
         total = plus(total, residual[i] * dose)
     return total
 
@@ -96,7 +98,7 @@ def _sum_run(residual, x, y, p, q, ratio, m, plane, optics, path, scale, last, i
 @numba.njit(parallel=True, fastmath=FAST, cache=True)
 def _forward(
     dose, fluence, x, y, path, p, q, ratio, m, plane, optics, cells, left, width, first, height, ratio_min, reach, scale, last, idd,
-    share, variance, t_max, zero, turn,
+    share, variance, cut, zero, turn,
 ):  # pragma: no cover  # fmt: skip
     n_rows = cells.shape[0]
     for k in numba.prange(turn.shape[0]):
@@ -114,14 +116,14 @@ def _forward(
                     if hi > lo:
                         _add_run(
                             dose[lo:hi], fluence[layer, b, a], x[a], y[b], p[lo:hi], q[lo:hi], ratio[lo:hi], m[lo:hi], plane[lo:hi],
-                            o[lo:hi], path[b, a], scale[layer], last, d, h, v, t_max, zero,
+                            o[lo:hi], path[b, a], scale[layer], last, d, h, v, cut, zero,
                         )  # fmt: skip
 
 
 @numba.njit(parallel=True, fastmath=FAST, cache=True)
 def _backward(
     back, wanted, residual, x, y, path, p, q, ratio, m, plane, optics, cells, left, width, first, height, ratio_min, reach, scale, last,
-    idd, share, variance, t_max, zero,
+    idd, share, variance, cut, zero,
 ):  # pragma: no cover  # fmt: skip
     n_rows = cells.shape[0]
     n_layers, n_y, n_x = back.shape
@@ -138,7 +140,7 @@ def _backward(
                 if hi > lo:
                     total += _sum_run(
                         residual[lo:hi], x[a], y[b], p[lo:hi], q[lo:hi], ratio[lo:hi], m[lo:hi], plane[lo:hi], o[lo:hi], path[b, a],
-                        scale[layer], last, d, h, v, t_max, zero,
+                        scale[layer], last, d, h, v, cut, zero,
                     )  # fmt: skip
             back[layer, b, a] += total
 
@@ -153,14 +155,14 @@ def _arguments(tables: RayTables, fluence: np.ndarray, component: int, cutoff: f
         tables.magnification.numpy(), tables.plane.numpy(), tables.optics.numpy(), tables.cells.numpy(), tables.left, CELL_WIDTH,
         tables.first, ROW_HEIGHT, tables.ratio_min, (cutoff * tables.sigma[component]).numpy(), (1.0 / layers.depth_step).numpy(),
         kind(layers.idd.shape[1] - 1), (layers.idd / (2.0 * math.pi)).numpy(), layers.fraction[component].numpy(),
-        layers.variance[component].numpy(), kind(largest_exponent(cutoff)), kind(0),
+        layers.variance[component].numpy(), Cut(*map(kind, cut(cutoff))), kind(0),
     )  # fmt: skip
 
 
 def _lattice(tables: RayTables, cutoff: float) -> tuple:
     """The arguments that `_share` and `_collect` end with."""
     rays = tables.rays
-    return float(rays.x[0]), float(rays.y[0]), rays.pitch, tables.spread.numpy(), cutoff
+    return float(rays.x[0]), float(rays.y[0]), rays.pitch, tables.spread.numpy(), cutoff, cut(cutoff)
 
 
 def _fluence(tables: RayTables, layer: torch.Tensor, x: np.ndarray, y: np.ndarray, weight: np.ndarray, cutoff: float) -> np.ndarray:

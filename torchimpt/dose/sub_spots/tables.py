@@ -11,9 +11,9 @@ the first part by the rays' weights, the rest by a narrow Gaussian around every 
     Phi_j = h^2 sum_s w_s N2(X_j - x_s; sigma_a),
     D_v = sum_j Phi_j IDD(z_j) sum_k a_k(z_j) N2(v - m X_j; sigma_k),   sigma_k^2 = sigma_optics^2(Zg) - m^2 sigma_a^2 + variance_k(z_j)
 
-with `z_j` the WEPL along ray j down to the voxel's plane `Zg`. The pitch `h` is 0.625 of the least sigma in air: the sum over the lattice
-is the integral to 1e-5. In a medium without lateral steps both doses are the same. A spot's position moves the rays' weights only, so the
-gradient for it is as exact as the one for the weight.
+with N2 cut off as in `torchimpt.dose.cutoff` and `z_j` the WEPL along ray j down to the voxel's plane `Zg`. The pitch `h` is 0.625 of the
+least sigma in air: the sum over the lattice is the integral to 1e-5. In a medium without lateral steps both doses are the same. A spot's
+position moves the rays' weights only, so the gradient for it is as exact as the one for the weight.
 """
 
 from __future__ import annotations
