@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from torchimpt.checks import InputError
-from torchimpt.files import input_file, input_folder, whole_or_nothing
+from torchimpt.files import input_file, input_folder, reader, reading, whole_or_nothing
 
 
 def test_a_missing_file_names_what_lies_beside(tmp_path: Path) -> None:
@@ -106,3 +106,46 @@ def test_a_file_where_a_folder_is_needed_and_the_reverse(tmp_path: Path) -> None
     assert (tmp_path / "file").read_text() == "precious"
     with pytest.raises(InputError, match="it is a folder"), whole_or_nothing(tmp_path):
         pass
+
+
+def test_a_pipe_or_device_is_not_replaced(tmp_path: Path) -> None:
+    """Root could put a file in the place of /dev/null, for every program on the machine."""
+    os.mkfifo(tmp_path / "pipe")
+    with (
+        pytest.raises(InputError, match=r"cannot write .*pipe: it is a device or a pipe; choose another name"),
+        whole_or_nothing(tmp_path / "pipe"),
+    ):
+        pass
+    assert (tmp_path / "pipe").is_fifo() and os.listdir(tmp_path) == ["pipe"]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (PermissionError(13, "Permission denied"), "plan: cannot read a/b: Permission denied; check the permissions"),
+        (
+            UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
+            "plan: a/b is not text in UTF-8 (invalid start byte at byte 0); save",
+        ),
+        (KeyError("x"), "plan: a/b cannot be read, something in it is not as it must be (KeyError: 'x'); mend it or write it anew"),
+        (RecursionError("deep\ndeeper"), "plan: a/b cannot be read, something in it is not as it must be (RecursionError: deep\\ndeeper)"),
+        (InputError("no energy"), "a/b: no energy"),
+        (InputError("in a/b: no energy"), "in a/b: no energy"),
+    ],
+)
+def test_whatever_a_file_makes_its_reader_stumble_over_names_the_file(error: Exception, message: str) -> None:
+    @reader("plan")
+    def read(path: str) -> None:
+        raise error
+
+    for call in (lambda: read("a/b"), lambda: read(path="a/b")):
+        with pytest.raises(InputError) as caught:
+            call()
+        assert str(caught.value).startswith(message)
+        assert caught.value is error or caught.value.__cause__ is error
+
+
+@pytest.mark.parametrize("error", [MemoryError(), UserWarning("as an error"), KeyboardInterrupt()])
+def test_what_is_not_the_files_fault_goes_through(error: BaseException) -> None:
+    with pytest.raises(type(error)), reading("a/b", "plan"):
+        raise error

@@ -6,9 +6,13 @@ An error says which argument, what it must be, what it got, and what to do. Chec
 from __future__ import annotations
 
 import difflib
+import math
+import unicodedata
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:  # errors are needed at once, torch is not
+    import torch
 
 
 class PhysicsWarning(UserWarning):
@@ -16,7 +20,27 @@ class PhysicsWarning(UserWarning):
 
 
 class InputError(ValueError):
-    """The user's input is wrong. One sentence: what, where, what is allowed. The command line prints it and exits with 2."""
+    """The user's input is wrong. One line: what, where, what is allowed. The command line prints it and exits with 2."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
+
+def one_line(text: str) -> str:
+    """`text` without line breaks and control characters: what a file or a name puts there is written as an escape, e.g. `\\n`.
+
+    So a message is one line whatever it quotes, and no name can move a terminal's cursor.
+    """
+    return "".join(c if is_plain(c) else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def is_plain(text: str) -> bool:
+    """Whether `text` is free of control characters, line breaks, unpaired surrogates, and marks that turn the writing direction."""
+    return not any(unicodedata.category(c) in _CONTROL or c in _TURNING for c in text)
+
+
+_CONTROL = {"Cc", "Cs", "Zl", "Zp"}
+_TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
@@ -35,7 +59,7 @@ def positive(name: str, value: float) -> float:
 def triple(name: str, value: float | Sequence[float]) -> tuple[float, float, float]:
     """One number or three, as three finite floats."""
     values = (value,) * 3 if isinstance(value, (int, float)) else tuple(value)
-    if len(values) != 3 or not all(torch.isfinite(torch.tensor(float(v))) for v in values):
+    if len(values) != 3 or not all(math.isfinite(float(v)) for v in values):
         raise InputError(f"{name} must be one finite number or three [x, y, z], got {value!r}")
     x, y, z = (float(v) for v in values)
     return x, y, z
@@ -43,7 +67,7 @@ def triple(name: str, value: float | Sequence[float]) -> tuple[float, float, flo
 
 def finite(name: str, value: torch.Tensor) -> torch.Tensor:
     """Return `value`, or raise with the count of NaN and infinite entries."""
-    bad = int((~torch.isfinite(value)).sum())
+    bad = int((~value.isfinite()).sum())
     if bad:
         raise InputError(f"{name} has {bad} values that are NaN or infinite of {value.numel()}; mend them before planning")
     return value

@@ -10,8 +10,10 @@ from pathlib import Path
 import torch
 
 from torchimpt.checks import InputError, nearest
+from torchimpt.files import reader
 
 
+@reader("table")
 def read_columns(path: str | Path, required: Sequence[str | tuple[str, ...]], optional: Sequence[str] = ()) -> dict[str, torch.Tensor]:
     """Read named columns of a CSV file with a header line; other columns are left alone.
 

@@ -5,11 +5,63 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from torchimpt.checks import InputError, nearest
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@contextmanager
+def reading(path: str | os.PathLike, what: str) -> Iterator[None]:
+    """The border to files that others wrote: whatever one of them makes its reader stumble over is an `InputError` that names the file.
+
+    A reader checks what it can say something helpful about; what it did not foresee (a field of another kind, an empty array, an encoding)
+    ends here, with the error itself as the cause. An `InputError` goes through, with the path in front where it does not name it.
+
+    Parameters
+    ----------
+    path
+        The file or folder.
+    what
+        What it should hold, e.g. `"plan"`.
+    """
+    try:
+        yield
+    except InputError as error:
+        if str(path) in str(error):
+            raise
+        raise InputError(f"{path}: {error}") from error
+    except (MemoryError, Warning):
+        raise
+    except OSError as error:
+        raise InputError(f"{what}: cannot read {path}: {error.strerror or error}; check the permissions") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{what}: {path} is not text in UTF-8 ({error.reason} at byte {error.start}); save it anew as UTF-8") from error
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error)[:200]}"
+        raise InputError(
+            f"{what}: {path} cannot be read, something in it is not as it must be ({reason}); mend it or write it anew"
+        ) from error
+
+
+def reader(what: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Decorate a function that reads a file or folder, its first argument, with `reading`."""
+
+    def decorate(read: Callable[P, T]) -> Callable[P, T]:
+        @wraps(read)
+        def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
+            with reading(str(args[0] if args else next(iter(kwargs.values()))), what):
+                return read(*args, **kwargs)
+
+        return guarded
+
+    return decorate
 
 
 def input_file(path: str | os.PathLike, what: str) -> Path:
@@ -19,7 +71,7 @@ def input_file(path: str | os.PathLike, what: str) -> Path:
         raise InputError(f"{what}: {path} is a folder, a file is needed")
     if not stat.S_ISREG(mode):
         raise InputError(f"{what}: {path} is a device or a pipe, a file is needed")
-    with _readable(path, what), path.open("rb"):
+    with reading(path, what), path.open("rb"):
         return path
 
 
@@ -28,28 +80,19 @@ def input_folder(path: str | os.PathLike, what: str) -> Path:
     path, mode = _look(path, what, "folder")
     if not stat.S_ISDIR(mode):
         raise InputError(f"{what}: {path} is a file, a folder is needed")
-    with _readable(path, what), os.scandir(path):
+    with reading(path, what), os.scandir(path):
         return path
 
 
 def _look(path: str | os.PathLike, what: str, kind: str) -> tuple[Path, int]:
     """The path and its mode, or an error when nothing is there."""
     path = Path(path)
-    with _readable(path, what):
+    with reading(path, what):
         try:
             return path, path.stat().st_mode
         except (FileNotFoundError, NotADirectoryError):
             pass
     raise InputError(f"{what}: no {kind} {path}{_beside(path)}")
-
-
-@contextmanager
-def _readable(path: Path, what: str) -> Iterator[None]:
-    """Turn the system's refusal to read into an error that names the path."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"{what}: cannot read {path}: {error.strerror}; check the permissions") from error
 
 
 def _beside(path: Path) -> str:
@@ -75,8 +118,8 @@ def whole_or_nothing(path: str | os.PathLike) -> Iterator[Path]:
     path = Path(path)
     scratch: Path | None = None
     try:
-        if path.is_dir():
-            raise InputError(f"cannot write {path}: it is a folder")
+        if path.exists() and not path.is_file():  # root could put a file in the place of /dev/null
+            raise InputError(f"cannot write {path}: it is a {'folder' if path.is_dir() else 'device or a pipe'}; choose another name")
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=".partial-", suffix=f"-{path.name}", dir=path.parent)
         os.close(handle)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from torchimpt.checks import InputError, nearest
+from torchimpt.checks import InputError, is_plain, nearest
 from torchimpt.geometry import Grid
 from torchimpt.hu_table import HuTable
 
@@ -40,6 +40,8 @@ class ROI:
     rsp: float | None = None
 
     def __post_init__(self) -> None:
+        if not self.name or not is_plain(self.name):
+            raise InputError(f"a ROI's name must be text without control characters, got {self.name!r}; rename it")
         if self.role not in ROLES:
             raise InputError(f"ROI '{self.name}': role must be one of {', '.join(ROLES)}, got '{self.role}'{nearest(self.role, ROLES)}")
         if self.mask.dtype != torch.bool:

@@ -258,6 +258,26 @@ def test_every_kind_of_objective(kind):
         ("title.x=3", "title is a value"),
         ("seed=-1", "seed must be greater than or equal to 0, got -1"),
         ("seed", "write section.key=value"),
+        # numbers that no float64 or no generator holds, and text that is more than one line
+        ("seed=18446744073709551616", r"seed must be less than 9223372036854775808, got 18446744073709551616$"),
+        ("seed=" + "1" * 401, r"seed must be less than 9223372036854775808, got a number of 401 digits$"),
+        ("seed=null", "seed must be a valid integer, got 'null'"),
+        ("optimizer.max_iterations=" + "1" * 20, r"max_iterations must be less than or equal to 1000000000, got 1+$"),
+        ("spots.margin_mm=1e308", r"spots.margin_mm must be less than or equal to 1000000000, got 1e\+308"),
+        ("spots.margin_mm=1" + "0" * 400, r"spots.margin_mm .* got a number of 401 digits$"),
+        ("dose.grid_mm=1" + "0" * 400, r"dose.grid_mm: must be .*, each between -1e\+09 and 1e\+09, got a number of 401 digits$"),
+        ("beam.0.isocenter_mm=[0,0,1e308]", r"three numbers .* each between -1e\+09 and 1e\+09, got \[0, 0, 1e\+308\]$"),
+        ("spots.layer_spacing=1e308", r"'bragg80' or a positive number of mm of water, got 1e\+308$"),
+        ("dose.rbe=1e-308", "dose.rbe must be greater than or equal to 0.1, got 1e-308"),
+        ("delivery.protons_per_s=inf", "delivery.protons_per_s must be"),
+        (r'title="a\nb"', r"title: must be one line of text without control characters, got 'a\\nb'$"),
+        (r'title="\u202eevil"', r"title: must be one line of text without control characters, got '\\u202eevil'$"),
+        (r'objective.0.roi="a\tb"', r"objective\[0\].roi: must be one line of text"),
+        ("title=[" + "1," * 200 + "]", r"title must be a valid string, got \[1, 1, .*\.\.\. \(600 characters\)$"),
+        ("joint.start='~nobody9/plan.json'", r"joint.start: no such file or folder: .*~nobody9/plan.json"),
+        (r'joint.start="a\u0000b"', r"joint.start: .*a\\x00b"),
+        ("objective[99999999999999999999].weight=1", "objective is a list of 1, counted from 0"),
+        ("objective[²].weight=1", "objective is a list of 1, counted from 0"),
     ],
 )
 def test_every_slip_is_one_line(case_file, override, message):
@@ -281,6 +301,11 @@ def test_files_that_are_no_case(tmp_path, case_file):
     case_file.write_text("a = = 3")
     with pytest.raises(InputError, match="not valid TOML"):
         load_case(case_file)
+    for content in (TEXT.replace("H&N", "Fäll").encode("latin-1"), TEXT.encode("utf-16"), b"a = " + b"[" * 100_000, b"\0" * 100):
+        case_file.write_bytes(content)
+        with pytest.raises(InputError, match=r"case\.toml") as caught:
+            load_case(case_file)
+        assert "\n" not in str(caught.value)
 
 
 def test_later_versions_say_so(case_file):

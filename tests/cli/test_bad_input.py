@@ -1,4 +1,4 @@
-"""Bad input: one line on stderr that says what and where, exit status 2, and no `metrics.json`, not even an earlier one's."""
+"""Bad input: one line on stderr that says what and where, exit status 2, and no `metrics.json`."""
 
 from __future__ import annotations
 
@@ -262,12 +262,6 @@ def test_checkpoints_that_do_not_fit(refused, tmp_path):
         assert "is no readable checkpoint" in refused(arguments=resume)
     checkpoint.write_bytes(whole)
     assert command(*resume, *limit, cwd=tmp_path).status == 3
-
-
-def test_a_refused_run_leaves_no_earlier_metrics(refused, tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "metrics.json").write_text("{}")
-    refused("beam[1].isocenter_mm=[0,0,900]")
 
 
 LIMITED = (

@@ -5,13 +5,14 @@ import math
 import tracemalloc
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from dose_oracle import MACHINES, SCENARIOS, blocks, distance, norm_distance, operator, oracle_dose, two_beams
 
 from torchimpt import memory
 from torchimpt.checks import InputError
-from torchimpt.dose import influence
+from torchimpt.dose import csr
 from torchimpt.dose.autograd import SpotDose
 from torchimpt.dose.influence import entry_counts, influence_matrices, memory_needed
 from torchimpt.dose.pencil_beam import entries
@@ -80,7 +81,7 @@ def test_single_precision(machine):
     spots, single = two_beams(), two_beams(dtype=torch.float32)
     dose = oracle_dose(PATIENT, MACHINES[machine], spots, EVERY)(spots.position, spots.weight).detach()
     a, op = matrix(machine, single)
-    assert a.matrix.dtype == torch.float32
+    assert a.matrix.entries.dtype == a.transpose.entries.dtype == torch.float32
     assert norm_distance(a.forward(single.weight), dose) < 1e-5
     assert norm_distance(a.forward(single.weight), op.dose(single.position, single.weight)) < 1e-5
 
@@ -94,15 +95,9 @@ def test_loop_built_matrix():
     for s in range(spots.n_spots):
         one = oracle_dose(PATIENT, machine, spots.subset(torch.arange(5) == s), voxels)
         dense[:, s] = one(spots.position[s : s + 1], torch.ones(1, dtype=torch.float64)).detach()
-    start, columns, values = (t.tolist() for t in (a.matrix.crow_indices(), a.matrix.col_indices(), a.matrix.values()))
-    stored = 0
-    for v in range(a.shape[0]):
-        row = dict(zip(columns[start[v] : start[v + 1]], values[start[v] : start[v + 1]], strict=True))
-        for s in range(a.shape[1]):
-            assert math.isclose(row.get(s, 0.0), float(dense[v, s]), rel_tol=1e-12, abs_tol=1e-18)
-        stored += len(row)
-    assert stored == a.n_nonzeros == int((dense > 0).sum()) > 50
-    assert distance(a.transpose.to_dense().T, dense) < 1e-12
+    assert distance(a.matrix.to_dense(), dense) < 1e-12
+    assert int((a.matrix.to_dense() > 0).sum()) == a.n_nonzeros == int((dense > 0).sum()) > 50
+    assert torch.equal(a.transpose.to_dense().T, a.matrix.to_dense())
 
 
 @pytest.mark.parametrize("n_threads", [1, 2])
@@ -116,18 +111,49 @@ def test_storage(n_threads):
     finally:
         torch.set_num_threads(before)
     for stored in (a.matrix, a.transpose):
-        parts = (stored.crow_indices(), stored.col_indices(), stored.values())
+        parts = (stored.entries.crow_indices(), stored.entries.col_indices(), stored.entries.values())
         assert parts[0].dtype == parts[1].dtype == torch.int32
-        torch.sparse_csr_tensor(*parts, stored.shape, check_invariants=True)
         start, columns = parts[0].long(), parts[1].long()
         row = torch.repeat_interleave(torch.arange(len(start) - 1), start.diff())
-        assert ((row * stored.shape[1] + columns).diff() > 0).all()
-        assert (parts[2] > 0).all()
+        real = parts[2] > 0
+        assert ((row * stored.shape[1] + columns)[real].diff() > 0).all() and int(real.sum()) == stored.n_nonzeros
+        assert not parts[2][~real].any() and not columns[~real].any() and int(start.diff().min()) >= csr.LEAST
     assert torch.equal(a.matrix.to_dense(), a.transpose.to_dense().T)
-    assert a.n_bytes == 2 * 8 * a.n_nonzeros + 4 * (sum(a.shape) + 2)
+    stored = sum(8 * len(m.entries.values()) + 4 * len(m.entries.crow_indices()) for m in (a.matrix, a.transpose))
+    assert a.matrix.filled is None and a.n_bytes == stored, "every voxel of this block has dose"
     reference = matrix("halo", spots)[0]
-    assert torch.equal(a.matrix.values(), reference.matrix.values())
-    assert torch.equal(a.transpose.col_indices(), reference.transpose.col_indices())
+    assert torch.equal(a.matrix.entries.values(), reference.matrix.entries.values())
+    assert torch.equal(a.transpose.entries.col_indices(), reference.transpose.entries.col_indices())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_products_do_not_depend_on_the_number_of_threads(dtype):
+    """Long rows, short ones and empty ones, as within a plan's beams, at their edges and in air: the same bits whatever the shares."""
+    generator = np.random.default_rng(5)
+    shape = (6000, 700)  # voxels, spots
+    wanted = np.where(np.arange(shape[0]) % 3000 < 500, 60, generator.integers(0, 4, shape[0])) / shape[1]
+    kept = generator.random(shape[::-1]) < wanted
+    kept[77] = False
+    columns = kept.nonzero()[1].astype(np.int32)
+    values = generator.random(len(columns)).astype(str(dtype).removeprefix("torch."))
+    matrix, transpose = csr.both_ways([csr.SpotRows(kept.sum(1), columns, values)], shape, dtype)
+    dense = torch.zeros(shape[::-1], dtype=dtype)
+    dense[torch.from_numpy(kept)] = torch.from_numpy(values)
+    assert torch.equal(transpose.to_dense(), dense) and torch.equal(matrix.to_dense(), dense.T)
+    assert matrix.n_nonzeros == transpose.n_nonzeros == len(values)
+    assert matrix.filled is not None and torch.equal(matrix.filled.long(), torch.from_numpy(kept).any(0).nonzero().flatten())
+    before, results = torch.get_num_threads(), []
+    weight, residual = (torch.from_numpy(generator.random(n)).to(dtype) for n in shape[::-1])
+    try:
+        for n_threads in (1, 2, 3, 4, 7):
+            torch.set_num_threads(n_threads)
+            results.append((matrix.product(weight), transpose.product(residual)))
+    finally:
+        torch.set_num_threads(before)
+    for products in results:
+        assert all(torch.equal(one, other) for one, other in zip(products, results[0], strict=True))
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-13  # of sums of 60 and 1500 numbers of one sign
+    assert distance(results[0][0], dense.T @ weight) < tolerance and distance(results[0][1], dense @ residual) < tolerance
 
 
 def test_adjoint(generator):
@@ -190,7 +216,7 @@ def test_several_scenarios_and_a_spot_that_misses():
     assert len(matrices) == len(operators)
     for a, op in zip(matrices, operators, strict=True):
         assert distance(a.forward(spots.weight), op.dose(spots.position, spots.weight)) < 1e-12
-        assert int(a.transpose.crow_indices()[3:5].diff()) == 0
+        assert not a.transpose.to_dense()[3].any() and a.transpose.to_dense()[2].any()
 
 
 def test_no_pair_at_all():
@@ -228,9 +254,9 @@ def test_memory_for_another_device():
         op, tables=tuple(SimpleNamespace(device=torch.device("cuda:1"), dtype=t.dtype, n_bytes=t.n_bytes) for t in op.tables)
     )
     here, both = memory_needed(10**6, [op] * 9), memory_needed(10**6, [there] * 9)
-    pointers = 4 * (op.n_voxels + op.n_spots + 2)
-    assert both["cuda:1"] == 9 * (16 * 10**6 + pointers)
-    assert both["cpu"] == 24 * 10**6 + pointers + max(t.n_bytes for t in op.tables)
+    rows = (8 * csr.LEAST + 8) * (op.n_voxels + op.n_spots)  # each filled up, with its pointer and its number
+    assert both["cuda:1"] == 9 * (16 * 10**6 + rows)
+    assert both["cpu"] == 24 * 10**6 + rows + max(t.n_bytes for t in op.tables)
     assert here == {"cpu": both["cuda:1"] + 8 * 10**6}
 
 
@@ -264,18 +290,23 @@ def test_too_large_for_memory(monkeypatch):
 
 
 def test_more_entries_than_int32_counts(monkeypatch):
-    spots = two_beams(3)
+    spots = two_beams(150)  # so many that few rows are filled up
     op = operator(PATIENT, MACHINES["one"], spots, EVERY)
     with monkeypatch.context() as patch:
         patch.setattr(entries, "count", lambda _, layer, *__: torch.full(layer.shape, 2**30))
         patch.setattr(memory, "available_memory", lambda _: 10**15)
-        with pytest.raises(InputError, match=r"'nominal' would have 3\.22e\+09 entries, more than int32 rows hold"):
+        with pytest.raises(InputError, match=r"'nominal' would have 1\.61e\+11 entries, more than int32 rows hold"):
             influence_matrices([op], spots.position)
     # a later scenario may have more than the first, whose entries are counted
     wide = dataclasses.replace(op, cutoff=6.0, scenario=SCENARIOS["range"])
-    monkeypatch.setattr(influence, "MAX_NONZEROS", int(entry_counts(op, spots.position.detach()).sum()))
+    a = influence_matrices([op], spots.position)[0]
+    stored = max(len(m.entries.values()) for m in (a.matrix, a.transpose))
+    monkeypatch.setattr(csr, "MAX_NONZEROS", stored)
     with pytest.raises(InputError, match=r"the scenario 'range' would have .* entries, more than int32 rows hold"):
         influence_matrices([op, wide], spots.position)
+    monkeypatch.setattr(csr, "MAX_NONZEROS", stored - 1)
+    with pytest.raises(InputError, match=r"a matrix would have .* entries, more than int32 rows hold .* use engine"):
+        influence_matrices([op], spots.position)
 
 
 @pytest.mark.cuda

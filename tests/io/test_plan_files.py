@@ -162,6 +162,47 @@ def test_broken_spot_lists(tmp_path: Path, text: str, message: str) -> None:
         read_plan(tmp_path / "bad.csv", BEAMS)
 
 
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_spot_lists_in_other_encodings(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "spots.csv"
+    path.write_bytes("beam,energy_mev,x_mm,y_mm,weight,Größe\n0,100,0,0,1,2\n".encode(encoding))
+    with pytest.raises(InputError, match=r"spots\.csv is not text in UTF-8 \(.* at byte \d+\); save it anew as UTF-8") as caught:
+        read_plan(path, BEAMS)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"rbe": 1.0}, "was made with RBE 1.0, not 1.1"),
+        ({"machine_tables": "0" * 16}, "was made with other tables of machine 'generic'"),
+        (
+            {"machine": "other", "machine_tables": "0" * 16, "rbe": None},
+            "was made with machine 'other', not 'generic' and RBE None, not 1.1",
+        ),
+        ({"machine": "copy of generic"}, None),  # the tables are the same
+    ],
+)
+def test_another_machine_or_rbe_is_told_or_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture, changes, told) -> None:
+    own = generic()
+    path = broken(tmp_path, own, lambda plan: plan.update(changes))
+    read_plan(path)
+    read_plan(path, machine=own, rbe=1.1)
+    assert [record.message for record in caplog.records] == ([] if told is None else [f"{path} {told}: its dose is not the planned one"])
+    if told is not None:
+        with pytest.raises(
+            InputError, match=rf"plan\.json {told}; `torchimpt dose CASE --plan .*` computes it anew with what the case says"
+        ):
+            read_plan(path, machine=own, rbe=1.1, strict=True)
+
+
+def test_a_plan_of_an_earlier_version_has_the_machines_name_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    own = generic()
+    read_plan(broken(tmp_path, own, lambda plan: plan.pop("machine_tables")), machine=own, rbe=1.1, strict=True)
+    with pytest.raises(InputError, match="was made with machine 'other', not 'generic'"):
+        read_plan(broken(tmp_path, own, lambda plan: (plan.pop("machine_tables"), plan.update(machine="other"))), machine=own, strict=True)
+
+
 def test_rubbish_spot_lists(tmp_path: Path) -> None:
     (tmp_path / "bad.csv").write_bytes(bytes(range(256)) * 4)
     with pytest.raises(InputError, match=r"bad\.csv"):
@@ -199,6 +240,16 @@ def broken(tmp_path: Path, machine: Machine, change) -> Path:
         (lambda p: p["beams"].pop(), "layer_beam must be 0 to 1"),
         (lambda p: p["spots"].clear(), "at least one spot, got none"),
         (lambda p: p.update(spots=3), "wrong kind"),
+        (lambda p: p["spots"][1].update(energy_mev=99.5), "spot 1 has energy_mev 99.5, but its layer 1 has 110"),
+        (lambda p: p["spots"][1].update(beam=0), "spot 1 has beam 0, but its layer 1 has 1"),
+        (lambda p: p["spots"][1].update(weight=10**400), "wrong kind|cannot be read"),
+        (lambda p: p["spots"][1].update(layer=10**20), "wrong kind|cannot be read"),
+        (lambda p: p["spots"][1].update(layer=True), "wrong kind: layer must be a whole number, got 'True'"),
+        (lambda p: p["spots"][1].update(x_mm="1\n2"), r"wrong kind: x_mm must be a number, got '1\\n2'"),
+        (lambda p: p["spots"].__setitem__(1, None), "wrong kind"),
+        (lambda p: p.update(beams={}), "wrong kind|layer_beam must be"),
+        (lambda p: p.update(layers=[[]]), "wrong kind"),
+        (lambda p: p.update(dtype=None), "the plan lacks None"),
         (lambda p: p.update(dtype="float8"), "the plan lacks 'float8', or it holds a value that is not known"),
     ],
 )

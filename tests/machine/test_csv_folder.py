@@ -191,7 +191,7 @@ def changed(folder: Path, file: str, column: int, change) -> None:
         ),
         ("beam_model.csv", 1, lambda s: 1e200 * s, r"sigma_x_mm must be positive and at most 500, got 4e\+200"),
         ("beam_model.csv", 3, lambda d: 1e3 + d, "divergence_x_rad must be between -1 and 1, got 1000"),
-        ("beam_model.csv", 7, lambda s: -s, r"sad must be two positive distances, mm, got \(-1900"),
+        ("beam_model.csv", 7, lambda s: -s, r"sad must be two positive distances, 500 to 1e\+07 mm, got \(-1900"),
     ],
 )
 def test_numbers_that_cannot_be_are_told_by_file(folder, file, column, change, message):

@@ -143,6 +143,73 @@ def test_wrong_columns_are_named(tmp_path, name, value):
         read_matrad_machine(save(tmp_path / "m.mat", entries))
 
 
+ODD = [
+    np.zeros((0, 0)),
+    np.nan,
+    np.inf,
+    "abc",
+    np.array([1, "x"], dtype=object),
+    1j,
+    {"a": 1.0},
+    np.full(289, 1e308),
+    np.zeros((289, 2)),
+]
+"""What a field may hold that should be a number or a row of them."""
+
+
+@pytest.mark.parametrize("name", list(base_data(90.0)))
+@pytest.mark.parametrize("value", ODD, ids=[str(number) for number in range(len(ODD))])
+def test_no_field_ends_in_a_traceback(tmp_path, name, value):
+    for entries in ([base_data(90.0) | {name: value}, base_data(100.0)], [base_data(e) | {name: value} for e in (90.0, 100.0)]):
+        with pytest.raises(InputError, match=r"m\.mat") as caught:
+            read_matrad_machine(save(tmp_path / "m.mat", entries))
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ODD, ids=[str(number) for number in range(len(ODD))])
+def test_no_part_of_the_file_ends_in_a_traceback(tmp_path, value):
+    entries, path = [base_data(e) for e in (90.0, 100.0)], tmp_path / "m.mat"
+    files = [save(path, [e | {"initFocus": e["initFocus"] | {name: value}} for e in entries]).read_bytes() for name in ("dist", "sigma")]
+    files.append(save(path, entries, SAD=value).read_bytes())
+    for content in ({"machine": value}, {"machine": {"meta": value, "data": 1.0}}, {"machine": {"meta": {"SAD": 1e4}, "data": value}}):
+        savemat(path, content)
+        files.append(path.read_bytes())
+    for content in files:
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"m\.mat") as caught:
+            read_matrad_machine(path)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda e: {"initFocus": {"dist": DISTANCE, "sigma": 0 * DISTANCE}},
+            "sigmas in air must lie between 0.1 and 300 mm, got 0 to 0; check",
+        ),
+        (lambda e: {"initFocus": {"dist": DISTANCE, "sigma": 0 * DISTANCE + 1e9}}, "sigmas in air must lie between 0.1 and 300 mm, got 1e"),
+        (lambda e: {"initFocus": {"dist": DISTANCE / 1000, "sigma": 0 * DISTANCE + 4}}, "must reach from the nozzle past the isocentre"),
+        (lambda e: {"initFocus": {"dist": DISTANCE[::-1], "sigma": 0 * DISTANCE + 4}}, "two or more distances that ascend"),
+        (
+            lambda e: {"sigma1": 1e9 + 0 * e["depths"]},
+            "curves of 90 MeV: the lateral sigmas must lie between 0 and 300 mm; check their unit",
+        ),
+        (lambda e: {"sigma1": -1 - e["depths"]}, "sigma1 and sigma2 of 90 MeV must not be negative"),
+        (lambda e: {"weight": 3 + 0 * e["depths"]}, "the shares of the lateral Gaussians must lie between 0 and 1"),
+        (lambda e: {"depths": e["depths"] / 10}, r"the range is 6\.\d+ mm, that of protons in water is 6\d\.\d+ mm; check the units"),
+        (lambda e: {"depths": e["depths"] * 1e6}, "depths must ascend from 0 to at most 3500 mm"),
+        (lambda e: {"energy": e["energy"] * 1e6}, "energies must lie between 1 and 1000 MeV, got 9e"),
+        (lambda e: {"Z": -e["Z"]}, "the depth dose must be positive"),
+        (lambda e: {"Z": 1 + 0 * e["Z"]}, "fall below half its maximum at the end"),
+    ],
+)
+def test_numbers_in_other_units_are_told(tmp_path, change, message):
+    entries = [base_data(energy) | change(base_data(energy)) for energy in (90.0, 100.0)]
+    with pytest.raises(InputError, match=message):
+        read_matrad_machine(save(tmp_path / "m.mat", entries))
+
+
 # ---- the machine that matRad ships
 
 

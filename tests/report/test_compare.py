@@ -94,3 +94,82 @@ def test_what_cannot_be_compared(runs, tmp_path):
     (runs[1] / "metrics.json").unlink()
     with pytest.raises(InputError, match="incomplete"):
         read_runs(runs)
+
+
+DAMAGE = {
+    "empty": lambda raw: b"", "half": lambda raw: raw[: len(raw) // 2], "zeros": lambda raw: bytes(100), "Latin-1": lambda raw: raw + b"\xe9",
+    "UTF-16": lambda raw: raw.decode().encode("utf-16"), "a list": lambda raw: b"[1, 2]", "a number": lambda raw: b"3",
+    "brackets": lambda raw: b"[" * 100_000,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("file", ["metrics.json", "dvh.csv", "case.toml"])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_run_is_named(runs, file, damage):
+    path = runs[1] / file
+    path.write_bytes(DAMAGE[damage](path.read_bytes()))
+    if (file, damage) == ("case.toml", "empty"):
+        assert read_runs(runs)[1].case == {}, "a case may lack what is not compared"
+        return
+    with pytest.raises(InputError, match="b/run") as caught:
+        read_runs(runs)
+    assert "\n" not in str(caught.value)
+
+
+def every(tree, path=()):
+    """Paths to all values of a JSON tree, of lists their first."""
+    for key, value in tree.items() if isinstance(tree, dict) else list(enumerate(tree))[:1] if isinstance(tree, list) else ():
+        yield (*path, key)
+        yield from every(value, (*path, key))
+
+
+def test_no_value_of_the_metrics_ends_in_a_traceback(runs, tmp_path):
+    """Each is compared, or the run is named that holds it; a page is written of what is compared."""
+    metrics, page, refused = runs[1] / "metrics.json", tmp_path / "page.html", 0
+    whole = json.loads(metrics.read_text())
+    values = ["gone", None, "x", [], {}, -1, True]
+    for number, path in enumerate(every(whole)):
+        tree = copy.deepcopy(whole)
+        node = tree
+        for key in path[:-1]:
+            node = node[key]
+        value = values[number % len(values)]
+        if value == "gone":
+            del node[path[-1]]
+        else:
+            node[path[-1]] = value
+        metrics.write_text(json.dumps(tree))
+        try:
+            records = read_runs(runs)
+            comparison(records)
+            if number % 10 == 0:  # half a second each
+                write_comparison(page, records)
+        except InputError as error:
+            assert "b/run" in str(error) and "\n" not in str(error)
+            refused += 1
+    assert refused > 10
+
+
+def test_what_was_not_a_number_is_a_dash(runs):
+    metrics = json.loads((runs[1] / "metrics.json").read_text())
+    metrics["goals"][0] |= {"nominal": None, "worst": None, "passed": False}
+    (runs[1] / "metrics.json").write_text(json.dumps(metrics))
+    row = next(row for row in comparison(read_runs(runs)) if row.group == "Goals")
+    assert row.cells[1] == "–, worst – ✕"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text.replace(",100", ",nan", 1), "dvh.csv, line .*: no finite dose and volume"),
+        (lambda text: text.replace(",100", ",1e308", 1), "volume of 0 to 100 %: 0, 1e"),
+        (lambda text: "\n".join(text.splitlines()[:-7]), "every curve must have the same doses; the file is cut off or altered"),
+        (lambda text: text.splitlines()[0], "the file is empty"),
+        (lambda text: text.replace(",", ";"), "the columns must be scenario,roi,dose_gy,volume_percent, got scenario;roi"),
+    ],
+)
+def test_a_damaged_dvh_table(runs, change, message):
+    path = runs[1] / "dvh.csv"
+    path.write_text(change(path.read_text()))
+    with pytest.raises(InputError, match=message):
+        read_runs(runs)

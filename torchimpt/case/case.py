@@ -25,7 +25,7 @@ from torchimpt.case.sections import (
     SpotsConfig,
 )
 from torchimpt.case.text import apply_overrides, describe, dump_toml, read_toml, resolve_paths
-from torchimpt.case.values import Count
+from torchimpt.case.values import Seed, Text
 from torchimpt.checks import InputError, nearest
 from torchimpt.evaluate.goals import Goal
 from torchimpt.geometry import Beam
@@ -37,9 +37,9 @@ from torchimpt.scenarios import NOMINAL, Scenario, boundary_scenarios
 class Case(Section):
     """A planning case: the whole case file. Sections may be given as dicts."""
 
-    title: str = ""
+    title: Text = ""
     """Heads the report."""
-    seed: Count = 1
+    seed: Seed = 1
     """Of every random number."""
     patient: PatientConfig
     """The section that says whom to plan for."""

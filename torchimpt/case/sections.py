@@ -13,7 +13,20 @@ from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from torchimpt.case.values import Count, ExistingPath, Flag, OneOf, Point, Real, as_grid, as_layer_spacing, as_names
+from torchimpt.case.values import (
+    Count,
+    ExistingPath,
+    Flag,
+    OneOf,
+    Point,
+    PositiveCount,
+    Protons,
+    Real,
+    Text,
+    as_grid,
+    as_layer_spacing,
+    as_names,
+)
 from torchimpt.checks import nearest
 from torchimpt.dose.cutoff import DEFAULT_CUTOFF, LARGEST_CUTOFF, LEAST_CUTOFF
 from torchimpt.dose.models import DEFAULT_MODEL, MODELS
@@ -83,7 +96,7 @@ class PatientConfig(Section):
     """Where the patient comes from."""
     path: ExistingPath | None = None
     """Folder or file; not for a phantom."""
-    name: str | None = None
+    name: Text | None = None
     """Name of the phantom; for the others a name for titles and files."""
 
     @model_validator(mode="after")
@@ -95,7 +108,7 @@ class PatientConfig(Section):
 class MaterialConfig(Section):
     """[[material]]: a ROI of known stopping power, whatever its CT numbers: an implant, a couch, contrast agent."""
 
-    roi: str
+    roi: Text
     """Name of the ROI."""
     rsp: Annotated[Real, Field(ge=0, le=DENSEST)]
     """Relative stopping power inside, water is 1; outside the body too."""
@@ -148,7 +161,7 @@ class DoseConfig(Section):
     sub_spots: Flag | None = None
     """Compute final doses with every spot's protons on many rays of their own: closer to Monte Carlo behind lateral steps, slower, on the
     CPU. Omitted: `torchimpt dose` of a CSV spot list does, unless model says another; plans are evaluated as they are optimized."""
-    rbe: Annotated[Real, Field(gt=0, le=5)] = 1.1
+    rbe: Annotated[Real, Field(ge=0.1, le=5)] = 1.1
     """Constant factor on the physical dose; 1.0 gives Gy."""
 
     def final_model(self, spot_list: bool = False) -> str:
@@ -229,7 +242,7 @@ class OptimizerConfig(Section):
     where spots have a price."""
     max_iterations: Count = 300
     """Where to stop at the latest; spots that move are optimized in several stages, each of which stops there."""
-    max_evaluations: Annotated[int, Field(strict=True, gt=0)] | None = None
+    max_evaluations: PositiveCount | None = None
     """Most evaluations of objective and gradient, those of all stages; omitted: no limit."""
     tolerance: Annotated[Real, Field(gt=0, lt=1)] = 1e-4
     """Relative decrease of the objective in an iteration below which the plan has converged, whatever the method."""
@@ -240,7 +253,7 @@ class OptimizerConfig(Section):
     sample_above: Count = 5000
     """A max_dose objective of a ROI with more voxels than this, besides those that other objectives need, is computed on a sample of them
     that has all hot ones, and is checked against all."""
-    log_every: Annotated[int, Field(strict=True, gt=0)] = 10
+    log_every: PositiveCount = 10
     """Iterations between two looks at the DVHs and between two checkpoints."""
 
     def solver(self) -> Solver:
@@ -256,16 +269,16 @@ class JointConfig(Section):
     box_mm: Annotated[Real, Field(ge=0, le=100)] = 10.0
     """How far a spot may go from where it was placed, along x and along y; never out of the
     rectangle around its beam's placed spots. 0: nowhere."""
-    spots: Annotated[int, Field(strict=True, gt=0)] | None = None
+    spots: PositiveCount | None = None
     """How many of the placed spots to keep: the heaviest, by steps, each after iterations in which every spot has its price; omitted: all,
     or as many as price_percent asks."""
     price_percent: Annotated[Real, Field(ge=0)] = 1.0
     """prune_and_move without a number of spots: how much the objective may rise for fewer spots."""
     warm_iterations: Count = 20
     """Weight iterations before spots are pruned and begin to move."""
-    weight_iterations: Annotated[int, Field(strict=True, gt=0)] = 10
+    weight_iterations: PositiveCount = 10
     """alternating: weight iterations in a turn."""
-    position_steps: Annotated[int, Field(strict=True, gt=0)] = 1
+    position_steps: PositiveCount = 1
     """alternating: position steps in a turn."""
     merge_mm: Annotated[Real, Field(ge=0)] = 0.0
     """Merge spots of a layer that end up closer than this, and optimize the weights again; 0: never."""
@@ -280,7 +293,7 @@ class JointConfig(Section):
 class DeliveryConfig(Section):
     """[delivery]: the machine's pace and least dose a spot. Where each machine's numbers are from is told in `torchimpt.spots.delivery`."""
 
-    fractions: Annotated[int, Field(strict=True, gt=0)] = 35
+    fractions: PositiveCount = 35
     """Fractions of the course; doses and weights are the whole course's, MU of a spot and seconds a fraction's."""
     min_mu: Annotated[Real, Field(ge=0)] = 0.0
     """Least MU of a spot in a fraction; the final plan has none below it. 0: no minimum."""
@@ -296,7 +309,7 @@ class DeliveryConfig(Section):
     """Scan speed along x."""
     speed_y_mm_per_s: Annotated[Real, Field(gt=0)] | None = None
     """Scan speed along y."""
-    protons_per_s: Annotated[Real, Field(gt=0)] | None = None
+    protons_per_s: Protons | None = None
     """Protons a second while the beam is on; 6.24e9 are 1 nA."""
     spill_protons: Annotated[float, Field(strict=True, gt=0)] | None = None
     """Protons of a synchrotron's filling; inf for a cyclotron."""
@@ -329,7 +342,7 @@ class ObjectiveConfig(OpenSection):
     registry = KINDS
     given = tuple(field.name for field in dataclasses.fields(Term))
 
-    roi: str
+    roi: Text
     """Name of the ROI."""
     kind: Annotated[str, OneOf(KINDS)]
     """What is asked of its dose."""
@@ -351,7 +364,7 @@ class ObjectiveConfig(OpenSection):
 class GoalConfig(Section):
     """[[goal]]: a clinical requirement that the report checks."""
 
-    roi: str
+    roi: Text
     """Name of the ROI."""
     metric: str
     """d(q) in Gy, v(d) in %, mean, max, min, hi or ci."""

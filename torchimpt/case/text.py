@@ -14,10 +14,12 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from torchimpt.case.values import OneOf
+from torchimpt.case.values import OneOf, full_path, short
 from torchimpt.checks import InputError, nearest
+from torchimpt.files import reader
 
 
+@reader("case file")
 def read_toml(path: Path) -> dict[str, Any]:
     """The file's tree; a missing file and a slip in the syntax are told in one line."""
     if path.is_dir():
@@ -35,7 +37,7 @@ def _value(text: str) -> Any:
     """An override's value as TOML reads it; what is no TOML is taken as a string, so that `method=lbfgs` needs no quotes."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # of the latter kind are brackets without end
         return text
 
 
@@ -51,7 +53,7 @@ def apply_overrides(data: dict[str, Any], overrides: Iterable[str]) -> None:
             at: Any = part
             where, last = ".".join(parts[:i]) or "the case", i == len(parts) - 1
             if isinstance(node, list):
-                if not part.isdigit() or int(part) >= len(node):
+                if not (part.isascii() and part.isdigit()) or len(part) > 9 or int(part) >= len(node):
                     raise InputError(f"--set {override}: {where} is a list of {len(node)}, counted from 0; it has no '{part}'")
                 at = int(part)
             elif not isinstance(node, dict):
@@ -127,7 +129,7 @@ def resolve_paths(data: dict[str, Any], model: type[BaseModel], folder: Path) ->
             continue
         for key, field in _section(model, (name, "")).model_fields.items():
             if isinstance(section.get(key), str) and section[key] and _takes_path(field.annotation):
-                section[key] = str(folder / Path(section[key]).expanduser())
+                section[key] = str(full_path(section[key], folder))
 
 
 def describe(error: ValidationError, model: type[BaseModel], label: str) -> str:
@@ -147,15 +149,15 @@ def describe(error: ValidationError, model: type[BaseModel], label: str) -> str:
     elif kind == "literal_error" and field is not None and str(found) in (later := _later(field.annotation, *field.metadata)):
         text = f"{name} = '{found}' comes with a later version; until then {later[str(found)]}"
     elif kind == "literal_error":
-        text = f"{name} must be one of {', '.join(names)}, got {found!r}{nearest(str(found), names)}"
+        text = f"{name} must be one of {', '.join(names)}, got {short(found)}{nearest(str(found), names)}"
     elif kind == "value_error":
         text = f"{name}: {first['ctx']['error']}" if name else str(first["ctx"]["error"])
     elif kind == "list_type" and isinstance(found, Mapping):
         text = f"[{name}] is written with double brackets, [[{name}]], as there may be several"
     elif kind in ("model_type", "model_attributes_type"):
-        text = f"{name} must be a section with keys, got {found!r}"
+        text = f"{name} must be a section with keys, got {short(found)}"
     else:
-        text = f"{name} {first['msg'].replace('Input should be', 'must be')}, got {found!r}"
+        text = f"{name} {first['msg'].replace('Input should be', 'must be')}, got {short(found)}"
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     return f"{label}: {text}{more}"
 

@@ -11,25 +11,37 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from torchimpt.checks import nearest
+from torchimpt.checks import is_plain, nearest
 
 
 def as_existing(value: Any) -> Path:
     """An absolute path that exists; the nearest neighbour is named where it does not."""
     if not isinstance(value, (str, Path)) or not str(value):
         raise ValueError(f"must be a path, got {value!r}")
-    path = Path(os.path.abspath(Path(value).expanduser()))
-    if not path.exists():
-        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise ValueError(f"no such file or folder: {path}{nearest(path.name, beside)}")
-    return path
+    path = full_path(value)
+    try:
+        if path.exists():
+            return path
+        beside = os.listdir(path.parent) if path.parent.is_dir() else []
+    except OSError as error:
+        raise ValueError(f"cannot look at {path}: {error.strerror}") from error
+    raise ValueError(f"no such file or folder: {path}{nearest(path.name, beside)}")
+
+
+def full_path(value: str | Path, folder: Path | None = None) -> Path:
+    """The absolute path that a case file means: `~` is the home folder, a relative path starts at `folder`, or where the program runs."""
+    # not Path.expanduser, which has an error for a user that is not there
+    path = os.path.expanduser(value)
+    return Path(os.path.abspath(path if folder is None else folder / path))
 
 
 def as_numbers(value: Any, name: str, counts: tuple[int, ...]) -> Any:
     """A number, or a list of as many numbers as `counts` allows."""
     items = list(value) if isinstance(value, (list, tuple)) else [value]
     if len(items) not in counts or any(isinstance(item, bool) or not isinstance(item, (int, float)) for item in items):
-        raise ValueError(f"must be {name}, got {value!r}")
+        raise ValueError(f"must be {name}, got {short(value)}")
+    if not all(-MOST <= item <= MOST for item in items):
+        raise ValueError(f"must be {name}, each between -{MOST:g} and {MOST:g}, got {short(value)}")
     return tuple(float(item) for item in items) if isinstance(value, (list, tuple)) else float(value)
 
 
@@ -37,27 +49,47 @@ def as_names(value: Any) -> Any:
     """A ROI name or a list of them."""
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, (list, tuple)) or not items or not all(isinstance(item, str) and item for item in items):
-        raise ValueError(f"must be a ROI's name or a list of names, got {value!r}")
+        raise ValueError(f"must be a ROI's name or a list of names, got {short(value)}")
     return value if isinstance(value, str) else list(value)
 
 
 def as_layer_spacing(value: Any) -> Any:
     """`"bragg80"` or a positive number."""
-    if value == "bragg80" or (isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0):
+    if value == "bragg80" or (isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= MOST):
         return value if isinstance(value, str) else float(value)
-    raise ValueError(f"must be 'bragg80' or a positive number of mm of water, got {value!r}")
+    raise ValueError(f"must be 'bragg80' or a positive number of mm of water, got {short(value)}")
 
 
 def as_grid(value: Any) -> Any:
     """One spacing or three, positive."""
     spacing = as_numbers(value, "one number or three [x, y, z], mm", (1, 3))
     if min(spacing if isinstance(spacing, tuple) else (spacing,)) <= 0:
-        raise ValueError(f"must be positive, mm, got {value!r}")
+        raise ValueError(f"must be positive, mm, got {short(value)}")
     return spacing
 
 
-Real = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Count = Annotated[int, Field(strict=True, ge=0)]
+def as_text(value: Any) -> Any:
+    """Text that fits on one line, whatever shows it."""
+    if isinstance(value, str) and not is_plain(value):
+        raise ValueError(f"must be one line of text without control characters, got {short(value)}")
+    return value
+
+
+def short(value: Any) -> str:
+    """The value as a message quotes it: no more of it than helps."""
+    text = repr(value) if not isinstance(value, int) or abs(value) < 10**30 else f"a number of {len(str(abs(value)))} digits"
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
+
+
+MOST = 1e9
+"""No quantity of a plan is larger, in the case file's units; float32 keeps its squares and sums finite."""
+
+Real = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=-MOST, le=MOST)]
+Protons = Annotated[float, Field(strict=True, gt=0, le=1e18)]
+Count = Annotated[int, Field(strict=True, ge=0, le=int(MOST))]
+PositiveCount = Annotated[int, Field(strict=True, gt=0, le=int(MOST))]
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+Text = Annotated[str, BeforeValidator(as_text)]
 Flag = Annotated[bool, Field(strict=True)]
 ExistingPath = Annotated[Path, BeforeValidator(as_existing)]
 Point = Annotated[tuple[float, float, float], BeforeValidator(lambda value: as_numbers(value, "three numbers [x, y, z], mm", (3,)))]

@@ -6,11 +6,13 @@ Nothing heavy is imported before a command runs, so that `torchimpt --help` answ
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
+
+from torchimpt.cli.border import run as run_command_line
+from torchimpt.cli.streams import printing
 
 if TYPE_CHECKING:  # what the commands need is imported when one is called: `--help` is there at once
     from torchimpt.case import Case
@@ -42,7 +44,7 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 Out = Annotated[Path, typer.Option("--out", metavar="RUN", help="The run folder to write.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="section.key=value", help="Set any key of the case file; repeatable.")]
 Device = Annotated[Literal["cpu", "cuda", "auto"], typer.Option("--device", help="Where to compute; auto takes a GPU where there is one.")]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, metavar="N", help="CPU threads; omitted: all.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, metavar="N", help="CPU threads; omitted: one a core.")]
 Dtype = Annotated[Literal["float32", "float64"] | None, typer.Option("--dtype", help="Instead of the case file's dose.dtype.")]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, metavar="N", help="Instead of the case file's seed.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no warnings on stderr.")]
@@ -71,7 +73,13 @@ def plan(
     case_file: CaseFile,
     out: Out,
     overrides: Set = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's checkpoint.pt.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on from the run folder's checkpoint.pt. With another device, threads or versions the last bits may differ.",
+        ),
+    ] = False,
     device: Device = "auto",
     threads: Threads = None,
     dtype: Dtype = None,
@@ -144,9 +152,10 @@ def evaluate(
     from torchimpt.cli.show import show_run
     from torchimpt.evaluate.scenario_names import parse_scenarios
     from torchimpt.runs.commands import run_evaluate
+    from torchimpt.runs.folder import EVALUATION
 
     wanted = parse_scenarios(scenarios) if scenarios else case.scenarios()
-    folder = out if out is not None else run / "evaluation"
+    folder = out if out is not None else run / EVALUATION
     result = run_evaluate(case, run, folder, scenarios=wanted, device=device, threads=threads, progress=progress)
     show_run(result.metrics, folder)
 
@@ -171,26 +180,10 @@ def new(name: Annotated[str, typer.Argument(metavar="NAME", help="Of the case; N
     from torchimpt.cli.template import write_case
 
     path = write_case(name)
-    typer.echo(f"Wrote {path}. Next: torchimpt plan {path} --out runs/{path.stem}")
+    with printing():
+        print(f"Wrote {path}. Next: torchimpt plan {path} --out runs/{path.stem}")
 
 
-def main() -> None:
-    """Run the command line; a wrong input is one line on stderr and exit status 2."""
-    usage_error: Any = typer.BadParameter.__mro__[1]
-    try:
-        status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
-    except usage_error as error:
-        print(f"torchimpt: {error.format_message()}", file=sys.stderr)
-        status = 2
-    except (typer.Abort, KeyboardInterrupt):
-        status = 130
-    except Exception as error:
-        from torchimpt.checks import InputError
-
-        if not isinstance(error, InputError):
-            raise
-        print(f"torchimpt: {error}", file=sys.stderr)
-        status = 2
-    if status == 130:
-        print("torchimpt: interrupted", file=sys.stderr)
-    sys.exit(status)
+def main() -> NoReturn:
+    """Run the command line from Python; the program itself starts in `start.py`."""
+    run_command_line(lambda: app)

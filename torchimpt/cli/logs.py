@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-import sys
 import warnings
+
+from torchimpt.cli.streams import complain
 
 
 class _Stderr(logging.Handler):
     """Writes to whatever stderr is at the moment."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr)
+        complain(self.format(record))
 
 
 def set_up(*, quiet: bool, verbose: bool) -> None:

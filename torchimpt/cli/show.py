@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from torchimpt.cli.streams import printing
 from torchimpt.evaluate.dvh import Metric
 from torchimpt.evaluate.hottest import hottest_text
 from torchimpt.report.compare import Row
@@ -19,9 +20,10 @@ from torchimpt.report.numbers import amount, scenario_note, seconds
 
 
 def console() -> Console:
-    """stdout; where it is no terminal, wide enough that no row is broken."""
-    out = Console(highlight=False)
-    return out if out.is_terminal else Console(highlight=False, width=max(out.width, 160))
+    """stdout; where it is no terminal, wide enough that no row is broken. A name in brackets or colons is a name, no markup."""
+    plain: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
+    out = Console(**plain)
+    return out if out.is_terminal else Console(**plain, width=max(out.width, 160))
 
 
 def goals_table(goals: Sequence[Mapping[str, Any]]) -> Table:
@@ -58,7 +60,11 @@ def _spots_text(spots: Mapping[str, Any]) -> str:
 
 def show_run(metrics: Mapping[str, Any], folder: str | Path) -> None:
     """What a run came to: goals, how the solver stopped, where the report is."""
-    out = console()
+    with printing():
+        _print_run(console(), metrics, folder)
+
+
+def _print_run(out: Console, metrics: Mapping[str, Any], folder: str | Path) -> None:
     out.print(Text(metrics.get("title") or "Untitled case", style="bold"))
     if metrics.get("goals"):
         out.print(goals_table(metrics["goals"]))
@@ -88,7 +94,6 @@ def show_run(metrics: Mapping[str, Any], folder: str | Path) -> None:
 
 def show_comparison(names: Sequence[str], rows: Sequence[Row], page: str | Path) -> None:
     """Runs side by side, the best in bold."""
-    out = console()
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
     for name in names:
@@ -99,5 +104,7 @@ def show_comparison(names: Sequence[str], rows: Sequence[Row], page: str | Path)
             table.add_section()
             group = row.group
         table.add_row(row.label, *(Text(cell, style="bold" if i in row.best else "") for i, cell in enumerate(row.cells)))
-    out.print(table)
-    out.print(f"DVH overlay: {page}", soft_wrap=True)
+    with printing():
+        out = console()
+        out.print(table)
+        out.print(f"DVH overlay: {page}", soft_wrap=True)

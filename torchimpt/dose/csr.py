@@ -1,17 +1,30 @@
-"""CSR matrices on the CPU in numba: rows put together, and the transposition in blocks that stay in the cache."""
+"""CSR matrices whose products do not depend on the number of threads; put together on the CPU in numba.
+
+MKL's product gives every thread a share of the rows and takes a kernel by the entries that a row has there in the mean: below 9 in
+float32, 5 in float64 (measured), it is another one, which rounds otherwise. So which voxels get which last bit would depend on where the
+shares begin. Here no row has fewer than `LEAST`, and every share gets the same kernel.
+"""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numba
 import numpy as np
 import torch
 
+from torchimpt.checks import InputError
 from torchimpt.dose.inlines import use_torch_threads
 from torchimpt.dose.model import SpotRows
+
+MAX_NONZEROS = 2**31 - 1
+"""An int32 row pointer holds no more; torch's CSR overflows silently past it."""
+
+LEAST = 12
+"""Entries of a stored row, at least; what it lacks are zeros in column 0. A few per cent of the rows of a plan are so short."""
 
 _BLOCK = 512
 """Rows of the result in a block of the transposition: their write positions stay in the first-level cache."""
@@ -29,42 +42,122 @@ def _first_at_least(values, low, high, threshold):  # pragma: no cover
 
 
 @numba.njit(parallel=True, cache=True)
-def _transpose(start, columns, values, out_start, out_columns, out_values, block):  # pragma: no cover
-    """CSR with ascending columns to CSR of the transpose: a block of output rows, one thread's own, meets a short piece of each row."""
-    n_rows, n_out = start.shape[0] - 1, out_start.shape[0] - 1
-    n_blocks = (n_out + block - 1) // block
-    out_start[0] = 0
-    for b in numba.prange(n_blocks):
-        begin, end = b * block, min(n_out, (b + 1) * block)
-        count = np.zeros(end - begin, np.int64)
-        for row in range(n_rows):
-            j = _first_at_least(columns, start[row], start[row + 1], begin)
-            while j < start[row + 1] and columns[j] < end:
-                count[columns[j] - begin] += 1
+def _count_columns(start, end, columns, counts, block):  # pragma: no cover
+    """Entries of each column; ascending columns in each row."""
+    n_out = counts.shape[0]
+    for b in numba.prange((n_out + block - 1) // block):
+        low, high = b * block, min(n_out, (b + 1) * block)
+        for row in range(end.shape[0]):
+            j = _first_at_least(columns, start[row], end[row], low)
+            while j < end[row] and columns[j] < high:
+                counts[columns[j]] += 1
                 j += 1
-        for i in range(end - begin):
-            out_start[begin + i + 1] = count[i]
-    for i in range(n_out):
-        out_start[i + 1] += out_start[i]
-    for b in numba.prange(n_blocks):
-        begin, end = b * block, min(n_out, (b + 1) * block)
-        at = out_start[begin:end].copy()
-        for row in range(n_rows):
-            j = _first_at_least(columns, start[row], start[row + 1], begin)
-            while j < start[row + 1] and columns[j] < end:
-                k = at[columns[j] - begin]
-                at[columns[j] - begin] = k + 1
+
+
+@numba.njit(parallel=True, cache=True)
+def _transpose(start, end, columns, values, first, out_columns, out_values, block):  # pragma: no cover
+    """The transpose's entries, a column's from `first` on: a block of output rows, one thread's own, meets a short piece of each row."""
+    n_out = first.shape[0]
+    for b in numba.prange((n_out + block - 1) // block):
+        low, high = b * block, min(n_out, (b + 1) * block)
+        at = first[low:high].copy()
+        for row in range(end.shape[0]):
+            j = _first_at_least(columns, start[row], end[row], low)
+            while j < end[row] and columns[j] < high:
+                k = at[columns[j] - low]
+                at[columns[j] - low] = k + 1
                 out_columns[k] = row
                 out_values[k] = values[j]
                 j += 1
 
 
 @numba.njit(cache=True)
-def add_rows(dense, start, columns, values, rows, factors):  # pragma: no cover
+def _copy_rows(start, counts, columns, values, out_columns, out_values):  # pragma: no cover
+    """Rows one after the other, into rows that begin at `start`."""
+    j = 0
+    for row in range(counts.shape[0]):
+        for k in range(start[row], start[row] + counts[row]):
+            out_columns[k] = columns[j]
+            out_values[k] = values[j]
+            j += 1
+
+
+@numba.njit(cache=True)
+def _add_rows(dense, start, columns, values, rows, factors):  # pragma: no cover
     """`dense += sum_i factors[i] M[rows[i], :]` for a CSR matrix M: few rows, so one thread."""
     for i in range(rows.shape[0]):
         for j in range(start[rows[i]], start[rows[i] + 1]):
             dense[columns[j]] += factors[i] * values[j]
+
+
+@numba.njit(cache=True)
+def _spread(dense, rows, values):  # pragma: no cover
+    """`dense[rows] = values`: torch's threads take longer to wake than this takes."""
+    for i in range(rows.shape[0]):
+        dense[rows[i]] = values[i]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A sparse matrix by its rows.
+
+    Attributes
+    ----------
+    entries
+        torch CSR with int32 indices, of the rows that have entries: `LEAST` or more each, those that fill it up zeros in column 0.
+    filled
+        Which rows they are `(n_filled,)`, int32, ascending; None for all of them.
+    shape
+        `(n_rows, n_columns)`.
+    n_nonzeros
+        Entries without those that fill up.
+    """
+
+    entries: torch.Tensor
+    filled: torch.Tensor | None
+    shape: tuple[int, int]
+    n_nonzeros: int
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory."""
+        parts = [self.entries.values(), self.entries.col_indices(), self.entries.crow_indices()]
+        parts += [] if self.filled is None else [self.filled]
+        return sum(t.numel() * t.element_size() for t in parts)
+
+    def product(self, x: torch.Tensor) -> torch.Tensor:
+        """`M x` `(n_rows,)`."""
+        product = torch.mv(self.entries, x)
+        if self.filled is None:
+            return product
+        dense = product.new_zeros(self.shape[0])
+        if dense.device.type != "cpu":
+            return dense.index_copy_(0, self.filled.long(), product)
+        _spread(dense.numpy(), self.filled.numpy(), product.numpy())
+        return dense
+
+    def sum_of_rows(self, rows: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+        """`sum_i factors[i] M[rows[i], :]` `(n_columns,)`, reading only those rows; all rows must be stored."""
+        if self.filled is not None:
+            raise InputError("some rows of the matrix are not stored; take its transpose's product")
+        total = factors.new_zeros(self.shape[1])
+        start, columns, values = self.entries.crow_indices(), self.entries.col_indices(), self.entries.values()
+        if total.device.type == "cpu":
+            _add_rows(total.numpy(), *(t.contiguous().numpy() for t in (start, columns, values, rows, factors)))
+            return total
+        begin, end = (start[rows + i].long() for i in (0, 1))
+        count = end - begin
+        entry = torch.repeat_interleave(begin - (count.cumsum(0) - count), count) + torch.arange(int(count.sum()), device=total.device)
+        return total.index_add(0, columns[entry], values[entry] * torch.repeat_interleave(factors, count))
+
+    def to_dense(self) -> torch.Tensor:
+        """All of it `(n_rows, n_columns)`."""
+        dense = self.entries.to_dense()
+        return dense if self.filled is None else dense.new_zeros(self.shape).index_copy_(0, self.filled.long(), dense)
+
+    def to(self, device: torch.device | str) -> Rows:
+        """The same matrix on another device."""
+        return replace(self, entries=self.entries.to(device), filled=None if self.filled is None else self.filled.to(device))
 
 
 def no_rows(count: int) -> SpotRows:
@@ -72,22 +165,48 @@ def no_rows(count: int) -> SpotRows:
     return SpotRows(np.zeros(count, np.int64), np.zeros(0, np.int32), np.zeros(0))
 
 
-def both_ways(rows: Sequence[SpotRows], shape: tuple[int, int], dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """`A` of `shape` `(n_voxels, n_spots)` and `A^T` from the rows of `A^T`: torch CSR on the CPU, int32 indices, ascending columns."""
+def both_ways(rows: Sequence[SpotRows], shape: tuple[int, int], dtype: torch.dtype) -> tuple[Rows, Rows]:
+    """`A` of `shape` `(n_voxels, n_spots)` and `A^T` from the rows of `A^T`: ascending columns but for those that fill up.
+
+    All rows of `A^T` are stored, as `sum_of_rows` needs them, and those of `A` that have entries: most voxels of a patient have none.
+    """
     use_torch_threads()
-    counts = np.concatenate([part.counts for part in rows])
-    some = [part for part in rows if len(part.values)]
-    columns = np.concatenate([part.columns for part in some]) if some else np.zeros(0, np.int32)
-    values = np.concatenate([part.values for part in some]) if some else torch.zeros(0, dtype=dtype).numpy()
-    start = torch.zeros(shape[1] + 1, dtype=torch.int32)
-    start[1:] = torch.from_numpy(np.cumsum(counts))
-    a_start = torch.empty(shape[0] + 1, dtype=torch.int32)
-    a_columns, a_values = np.empty_like(columns), np.empty_like(values)
-    _transpose(start.numpy(), columns, values, a_start.numpy(), a_columns, a_values, _BLOCK)
+    counts, kind = np.concatenate([part.counts for part in rows]), torch.zeros(0, dtype=dtype).numpy().dtype
+    start, columns, values = _room(counts, kind)
+    done = 0
+    for part in rows:
+        if len(part.values):
+            _copy_rows(start[done:], part.counts, part.columns, part.values, columns, values)
+        done += len(part.counts)
+    end = start[:-1] + counts.astype(np.int32)
+    of_voxel = np.zeros(shape[0], np.int64)
+    _count_columns(start, end, columns, of_voxel, _BLOCK)
+    filled = of_voxel.nonzero()[0]
+    a_start, a_columns, a_values = _room(of_voxel[filled], kind)
+    first = np.zeros(shape[0], np.int32)
+    first[filled] = a_start[:-1]
+    _transpose(start, end, columns, values, first, a_columns, a_values, _BLOCK)
+    n_nonzeros, all_filled = int(counts.sum()), len(filled) == shape[0]
+    matrix = _csr(a_start, a_columns, a_values, (len(filled), shape[1]))
+    return (
+        Rows(matrix, None if all_filled else torch.from_numpy(filled.astype(np.int32)), shape, n_nonzeros),
+        Rows(_csr(start, columns, values, shape[::-1]), None, shape[::-1], n_nonzeros),
+    )
+
+
+def _room(counts: np.ndarray, kind: np.dtype) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Row pointers, columns and values for rows of so many entries, or `LEAST`: all zeros."""
+    start = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(np.maximum(counts, LEAST), out=start[1:])
+    if start[-1] > MAX_NONZEROS:
+        raise InputError(f'a matrix would have {start[-1]:.3g} entries, more than int32 rows hold (2.1e9); use engine = "matrix_free"')
+    return start.astype(np.int32), np.zeros(start[-1], np.int32), np.zeros(start[-1], kind)
+
+
+def _csr(start: np.ndarray, columns: np.ndarray, values: np.ndarray, shape: tuple[int, int]) -> torch.Tensor:
+    """The arrays as torch's CSR."""
     # valid by construction, and the tests check it; torch warns when it is left to the default
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)  # all that is used of it is tested here
         options: dict[str, Any] = {"check_invariants": False}
-        matrix = torch.sparse_csr_tensor(a_start, torch.from_numpy(a_columns), torch.from_numpy(a_values), shape, **options)
-        transpose = torch.sparse_csr_tensor(start, torch.from_numpy(columns), torch.from_numpy(values), shape[::-1], **options)
-        return matrix, transpose
+        return torch.sparse_csr_tensor(torch.from_numpy(start), torch.from_numpy(columns), torch.from_numpy(values), shape, **options)

@@ -19,9 +19,6 @@ from torchimpt.dose.model import SpotRows
 from torchimpt.dose.operator import DoseOperator
 from torchimpt.memory import check_memory
 
-MAX_NONZEROS = 2**31 - 1
-"""An int32 row pointer holds no more; torch's CSR overflows silently past it."""
-
 ADVICE = 'use [dose] engine = "matrix_free", a coarser grid_mm, a larger spacing_mm or a smaller cutoff_sigma'
 
 NO_MATRIX = (
@@ -36,19 +33,18 @@ class InfluenceMatrix:
     Attributes
     ----------
     matrix
-        `A` `(n_voxels, n_spots)`, torch sparse CSR, int32 indices.
+        `A` `(n_voxels, n_spots)`.
     transpose
-        `A^T` `(n_spots, n_voxels)`, likewise.
+        `A^T` `(n_spots, n_voxels)`, the rows of which are all stored.
     """
 
-    matrix: torch.Tensor
-    transpose: torch.Tensor
+    matrix: csr.Rows
+    transpose: csr.Rows
 
     @property
     def shape(self) -> tuple[int, int]:
         """`(n_voxels, n_spots)`."""
-        rows, columns = self.matrix.shape
-        return rows, columns
+        return self.matrix.shape
 
     @property
     def T(self) -> InfluenceMatrix:
@@ -58,35 +54,24 @@ class InfluenceMatrix:
     @property
     def n_nonzeros(self) -> int:
         """Stored entries of `A`."""
-        return self.matrix.values().numel()
+        return self.matrix.n_nonzeros
 
     @property
     def n_bytes(self) -> int:
         """Memory of both matrices."""
-        parts = [t for m in (self.matrix, self.transpose) for t in (m.values(), m.col_indices(), m.crow_indices())]
-        return sum(t.numel() * t.element_size() for t in parts)
+        return self.matrix.n_bytes + self.transpose.n_bytes
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         """`A w`: dose `(n_voxels,)`, Gy."""
-        return torch.mv(self.matrix, weight.detach().contiguous())
+        return self.matrix.product(weight.detach().contiguous())
 
     def adjoint(self, residual: torch.Tensor) -> torch.Tensor:
         """`A^T r`: gradient `(n_spots,)` for `r = dF/dD`."""
-        return torch.mv(self.transpose, residual.detach().contiguous())
+        return self.transpose.product(residual.detach().contiguous())
 
     def columns(self, spots: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
         """`A[:, spots] change` `(n_voxels,)`, reading only those columns (rows of `A^T`)."""
-        total = change.new_zeros(self.shape[0])
-        matrix = self.transpose
-        if change.device.type == "cpu":
-            parts = (matrix.crow_indices(), matrix.col_indices(), matrix.values(), spots, change)
-            csr.add_rows(total.numpy(), *(t.contiguous().numpy() for t in parts))
-            return total
-        start, end = (matrix.crow_indices()[spots + i].long() for i in (0, 1))
-        count = end - start
-        entry = torch.repeat_interleave(start - (count.cumsum(0) - count), count) + torch.arange(int(count.sum()), device=change.device)
-        values = matrix.values()[entry] * torch.repeat_interleave(change, count)
-        return total.index_add(0, matrix.col_indices()[entry], values)
+        return self.transpose.sum_of_rows(spots, change)
 
     def __call__(self, weight: torch.Tensor) -> torch.Tensor:
         """`A w`, differentiable: backward is the product with `A^T`."""
@@ -145,7 +130,8 @@ def memory_needed(n_nonzeros: int, operators: Sequence[DoseOperator]) -> dict[st
     """
     first = operators[0].tables[0]
     pair = torch.finfo(first.dtype).bits // 8 + 4  # a value and its int32 column
-    one = 2 * n_nonzeros * pair + 4 * (operators[0].n_voxels + operators[0].n_spots + 2)
+    n_rows = operators[0].n_voxels + operators[0].n_spots
+    one = (2 * n_nonzeros + csr.LEAST * n_rows) * pair + 8 * n_rows
     rows = n_nonzeros * pair  # that a matrix is made from; a chunk's candidates need no more, and are gone by then
     if first.device.type == "cpu":
         return {"cpu": len(operators) * one + rows}
@@ -154,7 +140,7 @@ def memory_needed(n_nonzeros: int, operators: Sequence[DoseOperator]) -> dict[st
 
 
 def _check_entries(n_nonzeros: int, operator: DoseOperator) -> None:
-    if n_nonzeros > MAX_NONZEROS:
+    if n_nonzeros > csr.MAX_NONZEROS:
         raise InputError(
             f"the influence matrix of the scenario '{operator.scenario.name}' would have {n_nonzeros:.3g} entries, more than int32 rows "
             f"hold (2.1e9); {ADVICE}"

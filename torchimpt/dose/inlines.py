@@ -122,6 +122,9 @@ def row_turns(n_rows: int) -> np.ndarray:
 
 def use_torch_threads() -> int:
     """Give numba torch's thread count (as far as numba has threads) and return it."""
-    threads = max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+    asked = torch.get_num_threads()
+    threads = max(1, min(asked, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
     numba.set_num_threads(threads)
+    if torch.get_num_threads() != asked:  # where both run on one OpenMP, numba's first call gives torch every core
+        torch.set_num_threads(asked)
     return threads

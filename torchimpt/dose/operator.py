@@ -10,6 +10,7 @@ import torch
 from torchimpt.checks import InputError
 from torchimpt.dose.model import Partials, Tables
 from torchimpt.scenarios import Scenario
+from torchimpt.sums import total
 
 
 @dataclass(frozen=True)
@@ -119,5 +120,5 @@ class DoseOperator:
         they were, and in a plan's dose most of that evens out.
         """
         kept, whole = (self.dose(position, weight, c).double() for c in (self.cutoff, max(wide, self.cutoff)))
-        total = float(whole.sum())
-        return float((kept - whole).abs().sum()) / (2.0 * total) if total > 0 else 0.0
+        integral = float(total(whole))
+        return float(total((kept - whole).abs())) / (2.0 * integral) if integral > 0 else 0.0

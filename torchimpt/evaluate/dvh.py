@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from torchimpt.checks import InputError, nearest
+from torchimpt.sums import mean
 
 REFERENCE_ISODOSE = 0.95
 """The isodose that a conformity index looks at, as a fraction of the prescription (ICRU Reports 62 and 83)."""
@@ -142,7 +143,7 @@ class Metric:
             case "v":
                 return v(dose, self.argument or 0.0)
             case "mean":
-                return float(dose.double().mean())
+                return float(mean(dose))
             case "max":
                 return float(dose.max())
             case "min":

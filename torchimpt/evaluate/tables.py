@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import torch
 from torchimpt.checks import InputError
 from torchimpt.evaluate.dvh import common_axis, d, dvh
 from torchimpt.evaluate.goals import Doses
-from torchimpt.files import whole_or_nothing
+from torchimpt.files import reader, whole_or_nothing
 from torchimpt.patient import Patient
+from torchimpt.sums import mean
 
 DVH_COLUMNS = ("scenario", "roi", "dose_gy", "volume_percent")
 
@@ -59,7 +61,7 @@ def roi_metrics(dose: torch.Tensor) -> dict[str, float]:
         "d95_gy": d95,
         "d98_gy": d98,
         "d2_gy": d2,
-        "mean_gy": float(dose.double().mean()),
+        "mean_gy": float(mean(dose)),
         "min_gy": float(dose.min()),
         "max_gy": float(dose.max()),
     }
@@ -95,6 +97,7 @@ def write_dvh_csv(path: str | Path, doses: Doses, n_points: int = 400) -> None:
                 )
 
 
+@reader("DVH table")
 def read_dvh_csv(path: str | Path) -> dict[str, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
     """`{scenario: {roi: (dose in Gy, volume in %)}}` as `write_dvh_csv` wrote them."""
     path = Path(path)
@@ -102,13 +105,19 @@ def read_dvh_csv(path: str | Path) -> dict[str, dict[str, tuple[torch.Tensor, to
         raise InputError(f"no DVH table at {path}; the run is incomplete, or the folder is no run folder")
     curves: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
     with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != DVH_COLUMNS:
-            raise InputError(f"{path}: the columns must be {','.join(DVH_COLUMNS)}, got {','.join(reader.fieldnames or ())}")
-        for row in reader:
+        rows = csv.DictReader(file)
+        if tuple(rows.fieldnames or ()) != DVH_COLUMNS:
+            raise InputError(f"{path}: the columns must be {','.join(DVH_COLUMNS)}, got {','.join(rows.fieldnames or ())[:200]}")
+        for row in rows:
             doses, volumes = curves.setdefault(row["scenario"], {}).setdefault(row["roi"], ([], []))
-            doses.append(float(row["dose_gy"]))
-            volumes.append(float(row["volume_percent"]))
+            dose, volume = float(row["dose_gy"]), float(row["volume_percent"])
+            if not (math.isfinite(dose) and -1e-6 <= volume <= 100.0 + 1e-6):
+                raise InputError(f"{path}, line {rows.line_num}: no finite dose and volume of 0 to 100 %: {dose:g}, {volume:g}")
+            doses.append(dose)
+            volumes.append(volume)
+    axes = [doses for rois in curves.values() for doses, _ in rois.values()]
+    if not axes or any(axis != axes[0] for axis in axes):
+        raise InputError(f"{path}: every curve must have the same doses; the file is {'cut off or altered' if axes else 'empty'}")
     return {
         scenario: {
             roi: (torch.tensor(doses, dtype=torch.float64), torch.tensor(volumes, dtype=torch.float64))

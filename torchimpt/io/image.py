@@ -16,7 +16,7 @@ import SimpleITK as sitk
 import torch
 
 from torchimpt.checks import InputError, PhysicsWarning, finite
-from torchimpt.files import input_file, input_folder, whole_or_nothing
+from torchimpt.files import input_file, input_folder, reader, whole_or_nothing
 from torchimpt.geometry import Grid
 from torchimpt.io.roles import role_of
 from torchimpt.patient import ROI, Patient
@@ -30,6 +30,7 @@ _GRID_SLACK = 1e-3
 """Fraction of a voxel by which a mask's grid may differ from the CT's: headers are rounded."""
 
 
+@reader("image patient")
 def read_image(folder: str | os.PathLike) -> Patient:
     """Read a folder of images: the CT and its ROIs.
 
@@ -55,7 +56,7 @@ def read_image(folder: str | os.PathLike) -> Patient:
         warnings.warn(
             f"{ct_file} has no CT number below 0 HU, though air is -1000; its rescale intercept (often -1024) may be missing",
             PhysicsWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     rois = {name: ROI(name, _read_mask(file, grid), role_of(name)) for name, file in sorted(files.items())}
     return Patient(hu, grid, rois, name=folder.resolve().name)
@@ -93,6 +94,7 @@ def write_image(path: str | os.PathLike, values: torch.Tensor, grid: Grid) -> No
             raise InputError(f"cannot write {path}: it reads back otherwise than it was written; is the disk full?")
 
 
+@reader("dose")
 def read_dose(path: str | os.PathLike) -> tuple[torch.Tensor, Grid]:
     """Read a dose (or any scalar volume) and its grid.
 

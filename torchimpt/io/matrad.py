@@ -16,7 +16,7 @@ import torch
 from scipy.io import loadmat
 
 from torchimpt.checks import InputError
-from torchimpt.files import input_file
+from torchimpt.files import input_file, reader
 from torchimpt.geometry import Grid
 from torchimpt.hu_table import HuTable
 from torchimpt.io.roles import role_of
@@ -27,6 +27,7 @@ _TO_ZYX = (2, 0, 1)
 logger = logging.getLogger(__name__)
 
 
+@reader("matRad patient")
 def read_matrad(path: str | os.PathLike) -> Patient:
     """Read a patient or phantom of matRad's.
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from torchimpt.checks import InputError
-from torchimpt.files import input_file, input_folder
+from torchimpt.files import input_file, input_folder, reader
 from torchimpt.geometry import Grid
 from torchimpt.io.roles import role_of
 from torchimpt.patient import ROI, Patient
@@ -29,6 +29,7 @@ _NOT_ROIS = {"ct", "voxel_dimensions", "dose", "possible_dose_mask"}
 logger = logging.getLogger(__name__)
 
 
+@reader("OpenKBP patient")
 def read_openkbp(path: str | os.PathLike) -> Patient:
     """Read a patient folder of the OpenKBP data set.
 

@@ -1,15 +1,14 @@
 """Plans as files: `plan.json`, which reads back bit for bit, and spot lists as CSV.
 
-`plan.json` is one object with `format`, `title`, `machine` (its name), `rbe`, `fractions`, `dtype`, `beams`, `layers` and `spots`, one spot
-a line. Units are in the names: MeV, mm (isocentre plane, gantry frame, as DICOM's Scan Spot Position Map), weights in 10^6 protons, MU.
-`weight` and `mu` are the whole course's, `mu_per_fraction` is a fraction's; it and `fractions` are left out where no fractions were
-given, and are not in files of version 0.1. Beams and layers count from 0. A CSV spot list has the columns
-`beam,energy_mev,x_mm,y_mm,weight` in any order; other columns are left alone.
+`plan.json` is one object with `format`, `title`, `machine` (its name), `machine_tables` (their fingerprint), `rbe`, `fractions`, `dtype`,
+`beams`, `layers` and `spots`, one spot a line. Units are in the names: MeV, mm (isocentre plane, gantry frame, as DICOM's Scan Spot
+Position Map), weights in 10^6 protons, MU. `weight` and `mu` are the whole course's, `mu_per_fraction` is a fraction's; it and `fractions`
+are left out where no fractions were given. Neither these nor `machine_tables` are in files of version 0.1. Beams and layers count from 0.
+A CSV spot list has the columns `beam,energy_mev,x_mm,y_mm,weight` in any order; other columns are left alone.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import os
@@ -21,7 +20,7 @@ import torch
 
 from torchimpt.checks import InputError, finite
 from torchimpt.columns import read_columns
-from torchimpt.files import input_file, whole_or_nothing
+from torchimpt.files import input_file, reader, whole_or_nothing
 from torchimpt.geometry import Beam
 from torchimpt.machine import Machine
 from torchimpt.spots import Spots
@@ -46,7 +45,7 @@ def write_plan(
     spots
         The plan, float32 or float64. Each number is written with the fewest digits that read back to the same bits.
     machine
-        For its name and its monitor units.
+        For its name, its tables' fingerprint and its monitor units.
     title
         The case's title.
     rbe
@@ -71,7 +70,16 @@ def write_plan(
         scratch.write_text(text, encoding="utf-8")
 
 
-def read_plan(path: str | os.PathLike, beams: Sequence[Beam] = (), *, dtype: torch.dtype | None = None) -> Spots:
+@reader("plan")
+def read_plan(
+    path: str | os.PathLike,
+    beams: Sequence[Beam] = (),
+    *,
+    dtype: torch.dtype | None = None,
+    machine: Machine | None = None,
+    rbe: float | None = None,
+    strict: bool = False,
+) -> Spots:
     """Read a plan.
 
     Parameters
@@ -84,6 +92,11 @@ def read_plan(path: str | os.PathLike, beams: Sequence[Beam] = (), *, dtype: tor
         agree with them where they say something, and may be left out.
     dtype
         Of position and weight; None is the one that was written, float32 for a spot list.
+    machine, rbe
+        What the plan's dose is to be computed with. Where `plan.json` was made with another machine (its name, or its tables) or RBE, that
+        is told in a logged warning. None: not looked at. A spot list does not say what it was made for.
+    strict
+        An `InputError` in the place of the warning.
     """
     path = Path(path)
     if path.suffix.lower() in (".dcm", ".dicom"):
@@ -91,7 +104,17 @@ def read_plan(path: str | os.PathLike, beams: Sequence[Beam] = (), *, dtype: tor
     if path.suffix.lower() not in (".json", ".csv"):
         raise InputError(f"{path}: a plan must be plan.json or a .csv spot list (a DICOM RT Ion Plan comes with a later version)")
     input_file(path, "plan")
-    return _read_json(path, beams, dtype) if path.suffix.lower() == ".json" else _read_csv(path, beams, dtype)
+    if path.suffix.lower() == ".csv":
+        return _read_csv(path, beams, dtype)
+    plan = _load(path)
+    spots = _spots(path, plan, beams, dtype)
+    differs = _differences(plan, machine, rbe)
+    if differs:
+        text = f"{path} was made with {' and '.join(differs)}"
+        if strict:
+            raise InputError(f"{text}; `torchimpt dose CASE --plan {path}` computes it anew with what the case says")
+        logger.warning("%s: its dose is not the planned one", text)
+    return spots
 
 
 def _shortest(values: torch.Tensor) -> list[float]:
@@ -121,7 +144,7 @@ def _json(spots: Spots, machine: Machine, title: str, rbe: float, fractions: int
     columns["mu"] = mu.tolist()
     beams = [{"gantry_deg": b.gantry, "couch_deg": b.couch, "isocenter_mm": list(b.isocenter or ())} for b in spots.beams]
     layers = [{"beam": b, "energy_mev": e} for b, e in zip(spots.layer_beam.tolist(), spots.layer_energy.tolist(), strict=True)]
-    head: dict[str, Any] = {"format": FORMAT, "title": title, "machine": machine.name, "rbe": rbe}
+    head: dict[str, Any] = {"format": FORMAT, "title": title, "machine": machine.name, "machine_tables": machine.fingerprint, "rbe": rbe}
     if fractions is not None:
         columns["mu_per_fraction"] = (mu / fractions).tolist()
         head["fractions"] = int(fractions)
@@ -146,7 +169,8 @@ def _csv(spots: Spots) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _read_json(path: Path, beams: Sequence[Beam], dtype: torch.dtype | None) -> Spots:
+def _load(path: Path) -> dict[str, Any]:
+    """The file's tree."""
     try:
         plan = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -154,21 +178,53 @@ def _read_json(path: Path, beams: Sequence[Beam], dtype: torch.dtype | None) -> 
     if not isinstance(plan, dict) or plan.get("format") != FORMAT:
         found = plan.get("format") if isinstance(plan, dict) else type(plan).__name__
         raise InputError(f"{path} is no plan of this program: its 'format' must be '{FORMAT}', got {found!r}")
+    return plan
+
+
+def _spots(path: Path, plan: dict[str, Any], beams: Sequence[Beam], dtype: torch.dtype | None) -> Spots:
+    """The spots of plan.json."""
     try:
         own = tuple(Beam(b["gantry_deg"], b["couch_deg"], tuple(b["isocenter_mm"])) for b in plan["beams"])
         stored = _DTYPES[plan["dtype"]]
-        columns = {key: [spot[key] for spot in plan["spots"]] for key in ("layer", "x_mm", "y_mm", "weight")}
-        layer_beam = torch.tensor([layer["beam"] for layer in plan["layers"]], dtype=torch.int64)
-        layer_energy = torch.tensor([layer["energy_mev"] for layer in plan["layers"]], dtype=torch.float64)
-        layer = torch.tensor(columns["layer"], dtype=torch.int64)
-        x, y, weight = (torch.tensor(columns[key], dtype=torch.float64) for key in ("x_mm", "y_mm", "weight"))
+        layer_beam = _column(plan["layers"], "beam", torch.int64)
+        layer_energy = _column(plan["layers"], "energy_mev", torch.float64)
+        beam, layer = (_column(plan["spots"], key, torch.int64) for key in ("beam", "layer"))
+        energy, x, y, weight = (_column(plan["spots"], key, torch.float64) for key in ("energy_mev", "x_mm", "y_mm", "weight"))
     except KeyError as error:
         raise InputError(f"{path}: the plan lacks {error}, or it holds a value that is not known") from error
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError) as error:
         raise InputError(f"{path}: the plan has a value of the wrong kind: {error}") from error
     _check_beams(path, own, beams)
     kind = dtype or stored
-    return _build(path, lambda: Spots(torch.stack((x, y), dim=1).to(kind), weight.to(kind), layer, layer_beam, layer_energy, own))
+    spots = Spots(torch.stack((x, y), dim=1).to(kind), weight.to(kind), layer, layer_beam, layer_energy, own)
+    for name, said, meant in (("energy_mev", energy, spots.energy), ("beam", beam, spots.beam)):
+        if bool((said != meant).any()):
+            i = int((said != meant).nonzero()[0])
+            raise InputError(f"{path}: spot {i} has {name} {said[i].item():g}, but its layer {int(layer[i])} has {meant[i].item():g}")
+    return spots
+
+
+def _column(rows: Any, key: str, dtype: torch.dtype) -> torch.Tensor:
+    """One number of each row, `(n_rows,)`; a whole one where the dtype asks for it."""
+    values = [row[key] for row in rows]
+    kinds = (int,) if dtype == torch.int64 else (int, float)
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, kinds):
+            raise TypeError(f"{key} must be a {'whole ' if dtype == torch.int64 else ''}number, got {str(value)[:40]!r}")
+    return torch.tensor(values, dtype=dtype)
+
+
+def _differences(plan: dict[str, Any], machine: Machine | None, rbe: float | None) -> list[str]:
+    """In what the plan was made with other things than the machine and the RBE given."""
+    found = []
+    if machine is not None:
+        named = plan.get("machine") == machine.name
+        # the tables decide, as a file may be renamed; a plan of an earlier version has only the name
+        if plan["machine_tables"] != machine.fingerprint if "machine_tables" in plan else not named:
+            found.append(f"other tables of machine '{machine.name}'" if named else f"machine '{plan.get('machine')}', not '{machine.name}'")
+    if rbe is not None and plan.get("rbe") != rbe:
+        found.append(f"RBE {plan.get('rbe')}, not {rbe:g}")
+    return found
 
 
 def _check_beams(path: Path, own: Sequence[Beam], beams: Sequence[Beam]) -> None:
@@ -207,10 +263,7 @@ def _describe(beams: Sequence[Beam]) -> str:
 def _read_csv(path: Path, beams: Sequence[Beam], dtype: torch.dtype | None) -> Spots:
     if not beams:
         raise InputError(f"{path}: a spot list says nothing about its beams; give the case's beams")
-    try:
-        columns = read_columns(path, ["beam", "energy_mev", "x_mm", "y_mm", "weight"])
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} is not a CSV file: {error}") from error
+    columns = read_columns(path, ["beam", "energy_mev", "x_mm", "y_mm", "weight"])
     number = columns["beam"]
     if (number != number.round()).any():
         raise InputError(f"{path}: beam must be a whole number, got {float(number[number != number.round()][0]):g}")
@@ -223,12 +276,4 @@ def _read_csv(path: Path, beams: Sequence[Beam], dtype: torch.dtype | None) -> S
         raise InputError(f"{path} names beam {wrong}, but the case has {len(beams)}, which count from 0")
     names = ("energy_mev", "x_mm", "y_mm", "weight")
     energy, x, y, weight = (columns[name] for name in names)
-    return _build(path, lambda: Spots.from_columns(beams, number.long(), energy, x, y, weight, dtype or torch.float32))
-
-
-def _build(path: Path, make: Any) -> Spots:
-    """The spots, with the file's name in front of what is wrong with them."""
-    try:
-        return make()
-    except (InputError, TypeError) as error:
-        raise InputError(f"{path}: {error}") from error
+    return Spots.from_columns(beams, number.long(), energy, x, y, weight, dtype or torch.float32)

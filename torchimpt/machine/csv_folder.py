@@ -21,6 +21,7 @@ from scipy.interpolate import make_interp_spline
 from torchimpt.checks import InputError, PhysicsWarning
 from torchimpt.columns import read_columns
 from torchimpt.constants import IDD_GY_MM2_PER_MEV_CM2_G
+from torchimpt.files import reader
 from torchimpt.hu_table import read_hu_table
 from torchimpt.machine.curves import DepthCurve, ScaledCurves
 from torchimpt.machine.machine import Machine
@@ -57,6 +58,7 @@ BEYOND = 3.0
 """From this far beyond R80 on the lateral tables hold their last value, mm: too few protons are left to fit a width to."""
 
 
+@reader("machine")
 def read_csv_machine(path: str | Path) -> Machine:
     """Read a machine from a folder of CSV tables (see the module).
 
@@ -135,7 +137,7 @@ def _read_optics(path: Path) -> tuple[Optics, tuple[float, float]]:
     ratio = float((variance[0] / variance[1]).sqrt().log().abs().max().exp())
     if ratio > 1.01:
         warnings.warn(
-            f"{path}: spots differ in x and y by up to {100 * (ratio - 1):.1f} %; both get the geometric mean", PhysicsWarning, stacklevel=3
+            f"{path}: spots differ in x and y by up to {100 * (ratio - 1):.1f} %; both get the geometric mean", PhysicsWarning, stacklevel=4
         )
     sad = []
     for name in ("smx_to_isocentre_mm", "smy_to_isocentre_mm"):

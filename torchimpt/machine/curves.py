@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from scipy.interpolate import BSpline, PchipInterpolator, make_interp_spline
 
-from torchimpt.checks import InputError
+from torchimpt.checks import InputError, finite
+from torchimpt.machine.optics import WIDEST
 from torchimpt.machine.tables import LayerTables
-from torchimpt.physics.bragg import peak_position, r80, width80
+from torchimpt.physics.bragg import peak_position, r80, range_from_energy, width80
 
 SAMPLES = 4096
 """Samples of a tabulated curve over its scaled depth: the peak's width is more than 40 of them."""
@@ -32,6 +33,13 @@ END = 1e-6
 
 NO_SHARE = 1e-9
 """A component with a smaller fraction gives no dose; its variances are blended without it, to keep them finite."""
+
+
+DEEPEST = 3500.0
+"""No table need reach deeper, mm of water: the range of 1000 MeV is 3260 mm (PSTAR)."""
+
+RANGE_SLACK = 2.0
+"""Factor by which a range may differ from the range rule: beam line and rule make a tenth, another unit ten or more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +63,22 @@ class DepthCurve:
     idd: torch.Tensor
     variance: torch.Tensor
     fraction: torch.Tensor
+
+    def __post_init__(self) -> None:
+        what = f"a machine's curves of {self.energy:.5g} MeV"
+        if not 1.0 <= self.energy <= 1000.0:
+            raise InputError(f"a machine's energies must lie between 1 and 1000 MeV, got {self.energy:.5g}")
+        for name in ("depth", "idd", "variance", "fraction"):
+            finite(f"{what}: {name}", getattr(self, name))
+        if float(self.depth[0]) != 0.0 or bool((self.depth.diff() <= 0).any()) or float(self.depth[-1]) > DEEPEST:
+            raise InputError(f"{what}: depths must ascend from 0 to at most {DEEPEST:g} mm of water")
+        if float(self.idd.max()) <= 0 or float(self.idd[-1]) > 0.5 * float(self.idd.max()):
+            raise InputError(f"{what}: the depth dose must be positive and fall below half its maximum at the end; extend the table")
+        if float(self.fraction.min()) < 0 or float(self.fraction.max()) > 1:
+            raise InputError(f"{what}: the shares of the lateral Gaussians must lie between 0 and 1")
+        # a component without a share may have any width
+        if float(self.variance.min()) < 0 or bool((self.variance[self.fraction > NO_SHARE] > WIDEST**2).any()):
+            raise InputError(f"{what}: the lateral sigmas must lie between 0 and {WIDEST:g} mm; check their unit")
 
 
 def _spline(x: np.ndarray, y: np.ndarray) -> BSpline:
@@ -93,6 +117,13 @@ class ScaledCurves:
         ranges = [r80(c.depth, c.idd) for c in curves]
         if any(b <= a for a, b in pairwise(ranges)):
             raise InputError("a machine's ranges must grow with its energies; check its depth doses for exchanged or repeated energies")
+        for curve, found in zip(curves, ranges, strict=True):
+            known = float(range_from_energy(curve.energy))
+            if not known / RANGE_SLACK <= found <= known * RANGE_SLACK:
+                raise InputError(
+                    f"a machine's curves of {curve.energy:.5g} MeV: the range is {found:.4g} mm, that of protons in water is {known:.4g} "
+                    "mm; check the units of energies and depths"
+                )
         step = max(float(c.depth[-1]) / r for c, r in zip(curves, ranges, strict=True)) / (SAMPLES - 1)
         t = step * np.arange(SAMPLES)
 

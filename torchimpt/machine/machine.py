@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -20,6 +21,9 @@ CHAMBER_GAP_CM = 1.0
 
 CHARGE_PER_MU = 3e-9
 """Ionisation charge that the nominal monitor unit collects in that chamber, C."""
+
+NEAREST_SOURCE, FARTHEST_SOURCE = 500.0, 1e7
+"""Virtual sources lie between these, mm: a patient has to fit below the nearest, and from the farthest on rays are parallel."""
 
 ROUNDING = 1e-6
 """Energies and ranges this close to the machine's ends, relative, are the ends themselves: float32 rounds as much."""
@@ -50,8 +54,10 @@ class Machine:
     hu_table: HuTable | None = None
 
     def __post_init__(self) -> None:
-        if len(self.sad) != 2 or not all(0 < s < float("inf") for s in self.sad):
-            raise InputError(f"machine '{self.name}': sad must be two positive distances, mm, got {self.sad}")
+        if len(self.sad) != 2 or not all(NEAREST_SOURCE <= s <= FARTHEST_SOURCE for s in self.sad):
+            raise InputError(
+                f"machine '{self.name}': sad must be two positive distances, {NEAREST_SOURCE:g} to {FARTHEST_SOURCE:g} mm, got {self.sad}"
+            )
 
     @property
     def energy_min(self) -> float:
@@ -62,6 +68,26 @@ class Machine:
     def energy_max(self) -> float:
         """Highest energy, MeV."""
         return float(self.curves.energy[-1])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of all tables but that of the HU: two machines that have the same one give the same dose, whatever they are called.
+
+        Tables are rounded to 1e-4 of their largest value, a difference without consequence for a dose; what two processors make of the same
+        formulas differs by 1e-12 and so has the same fingerprint. (A third of a step is added, so that round numbers are no borderline.)
+        """
+        curves, digest = self.curves, hashlib.sha256()
+        parts = (
+            torch.tensor(self.sad), torch.tensor([self.optics.start, self.optics.step]), self.optics.energy, self.optics.sigma,
+            curves.energy, curves.r80, curves.integral, torch.tensor([curves.step]), curves.shape, curves.fraction,
+            # where a component has no share its width is arbitrary
+            curves.fraction * curves.variance,
+        )  # fmt: skip
+        for table in parts:
+            top = float(table.abs().max()) or 1.0
+            steps = torch.floor(table.double() / top * 1e4 + 1.0 / 3.0).to(torch.int32)
+            digest.update(f"{tuple(table.shape)} {top:.4g}".encode() + steps.numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     @property
     def n_components(self) -> int:

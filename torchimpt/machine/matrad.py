@@ -18,6 +18,7 @@ from scipy.io import loadmat
 
 from torchimpt.checks import InputError
 from torchimpt.constants import IDD_GY_MM2_PER_MEV_CM2_G
+from torchimpt.files import reader
 from torchimpt.machine.curves import DepthCurve, ScaledCurves
 from torchimpt.machine.machine import Machine
 from torchimpt.machine.optics import Optics
@@ -26,10 +27,17 @@ from torchimpt.physics.bragg import r80
 OPTICS_STEP = 25.0
 """Step of the optics' planes, mm."""
 
+LARGEST = 1e12
+"""No number of a machine is larger, in any unit; squares of these are finite."""
+
+MOST_PLANES = 4000
+"""More planes of the optics than any machine needs: 100 m."""
+
 BEYOND = 3.0
 """From this far beyond R80 on the kernel's widths and weight hold their value, mm: the fits behind them have too few protons to go on."""
 
 
+@reader("machine")
 def read_matrad_machine(path: str | Path) -> Machine:
     """Read a machine from matRad's base data (see the module).
 
@@ -47,9 +55,11 @@ def read_matrad_machine(path: str | Path) -> Machine:
     meta = _field(path, machine, "meta")
     mode = str(getattr(meta, "radiationMode", "protons"))
     if mode != "protons":
-        raise InputError(f"{path} is a machine for {mode}; torchimpt plans with protons")
-    sad = float(_field(path, meta, "SAD"))
-    data = sorted(np.atleast_1d(_field(path, machine, "data")), key=lambda entry: float(_field(path, entry, "energy")))
+        raise InputError(f"{path} is a machine for {mode[:40]}; torchimpt plans with protons")
+    sad = _number(path, meta, "SAD")
+    data = sorted(np.atleast_1d(_field(path, machine, "data")), key=lambda entry: _number(path, entry, "energy"))
+    if not data:
+        raise InputError(f"{path}: 'data' is empty; it must have one entry per energy")
     return Machine(path.stem, (sad, sad), ScaledCurves.of([_curve(path, entry) for entry in data]), _optics(path, data, sad))
 
 
@@ -76,36 +86,67 @@ def _field(path: Path, struct: Any, name: str) -> Any:
     return getattr(struct, name)
 
 
+def _number(path: Path, struct: Any, name: str) -> float:
+    """A field that is one finite number."""
+    value = np.asarray(_field(path, struct, name))
+    if value.size != 1 or value.dtype.kind not in "fiu" or not np.isfinite(value).all():
+        raise InputError(f"{path}: '{name}' must be one finite number, got {_short(value)}")
+    return float(value.item())
+
+
+def _numbers(path: Path, struct: Any, name: str, what: str, like: np.ndarray | None = None) -> np.ndarray:
+    """A field that is a row of finite numbers, as many as there are in `like`; of a matrix the first row."""
+    value = np.asarray(_field(path, struct, name))
+    row = np.atleast_2d(value)[0] if value.size else value.flatten()
+    good = row.dtype.kind in "fiu" and len(row) > 0 and bool((np.abs(row) <= LARGEST).all())  # no NaN either
+    if not good or (like is not None and row.shape != like.shape):
+        count = f"{len(like)} finite numbers" if like is not None else "a row of finite numbers"
+        raise InputError(f"{path}: '{name}' of {what} must be {count}, got {_short(value)}")
+    return row.astype(float)
+
+
+def _short(value: np.ndarray) -> str:
+    """What an array is, in few words."""
+    return f"'{str(value)[:40]}'" if value.size == 1 else f"{value.size} values of type {value.dtype}, shape {value.shape}"
+
+
 def _curve(path: Path, entry: Any) -> DepthCurve:
     """Depth curves of one energy, from the surface on."""
-    energy = float(entry.energy)
-    depth = np.asarray(_field(path, entry, "depths"), dtype=float) + float(getattr(entry, "offset", 0.0))
+    energy = _number(path, entry, "energy")
+    what = f"{energy:.5g} MeV"
+    depth = _numbers(path, entry, "depths", what) + (_number(path, entry, "offset") if hasattr(entry, "offset") else 0.0)
     z = np.concatenate(([0.0], depth[depth > 0.0]))
     if np.any(np.diff(depth) <= 0) or len(z) < 8:
-        raise InputError(f"{path}: the depths of {energy:.5g} MeV must ascend, and 8 of them lie in the water")
+        raise InputError(f"{path}: the depths of {what} must ascend, and 8 of them lie in the water")
 
     def column(name: str) -> np.ndarray:
-        values = np.asarray(_field(path, entry, name), dtype=float)
-        if values.shape != depth.shape or not np.isfinite(values).all():
-            raise InputError(f"{path}: '{name}' of {energy:.5g} MeV must be {len(depth)} finite numbers, one per depth")
-        return np.interp(z, depth, values)
+        return np.interp(z, depth, _numbers(path, entry, name, what, depth))
 
     dose = torch.from_numpy(column("Z") * IDD_GY_MM2_PER_MEV_CM2_G)
     water = torch.from_numpy(z)
     held = np.minimum(z, max(z[z <= r80(water, dose) + BEYOND]))
     names = ["sigma1", "sigma2"] if hasattr(entry, "sigma1") else ["sigma"]
-    variance = np.stack([np.interp(held, z, column(name) ** 2) for name in names])
-    halo = np.interp(held, z, column("weight")).clip(0.0, 1.0) if len(names) == 2 else np.zeros_like(z)
+    sigma = [column(name) for name in names]
+    if min(values.min() for values in sigma) < 0:
+        raise InputError(f"{path}: {' and '.join(names)} of {what} must not be negative")
+    variance = np.stack([np.interp(held, z, values**2) for values in sigma])
+    halo = np.interp(held, z, column("weight")) if len(names) == 2 else np.zeros_like(z)
     fraction = np.stack([1.0 - halo, halo][: len(names)])
     return DepthCurve(energy, water, dose, torch.from_numpy(variance), torch.from_numpy(fraction))
 
 
 def _optics(path: Path, data: list[Any], sad: float) -> Optics:
     """Spread in air of the first focus on even planes, between the distances that all energies have."""
-    focus = [_field(path, entry, "initFocus") for entry in data]
-    distance = [np.atleast_2d(np.asarray(_field(path, f, "dist"), dtype=float))[0] for f in focus]
-    sigma = [np.atleast_2d(np.asarray(_field(path, f, "sigma"), dtype=float))[0] for f in focus]
+    distance, sigma = [], []
+    for entry in data:
+        focus, what = _field(path, entry, "initFocus"), f"the first focus of {entry.energy:.5g} MeV"
+        distance.append(_numbers(path, focus, "dist", what))
+        sigma.append(_numbers(path, focus, "sigma", what, distance[-1]))
+        if len(distance[-1]) < 2 or np.any(np.diff(distance[-1]) <= 0):
+            raise InputError(f"{path}: 'dist' of {what} must be two or more distances that ascend, mm from the source")
     low, high = sad - min(d[-1] for d in distance), sad - max(d[0] for d in distance)
+    if not low <= 1.0 or not high >= -1.0 or high - low > MOST_PLANES * OPTICS_STEP:
+        raise InputError(f"{path}: 'dist' must reach from the nozzle past the isocentre, SAD = {sad:g} mm, in every focus; check its unit")
     planes = low + OPTICS_STEP * np.arange(int((high - low) / OPTICS_STEP) + 1)
     rows = [PchipInterpolator(d, s)(np.clip(sad - planes, d[0], d[-1])) for d, s in zip(distance, sigma, strict=True)]
     energy = torch.tensor([float(entry.energy) for entry in data], dtype=torch.float64)

@@ -6,6 +6,12 @@ from dataclasses import dataclass
 
 import torch
 
+from torchimpt.checks import InputError, finite
+
+NARROWEST, WIDEST = 0.1, 300.0
+"""Sigmas lie between these, mm: no scanned proton beam is thinner than 1 mm in air, and the widest halo has some 30 mm. A table beyond is
+in other units."""
+
 
 @dataclass(frozen=True, eq=False)
 class Optics:
@@ -25,6 +31,16 @@ class Optics:
     start: float
     step: float
     sigma: torch.Tensor
+
+    def __post_init__(self) -> None:
+        finite("a machine's sigmas in air", self.sigma)
+        if bool((self.energy.diff() <= 0).any()):
+            raise InputError("a machine's energies must ascend, each once; check its tables for a repeated energy")
+        if float(self.sigma.min()) < NARROWEST or float(self.sigma.max()) > WIDEST:
+            raise InputError(
+                f"a machine's sigmas in air must lie between {NARROWEST:g} and {WIDEST:g} mm, got {float(self.sigma.min()):.4g} to "
+                f"{float(self.sigma.max()):.4g}; check their unit"
+            )
 
     def variance(self, energy: torch.Tensor) -> torch.Tensor:
         """In-air variance `(n_layers, n_planes)`, mm^2, at energies `(n_layers,)`, MeV; the end energies hold beyond the ends."""

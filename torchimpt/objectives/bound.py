@@ -15,6 +15,7 @@ from torch import Tensor
 
 from torchimpt.checks import InputError
 from torchimpt.objectives.terms import Term, as_loss
+from torchimpt.sums import total
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,7 @@ class Ray:
     def __call__(self, length: float) -> tuple[Tensor, Tensor]:
         """`(f(l), df/dl)`, each `(n_scenarios,)`: the hinges `sum max(0, s + l r)^2` and the terms that are none."""
         excess = torch.add(self._start, self._rate, alpha=length).clamp_(min=0)
-        # Products and sums, not dot: MKL wakes its threads for vectors that one thread has done by then.
-        value, slope = excess.square().sum(-1), excess.mul_(self._rate).sum(-1).mul_(2.0)
+        value, slope = total(excess.square()), total(excess.mul_(self._rate)).mul_(2.0)
         for other in self._others:
             more, steeper = other(length)
             value, slope = value + more, slope + steeper
@@ -144,7 +144,7 @@ class BoundObjective:
         for level, sign, gain in zip(pack.level, pack.sign, pack.gain, strict=True):
             excess = torch.sub(local, level).mul_(sign).clamp_(min=0)
             pull = excess * gain
-            value += pull.mul(excess).sum(-1, dtype=torch.float64)
+            value += total(pull.mul(excess))
             grad.addcmul_(pull, sign, value=2.0)
         for term, index, factor in pack.others:
             more, slope = term.value_and_grad(local.index_select(-1, index))
@@ -193,6 +193,6 @@ def _other(term: Term, dose: Tensor, rate: Tensor, factor: float) -> Callable[[f
 
     def restricted(length: float) -> tuple[Tensor, Tensor]:
         value, grad = term.value_and_grad(torch.add(dose, rate, alpha=length))
-        return factor * value, factor * (grad * rate).sum(-1)
+        return factor * value, factor * total(grad * rate)
 
     return restricted

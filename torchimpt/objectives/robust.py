@@ -17,6 +17,7 @@ from torchimpt.objectives.mode import Ray, RobustMode
 from torchimpt.objectives.modes import Sum
 from torchimpt.objectives.terms import as_loss
 from torchimpt.quantities import PHYSICAL, Quantity
+from torchimpt.sums import total
 
 
 class RobustObjective:
@@ -85,7 +86,7 @@ class RobustObjective:
 
         def restricted(length: float) -> tuple[float, float]:
             value, grad = self.value_and_grad(torch.add(doses, rates, alpha=length))
-            return float(value), float((grad.double() * rates).sum())
+            return float(value), float(total((grad.double() * rates).flatten()))
 
         return restricted
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from torchimpt.checks import InputError
 from torchimpt.objectives.mode import RobustMode
+from torchimpt.sums import mean, total
 
 
 class _HandDerived(torch.autograd.Function):
@@ -96,7 +97,7 @@ class Term:
 
 
 def _squared_sum(excess: Tensor) -> Tensor:
-    return excess.square().sum(-1, dtype=torch.float64)
+    return total(excess.square())
 
 
 class _Hinge(Term):
@@ -206,9 +207,14 @@ class MeanDose(Term):
     kind: ClassVar[str] = "mean_dose"
 
     def value_and_grad(self, dose: Tensor) -> tuple[Tensor, Tensor]:
-        excess = (dose.mean(-1, keepdim=True, dtype=torch.float64) - self.dose).clamp_min(0)
+        excess = (mean(dose).unsqueeze(-1) - self.dose).clamp_min(0)
         value = self.weight * dose.shape[-1] * excess.squeeze(-1).square()
         return value, (2 * self.weight * excess).to(dose.dtype).expand_as(dose).clone()
+
+
+def _power(log: Tensor, exponent: float) -> Tensor:
+    """`x^exponent` of `log x`, `0^0 = 1`: torch's power rounds otherwise at the end of a thread's share."""
+    return log.mul(exponent).exp_() if exponent else torch.ones_like(log)
 
 
 @dataclass(frozen=True)
@@ -235,11 +241,11 @@ class GEUD(Term):
         n, above = dose.shape[-1], dose.double().clamp_min(0)
         # Powers of doses relative to the hottest voxel: d^a alone overflows from a = 20 on in float32.
         top = above.amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
-        ratio = above / top
-        mean = ratio.pow(self.a).mean(-1, keepdim=True)
-        geud = top * mean.pow(1 / self.a)
+        log_ratio = (above / top).log_()
+        share = mean(_power(log_ratio, self.a)).unsqueeze(-1)
+        geud = top * share.pow(1 / self.a)
         excess = (geud - self.dose).clamp_min(0)
-        slope = ratio.pow(self.a - 1) * mean.clamp_min(1 / n).pow(1 / self.a - 1) / n
+        slope = _power(log_ratio, self.a - 1) * share.clamp_min(1 / n).pow(1 / self.a - 1) / n
         value = self.weight * n * excess.squeeze(-1).square()
         return value, (2 * self.weight * n * excess * slope).to(dose.dtype)
 

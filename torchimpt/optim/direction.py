@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from torchimpt.optim import beta as beta_rules
+from torchimpt.sums import total
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Bounds:
 
 
 def dot(a: Tensor, b: Tensor) -> float:
-    """`a' b`, accumulated in float64."""
-    return float((a.double() * b).sum())
+    """`a' b`, accumulated in float64; the number of threads changes no bit."""
+    return float(total(a.double() * b))
 
 
 @dataclass(frozen=True)

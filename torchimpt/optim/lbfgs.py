@@ -6,6 +6,7 @@ convergence as the other solvers; its own tests are switched off.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from scipy import optimize
 from torch import Tensor
 
+from torchimpt.optim.direction import dot
 from torchimpt.optim.run import Run
 from torchimpt.optim.solution import Solution, Status
 from torchimpt.optim.steps import Memory, State
@@ -55,8 +57,9 @@ def run_lbfgs(run: Run, x0: Tensor, scale: Tensor | None, saved: dict | None) ->
 
     def after_iteration(intermediate_result: optimize.OptimizeResult) -> None:
         nonlocal state, status
-        new, step = evaluate.last, float((evaluate.last.x - state.x).norm())
-        state = replace(new, step=step, beta=None, iteration=state.iteration + 1, evaluations=before + evaluate.evaluations)
+        move = evaluate.last.x - state.x
+        step = math.sqrt(dot(move, move))
+        state = replace(evaluate.last, step=step, beta=None, iteration=state.iteration + 1, evaluations=before + evaluate.evaluations)
         status = run.record(state)
         if status is not None:
             raise StopIteration

@@ -12,6 +12,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from torchimpt.sums import total
+
 
 @runtime_checkable
 class Problem(Protocol):
@@ -51,7 +53,7 @@ class Penalized:
 
     def penalty(self, x: Tensor) -> float:
         """`c' x`."""
-        return float(self.cost @ x)
+        return float(total(self.cost * x))
 
     def value_and_grad(self, x: Tensor) -> tuple[float, Tensor]:
         """Value and gradient `(n,)`."""

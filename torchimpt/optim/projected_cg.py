@@ -16,7 +16,7 @@ from torch import Tensor
 
 from torchimpt.checks import InputError, positive
 from torchimpt.optim import beta as beta_rules
-from torchimpt.optim.direction import Bounds
+from torchimpt.optim.direction import Bounds, dot
 from torchimpt.optim.line_search import DELTA, THETA
 from torchimpt.optim.steps import ConjugateMemory, State, WolfeStep
 
@@ -132,7 +132,8 @@ class ProjectedCG(torch.optim.Optimizer):
         free = self._bounds().free(saved["x"], saved["gradient"])
         names = {"iteration": "iteration", "evaluations": "evaluations", "value": "value", "step_length": "step", "beta": "beta"}
         numbers = {name: saved[key] for name, key in names.items()}
-        return {**numbers, "projected_gradient_norm": float((saved["gradient"] * free).double().norm())}
+        gradient = saved["gradient"] * free
+        return {**numbers, "projected_gradient_norm": math.sqrt(dot(gradient, gradient))}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor]) -> Tensor:  # type: ignore[override]  # a line search cannot do without

@@ -14,6 +14,7 @@ from torch import Tensor
 from torchimpt.optim.direction import Direction, dot, steepest
 from torchimpt.optim.problem import Problem
 from torchimpt.optim.steps import COSINE, Attempt, Memory, State, Step, along_wolfe
+from torchimpt.sums import total
 
 PAIRS = 20
 """Correction pairs that are remembered."""
@@ -28,8 +29,8 @@ def newton_like(gradient: Tensor, moves: Tensor, changes: Tensor, metric: Tensor
     `H_0 = M s'y / y'My` of the newest pair that serves; pairs without positive curvature are passed over. `-M g` when none is left.
     """
     scale = torch.ones_like(gradient) if metric is None else metric
-    curvature = (moves * changes).sum(1, dtype=torch.float64)
-    size = moves.square().sum(1, dtype=torch.float64).sqrt() * changes.square().sum(1, dtype=torch.float64).sqrt()
+    curvature = total(moves * changes)
+    size = total(moves.square()).sqrt() * total(changes.square()).sqrt()
     pairs = [(s, y, float(sy)) for s, y, sy, good in zip(moves, changes, curvature, curvature > CURVATURE * size, strict=True) if good]
     if not pairs:
         return steepest(gradient, metric)

@@ -103,7 +103,7 @@ def _start(case: Case, patient: Patient, machine: Machine, scenarios: tuple[Scen
     config, start = case.placement, case.joint.start if case.joint is not None else None
     beams = resolve_beams(case, patient, start)
     if start is not None:
-        spots = read_plan(start, beams, dtype=compute.dtype)
+        spots = read_plan(start, beams, dtype=compute.dtype, machine=machine, rbe=case.dose.rbe)
     else:
         spots = place_spots(
             patient, machine, beams, config.targets, config.spacing_mm, pattern=config.pattern, margin=config.margin_mm,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 
 from torchimpt.case import Case
 from torchimpt.checks import InputError, PhysicsWarning
+from torchimpt.dose.inlines import use_torch_threads
 from torchimpt.geometry import Beam
 from torchimpt.hu_table import read_hu_table
 from torchimpt.io.patient import read_patient
@@ -18,6 +20,9 @@ from torchimpt.patient import Patient
 from torchimpt.resampling import resample
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+THREADS_A_CORE = 8
+"""More threads on a core than this are a slip of the keyboard; a few more than one are no faster, and do no harm."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +34,16 @@ class Compute:
 
 
 def set_up(case: Case, device: str = "auto", threads: int | None = None) -> Compute:
-    """Resolve `"auto"`, set the number of CPU threads and the seed."""
+    """Resolve `"auto"`, set the number of CPU threads (`THREADS_A_CORE` on each core at most) and the seed."""
     if threads is not None:
+        cores = os.cpu_count() or 1
+        if not 1 <= threads <= cores * THREADS_A_CORE:
+            raise InputError(
+                f"threads must be 1 to {cores * THREADS_A_CORE} on this machine of {cores} cores, got {threads}; more only wait for "
+                "each other: leave it out to use every core"
+            )
         torch.set_num_threads(threads)
+    use_torch_threads()  # before any kernel, whose first call could give torch every core
     torch.manual_seed(case.seed)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

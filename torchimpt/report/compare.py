@@ -16,7 +16,7 @@ from markupsafe import Markup
 from torchimpt.checks import InputError
 from torchimpt.evaluate.dvh import Metric
 from torchimpt.evaluate.tables import read_dvh_csv
-from torchimpt.files import whole_or_nothing
+from torchimpt.files import reading, whole_or_nothing
 from torchimpt.report.course import beam_seconds
 from torchimpt.report.figures import Curves, overlay_figure
 from torchimpt.report.numbers import amount, gy, seconds
@@ -62,7 +62,7 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 
 def read_runs(folders: Sequence[str | Path]) -> list[RunRecord]:
-    """Read run folders; an error says which of them is none or incomplete."""
+    """Read run folders; an error says which of them is none, incomplete or damaged."""
     paths = [Path(folder) for folder in folders]
     if len(paths) < 2:
         raise InputError("compare takes two or more run folders")
@@ -72,9 +72,17 @@ def read_runs(folders: Sequence[str | Path]) -> list[RunRecord]:
             raise InputError(f"no run folder at {path}")
         if not (path / "metrics.json").is_file():
             raise InputError(f"{path} has no metrics.json: the run is incomplete, or the folder is no run folder")
-        metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
-        case = tomllib.loads((path / "case.toml").read_text(encoding="utf-8")) if (path / "case.toml").is_file() else {}
-        runs.append(RunRecord(name, metrics, read_dvh_csv(path / "dvh.csv"), case))
+        with reading(path / "metrics.json", "run"):
+            metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
+        case = {}
+        if (path / "case.toml").is_file():
+            with reading(path / "case.toml", "run"):
+                case = tomllib.loads((path / "case.toml").read_text(encoding="utf-8"))
+        run = RunRecord(name, metrics, read_dvh_csv(path / "dvh.csv"), case)
+        with reading(path, "run"):  # a value of the wrong kind shows in the run's own table, where its folder is known
+            comparison([run])
+            _shown([run])
+        runs.append(run)
     return runs
 
 
@@ -136,7 +144,9 @@ def _goal_rows(runs: Sequence[RunRecord]) -> list[Row | None]:
                 cells.append("–")
                 continue
             digits = 1 if Metric.parse(metric).unit else 3
-            cells.append(f"{goal['nominal']:.{digits}f}, worst {goal['worst']:.{digits}f} {'✓' if goal['passed'] else '✕'}")
+            # what was NaN is null in metrics.json
+            nominal, worst = ("–" if value is None else f"{value:.{digits}f}" for value in (goal["nominal"], goal["worst"]))
+            cells.append(f"{nominal}, worst {worst} {'✓' if goal['passed'] else '✕'}")
             best += [number] if goal["passed"] else []
         rows.append(Row("Goals", f"{roi} {Metric.parse(metric).label} {limit}".strip(), cells, best if len(best) < len(runs) else []))
     return rows

@@ -28,6 +28,8 @@ RC: dict[Any, Any] = {
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 8.5,
     "text.color": INK,
+    # a name may have a $ in it
+    "text.parse_math": False,
     "axes.edgecolor": "#c9c6be",
     "axes.labelcolor": MUTED,
     "axes.labelsize": 8.5,

@@ -40,6 +40,11 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or `cpu`."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
 def commit() -> str | None:
     """The commit of the checkout that the package is run from, or None outside one."""
     here = Path(__file__).resolve().parent

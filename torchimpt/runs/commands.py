@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from torchimpt.case import Case
-from torchimpt.checks import InputError
+from torchimpt.checks import InputError, finite
 from torchimpt.evaluate.tables import write_dvh_csv
 from torchimpt.io.image import write_image
 from torchimpt.io.plan import read_plan, write_plan
@@ -27,7 +27,7 @@ from torchimpt.report.page import ReportData, write_report
 from torchimpt.report.style import roi_colors, shown_rois
 from torchimpt.runs.about import versions
 from torchimpt.runs.checkpoint import Checkpoint, check_start, read_checkpoint
-from torchimpt.runs.folder import open_run, write_json
+from torchimpt.runs.folder import is_result, open_run, write_json
 from torchimpt.scenarios import NOMINAL, Scenario
 from torchimpt.schemes.stages import Callback
 from torchimpt.spots import Spots
@@ -52,16 +52,20 @@ def run_plan(
     resume: bool = False,
     progress: Progress | None = None,
 ) -> RunResult:
-    """Plan a case into a run folder. An interrupt writes the checkpoint and goes on up as `KeyboardInterrupt`."""
+    """Plan a case into a run folder, which no other command may be writing into.
+
+    An earlier run's results stay until the problem is built, with `resume` until the solver goes on: what is wrong with the input is found
+    before. An interrupt writes the checkpoint and goes on up as `KeyboardInterrupt`.
+    """
     progress = progress or Progress(enabled=False)
     case.check_plan()
     compute = set_up(case, device, threads)
     out = Path(out)
-    saved = read_checkpoint(out / "checkpoint.pt", case) if resume else None
-    with open_run(out, case, compute.device):
-        if not resume:
-            (out / "history.jsonl").unlink(missing_ok=True)
-        watchers = _Watchers(out, saved)
+    if case.joint is not None and case.joint.start is not None and is_result(case.joint.start, out):
+        raise InputError(f"{case.label}: joint.start lies in {out}, whose plan this run would replace; choose another --out")
+    with open_run(out, case, compute.device, resume=resume) as begin:
+        saved = read_checkpoint(out / "checkpoint.pt", case, compute.device) if resume else None
+        watchers = _Watchers(out, saved, begin)
         try:
             result = plan(
                 case, device=str(compute.device), threads=threads, progress=progress, watch=watchers.of,
@@ -69,6 +73,7 @@ def run_plan(
             )  # fmt: skip
         finally:
             watchers.write_checkpoint()
+        begin()
         with progress.stage("Files and report"):
             write_plan(
                 out / "plan.json", result.spots, result.machine, title=case.title, rbe=case.dose.rbe, fractions=case.delivery.fractions
@@ -86,16 +91,18 @@ class _Watchers:
 
     history: History
 
-    def __init__(self, out: Path, saved: dict | None) -> None:
-        self._out, self._saved = out, saved
+    def __init__(self, out: Path, saved: dict | None, begin: Callable[[], None]) -> None:
+        self._out, self._saved, self._begin = out, saved, begin
         self._board: TensorBoard | None = None
         self._checkpoint: Checkpoint | None = None
 
     def of(self, problem: PlanningProblem) -> Callback:
         """The callback, made when the problem is known."""
-        case, out, placed = problem.case, self._out, problem.spots.state_dict()
-        if self._saved is not None:
-            check_start(self._saved, placed, out / "checkpoint.pt")
+        case, out = problem.case, self._out
+        if self._saved is None:
+            self._begin()
+        else:
+            check_start(self._saved, problem, out / "checkpoint.pt")
         every = case.optimizer.log_every
         last = None if self._saved is None else self._saved["last"]
         self.history = History(out / "history.jsonl", terms=lambda iteration: problem.terms(iteration.doses()), last=last)
@@ -105,8 +112,8 @@ class _Watchers:
                 doses=lambda iteration: problem.nominal_doses(iteration.doses()),
                 motion=None if case.joint is None else problem.moving, every=every,
             )  # fmt: skip
-        self._checkpoint = Checkpoint(out / "checkpoint.pt", case, placed, every=every)
-        return together(self.history, self._board, Log(every), self._checkpoint)
+        self._checkpoint = Checkpoint(out / "checkpoint.pt", problem, every=every)
+        return together(lambda _: self._begin(), self.history, self._board, Log(every), self._checkpoint)
 
     def write_checkpoint(self) -> None:
         """The last iterate's state, if there is any."""
@@ -137,13 +144,18 @@ def run_dose(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> RunResult:
-    """Forward dose of a given plan or spot list on the case's patient and machine, in the case's scenarios."""
+    """Forward dose of a given plan or spot list on the case's patient and machine, in the case's scenarios.
+
+    A plan that was made with another machine or RBE is computed with the case's, with a warning.
+    """
     progress, plan_path, out = progress or Progress(enabled=False), Path(plan_path), Path(out)
+    if is_result(plan_path, out):
+        raise InputError(f"{plan_path} lies in {out}, whose files this dose would replace; choose another --out")
     if not case.beam and plan_path.suffix.lower() != ".json":
         raise InputError(f"{case.label}: a spot list needs the case's [[beam]] sections, there is none")
     compute = set_up(case, device, threads)
-    with open_run(out, case, compute.device):
-        return _dose_of(case, plan_path, out, case.scenarios(), compute, progress)
+    with open_run(out, case, compute.device) as begin:
+        return _dose_of(case, plan_path, out, case.scenarios(), compute, progress, begin)
 
 
 def run_evaluate(
@@ -156,29 +168,44 @@ def run_evaluate(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> RunResult:
-    """Doses, DVHs and goals of a run's plan in other scenarios, written to `folder`."""
+    """Doses, DVHs and goals of a run's plan in other scenarios, written to `folder`, with the machine and the RBE that it was made with."""
     progress, run, folder = progress or Progress(enabled=False), Path(run), Path(folder)
     if not (run / "plan.json").is_file():
         raise InputError(f"{run} holds no plan.json: it is no run folder, or its run did not finish")
+    if is_result(run / "plan.json", folder):
+        raise InputError(f"{folder} is the run itself, whose files the evaluation would replace; choose another --out")
     compute = set_up(case, device, threads)
-    with open_run(folder, case, compute.device):
-        return _dose_of(case, run / "plan.json", folder, scenarios, compute, progress)
+    with open_run(folder, case, compute.device) as begin:
+        return _dose_of(case, run / "plan.json", folder, scenarios, compute, progress, begin, strict=True)
 
 
-def _dose_of(case: Case, plan_path: Path, out: Path, scenarios: Sequence[Scenario], compute: Compute, progress: Progress) -> RunResult:
+def _dose_of(
+    case: Case,
+    plan_path: Path,
+    out: Path,
+    scenarios: Sequence[Scenario],
+    compute: Compute,
+    progress: Progress,
+    begin: Callable[[], None],
+    *,
+    strict: bool = False,
+) -> RunResult:
     """Read a plan, compute and assess its dose, write all but a solver's part."""
     times: dict[str, float] = {}
-    begin = time.perf_counter()
+    started = time.perf_counter()
     with progress.stage("Patient, machine and plan"):
         patient, machine = load_patient(case), load_machine(case)
-        spots = read_plan(plan_path, resolve_beams(case, patient, plan_path), dtype=compute.dtype)
-    times["load"] = time.perf_counter() - begin
+        beams = resolve_beams(case, patient, plan_path)
+        spots = read_plan(plan_path, beams, dtype=compute.dtype, machine=machine, rbe=case.dose.rbe, strict=strict)
+    times["load"] = time.perf_counter() - started
     model = case.dose.final_model(spot_list=plan_path.suffix.lower() == ".csv")
     log.info("dose model: %s", model)
     assessment = assess(case, patient, machine, spots, scenarios, compute, progress, whole=case.output.scenarios_dose, model=model)
-    times["dose"] = time.perf_counter() - begin - times["load"]
-    times["total"] = time.perf_counter() - begin
+    finite(f"the dose of {plan_path}", assessment.dose)
+    times["dose"] = time.perf_counter() - started - times["load"]
+    times["total"] = time.perf_counter() - started
     metrics = {"title": case.title, **dose_metrics(spots, machine, case.delivery.model(), assessment, times, compute)}
+    begin()
     write_plan(out / "plan.json", spots, machine, title=case.title, rbe=case.dose.rbe, fractions=case.delivery.fractions)
     _write_results(out, case, patient, machine, spots, assessment, metrics, [])
     write_json(out / "metrics.json", metrics)

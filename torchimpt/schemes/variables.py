@@ -22,6 +22,7 @@ from torchimpt.dose.scenarios import ScenarioDoses
 from torchimpt.objectives import RobustObjective
 from torchimpt.schemes.moving import MovingSpots
 from torchimpt.schemes.weights import jacobi_scale
+from torchimpt.sums import mean
 
 
 @dataclass(frozen=True)
@@ -139,8 +140,8 @@ class Positions:
         """
         by_weight = room.weight_scale
         sigma = room.doses[room.doses.nominal].spot_sigma().to(by_weight)
-        mean = torch.maximum(room.spots.weight.mean(), 1e-6 * by_weight.mean())  # positive, if all weights are zero
-        return (by_weight * sigma / (3.0 * mean)).repeat(2)
+        weight = torch.maximum(mean(room.spots.weight), 1e-6 * mean(by_weight)).to(by_weight)  # positive, if all weights are zero
+        return (by_weight * sigma / (3.0 * weight)).repeat(2)
 
     def gradient(self, spots: MovingSpots, partials: Partials) -> Tensor:
         """`dF/dx`, x first."""

@@ -7,6 +7,7 @@ from scipy.spatial import cKDTree
 
 from torchimpt.checks import InputError
 from torchimpt.spots.spots import Spots
+from torchimpt.sums import mean
 
 
 def heaviest(weight: torch.Tensor, count: int) -> torch.Tensor:
@@ -36,7 +37,7 @@ def sparsity_cost(weight: torch.Tensor, objective: float, strength: float = 2.0)
     strength
         `a`.
     """
-    floor = torch.clamp_min(0.1 * weight.mean(), torch.finfo(weight.dtype).tiny ** 0.5)
+    floor = torch.clamp_min(0.1 * mean(weight), torch.finfo(weight.dtype).tiny ** 0.5).to(weight.dtype)
     return strength * objective / (len(weight) * (weight + floor))
 
 

@@ -15,6 +15,7 @@ from torchimpt.report.motion import fullest_layers, motion_figure, moved
 from torchimpt.report.style import slug
 from torchimpt.schemes.stages import PlanIteration
 from torchimpt.spots import Spots
+from torchimpt.sums import mean
 from torchimpt.watch.callbacks import Terms, by_roi
 
 Motion = Callable[[PlanIteration], tuple[Spots, Tensor]]
@@ -67,7 +68,7 @@ class TensorBoard:
             for roi, dose in self._doses(iteration).items():
                 d95, d2 = d(dose, 95.0, 2.0)
                 name = f"dvh/{slug(roi)}"
-                scalars |= {f"{name}_d95": d95, f"{name}_d2": d2, f"{name}_mean": float(dose.double().mean())}
+                scalars |= {f"{name}_d95": d95, f"{name}_d2": d2, f"{name}_mean": float(mean(dose))}
         if self._motion is not None:
             spots, home = self._motion(iteration)
             way = moved(spots, home)
