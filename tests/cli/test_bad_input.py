@@ -209,6 +209,18 @@ def test_target_deeper_than_the_highest_energy_reaches(refused, images):
     )
 
 
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        ("1e12", r"the dose in the scenario nominal reaches .*e\+\d+ Gy; weights are in 10\^6 protons"),
+        ("3e38", "NaN or infinite|reaches"),
+    ],
+)
+def test_a_spot_list_in_other_units(refused, tmp_path, weight, message):
+    (tmp_path / "spots.csv").write_text(f"beam,energy_mev,x_mm,y_mm,weight\n0,120,0,0,{weight}\n1,120,0,0,{weight}\n")
+    assert re.search(message, refused(arguments=("dose", "tiny.toml", "--plan", "spots.csv", "--out", "run")))
+
+
 def test_spot_lists_without_a_usable_spot(refused, tmp_path):
     spots = tmp_path / "spots.csv"
     arguments = ("dose", "tiny.toml", "--plan", "spots.csv", "--out", "run")

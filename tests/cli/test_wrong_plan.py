@@ -88,6 +88,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_a_second_plan_that_is_killed_early_leaves_nothing_of_the_first(folder, refused):
     other = (*COARSE, "title=Other", "beam[0].gantry_deg=40")
     program = [sys.executable, "-c", KILLED, "plan", "tiny.toml", "--out", "run", *sets(*other)]
@@ -102,6 +103,7 @@ def test_a_second_plan_that_is_killed_early_leaves_nothing_of_the_first(folder, 
     assert not [name for name in contents(folder / "run") if name.startswith(".")], "what the killed run left is gone"
 
 
+@pytest.mark.slow
 def test_two_runs_in_one_folder(folder):
     write = [sys.executable, "-c", "from torchimpt.cli.app import main; main()", "plan", "tiny.toml", "--out", "both"]
     endless = sets("optimizer.max_iterations=1000000", "optimizer.tolerance=1e-30", *COARSE[:2], "optimizer.log_every=1")
@@ -134,6 +136,7 @@ def test_one_flipped_bit_in_a_checkpoint_is_found(folder, refused, place):
     assert contents(folder / "run") == before
 
 
+@pytest.mark.slow
 def test_resumed_with_other_threads_goes_on_with_a_warning(folder):
     more = (*COARSE, "output.tensorboard=true", "optimizer.max_iterations=5")
     saved = read_checkpoint_of(folder)

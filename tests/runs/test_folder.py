@@ -139,6 +139,7 @@ with locked(Path(sys.argv[1])):
 """
 
 
+@pytest.mark.slow
 def test_the_lock_of_a_killed_process_does_not_block(tmp_path):
     case, folder = tiny(tmp_path), tmp_path / "run"
     child = subprocess.Popen([sys.executable, "-c", HOLDS, folder], stdout=subprocess.PIPE, text=True)

@@ -16,6 +16,7 @@ from torchimpt.watch import Progress
 COARSE = ("dose.grid_mm=10", "spots.spacing_mm=14", "optimizer.max_iterations=12", "optimizer.log_every=4", "joint.warm_iterations=6")
 
 
+@pytest.mark.slow
 def test_run_of_moving_spots_is_seen(tmp_path):
     result = run_plan(tiny(tmp_path, *COARSE, "joint.box_mm=6", "joint.spots=40", "output.tensorboard=true"), tmp_path / "run")
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()

@@ -149,6 +149,7 @@ def test_a_price_on_weights_leaves_fewer_and_is_not_in_the_objective(built):
     assert first["objective"] == told[found.steps[0]["iterations"] + 1 + first["iterations"]]
 
 
+@pytest.mark.slow
 def test_prune_and_move_stops_at_its_price(built):
     counts = []
     for price in (0.0, 100.0, 1e4):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from torchimpt.case import Case
+from torchimpt.checks import InputError, finite
 from torchimpt.dose.body import BodyDoses, body_doses
 from torchimpt.dose.models import DEFAULT_MODEL, dose_model
 from torchimpt.evaluate.goals import check_goals
@@ -21,6 +22,9 @@ from torchimpt.planning.load import Compute
 from torchimpt.scenarios import NOMINAL, Scenario
 from torchimpt.spots import Spots
 from torchimpt.watch import Progress
+
+HIGHEST = 1e6
+"""No dose of a plan is higher, Gy: the weights behind it are in other units."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,16 @@ class Assessment:
     goals: list[dict]
     discarded_fraction: float
     hottest: dict[str, Any]
+
+
+def _sound(dose: torch.Tensor, name: str) -> torch.Tensor:
+    """The dose, or an error where it is none that a plan can have."""
+    finite(f"the dose in the scenario {name}", dose)
+    if float(dose.max()) > HIGHEST:
+        raise InputError(
+            f"the dose in the scenario {name} reaches {float(dose.max()):.3g} Gy; check the weights, which are in 10^6 protons"
+        )
+    return dose
 
 
 def asked_voxels(case: Case, patient: Patient, whole: bool = False) -> torch.Tensor:
@@ -102,8 +116,8 @@ def assess(
                 dtype=spots.weight.dtype, device=device, model=model,
             )  # fmt: skip
     inside, mask = (torch.zeros(patient.grid.n_voxels, dtype=dtype) for dtype in (seen.nominal.dtype, torch.bool))
-    inside[seen.body], mask[seen.voxels] = quantity.value(seen.nominal), True
-    doses = {scenario.name: quantity.value(dose) for scenario, dose in zip(ordered, seen.doses, strict=True)}
+    inside[seen.body], mask[seen.voxels] = _sound(quantity.value(seen.nominal), NOMINAL.name), True
+    doses = {scenario.name: _sound(quantity.value(dose), scenario.name) for scenario, dose in zip(ordered, seen.doses, strict=True)}
     everywhere = bool(mask[seen.body].all())
     viewed = patient if everywhere else replace(patient, rois={n: r for n, r in patient.rois.items() if r.role != "external"})
     tables = roi_doses(viewed, doses, seen.voxels)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from torchimpt.case import Case
-from torchimpt.checks import InputError, finite
+from torchimpt.checks import InputError
 from torchimpt.evaluate.tables import write_dvh_csv
 from torchimpt.io.image import write_image
 from torchimpt.io.plan import read_plan, write_plan
@@ -201,7 +201,6 @@ def _dose_of(
     model = case.dose.final_model(spot_list=plan_path.suffix.lower() == ".csv")
     log.info("dose model: %s", model)
     assessment = assess(case, patient, machine, spots, scenarios, compute, progress, whole=case.output.scenarios_dose, model=model)
-    finite(f"the dose of {plan_path}", assessment.dose)
     times["dose"] = time.perf_counter() - started - times["load"]
     times["total"] = time.perf_counter() - started
     metrics = {"title": case.title, **dose_metrics(spots, machine, case.delivery.model(), assessment, times, compute)}
