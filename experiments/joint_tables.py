@@ -75,6 +75,8 @@ def judge(plan: dict, base: dict, prescription: float, metrics: list[tuple[str, 
     found = {}
     for where in ("nominal", "worst"):
         for roi, key, level in metrics:
+            if roi not in plan["fine"][where]:  # the body, whose objective these comparisons leave out
+                continue
             ours, theirs = (p["fine"][where][roi][key] for p in (plan, base))
             worse = (-1.0 if key in ("d95_gy", "d98_gy") else 1.0) * (ours - theirs)
             free = level is not None and ours <= level
