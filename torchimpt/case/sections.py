@@ -240,7 +240,7 @@ class OptimizerConfig(Section):
     """Projected conjugate gradients in the best form, in the plain form of Xu et al. 2020 (dyhs_cg), projected L-BFGS (quasi_newton), or
     SciPy's L-BFGS-B (lbfgs), in every stage. Omitted: projected_cg for weights or positions alone, quasi_newton for both at once and
     where spots have a price."""
-    max_iterations: Count = 300
+    max_iterations: Count = 1000
     """Where to stop at the latest; spots that move are optimized in several stages, each of which stops there."""
     max_evaluations: PositiveCount | None = None
     """Most evaluations of objective and gradient, those of all stages; omitted: no limit."""

@@ -27,7 +27,7 @@ class Solver:
     """
 
     method: str | None = None
-    max_iterations: int = 300
+    max_iterations: int = 1000
     max_evaluations: int | None = None
     tolerance: float = 1e-4
 
