@@ -42,13 +42,9 @@ class Assessment:
         goals
             Rows of `check_goals`.
         discarded_fraction
-    <<<<<<< HEAD
-            Share of the nominal integral dose that the lateral cut-off leaves out.
-        hottest
-            From `hottest_outside_targets`.
-    =======
-            Share of the nominal integral dose that the lateral cut-off puts elsewhere (`DoseOperator.discarded_fraction`).
-    >>>>>>> main
+        Share of the nominal integral dose that the lateral cut-off puts elsewhere (`DoseOperator.discarded_fraction`).
+    hottest
+        From `hottest_outside_targets`.
     """
 
     dose: torch.Tensor
