@@ -31,17 +31,17 @@ HIGHEST = 1e6
 class Assessment:
     """What a plan does.
 
-        Attributes
-        ----------
-        dose
-            Nominal dose `(z, y, x)`, Gy, of the body and of all ROIs; 0 elsewhere.
-        roi_doses
-            `{scenario: {roi: (n_roi,)}}`, Gy, nominal first.
-        scenario_doses
-            `{scenario: (z, y, x)}` where whole doses were asked for, else empty.
-        goals
-            Rows of `check_goals`.
-        discarded_fraction
+    Attributes
+    ----------
+    dose
+        Nominal dose `(z, y, x)`, Gy, of the body and of all ROIs; 0 elsewhere.
+    roi_doses
+        `{scenario: {roi: (n_roi,)}}`, Gy, nominal first.
+    scenario_doses
+        `{scenario: (z, y, x)}` where whole doses were asked for, else empty.
+    goals
+        Rows of `check_goals`.
+    discarded_fraction
         Share of the nominal integral dose that the lateral cut-off puts elsewhere (`DoseOperator.discarded_fraction`).
     hottest
         From `hottest_outside_targets`.
