@@ -97,7 +97,6 @@ def main(config: Config) -> dict:
             f"full against without: {median(found['ratios']['full_seconds']):.2f} of the time; objective of the sampled plan on all "
             f"voxels {100 * off:+.2f} %, aim {100 * AIM_OBJECTIVE:g} %: {'met' if off <= AIM_OBJECTIVE else 'missed'}"
         )
-    Path(config.out).parent.mkdir(parents=True, exist_ok=True)
     write_json(Path(config.out), found)
     return found
 

@@ -54,7 +54,6 @@ def main(config: Config) -> dict:
         f"{built.spots.n_spots} spots, {len(built.scenarios)} scenarios: weights {fixed:.3f} s, weights and positions {moving:.3f} s, "
         f"ratio {found['ratio']:.2f} ({found['low']:.2f} to {found['high']:.2f}), aim {AIM}: {'met' if found['ratio'] <= AIM else 'missed'}"
     )
-    Path(config.out).parent.mkdir(parents=True, exist_ok=True)
     write_json(Path(config.out), found)
     return found
 

@@ -58,27 +58,25 @@ class HuTable:
     def __call__(self, hu: torch.Tensor) -> torch.Tensor:
         """RSP at CT numbers of any shape and dtype, float64. Beyond the ends the end values hold, and a warning is given."""
         values = hu.to(torch.float64)
-        above = int((values > self.hu[-1]).sum())
-        if above:
-            warnings.warn(
-                f"{above} voxels lie above the last entry of HU table '{self.name}' ({float(self.hu[-1]):g} HU; they go up to "
-                f"{float(values.max()):g}) and get its relative stopping power {float(self.rsp[-1]):g}: metal, or the table is too short; "
-                "a [[material]] says what is known of a ROI",
-                PhysicsWarning,
-                stacklevel=2,
-            )
-        below = int((values < self.hu[0]).sum())
-        if below and self.rsp[0] > _THIN:
-            warnings.warn(
-                f"{below} voxels lie below the first entry of HU table '{self.name}' ({float(self.hu[0]):g} HU; they go down to "
-                f"{float(values.min()):g}) and get its relative stopping power {float(self.rsp[0]):g}: the table is too short",
-                PhysicsWarning,
-                stacklevel=2,
-            )
+        last = "metal, or the table is too short; a [[material]] says what is known of a ROI"
+        self._tell(values[values > self.hu[-1]], "above the last", -1, "up", last)
+        if self.rsp[0] > _THIN:
+            self._tell(values[values < self.hu[0]], "below the first", 0, "down", "the table is too short")
         right = torch.searchsorted(self.hu, values.contiguous(), right=True).clamp(1, len(self.hu) - 1)
         low, high = self.hu[right - 1], self.hu[right]
         weight = ((values - low) / (high - low).clamp_min(1e-300)).clamp(0.0, 1.0)
         return self.rsp[right - 1] + weight * (self.rsp[right] - self.rsp[right - 1])
+
+    def _tell(self, beyond: torch.Tensor, where: str, entry: int, way: str, why: str) -> None:
+        """Warn of CT numbers beyond an end of the table."""
+        if len(beyond):
+            furthest = float(beyond.max() if way == "up" else beyond.min())
+            warnings.warn(
+                f"{len(beyond)} voxels lie {where} entry of HU table '{self.name}' ({float(self.hu[entry]):g} HU; they go {way} to "
+                f"{furthest:g}) and get its relative stopping power {float(self.rsp[entry]):g}: {why}",
+                PhysicsWarning,
+                stacklevel=3,
+            )
 
 
 def read_hu_table(path: str | Path) -> HuTable:

@@ -127,6 +127,11 @@ class Patient:
             raise InputError(f"ROI {', '.join(names)} has no voxel on this grid; use a finer grid_mm, or another ROI")
         return mask
 
+    @property
+    def body_and_rois(self) -> torch.Tensor:
+        """Mask `(z, y, x)` of the body and every ROI, those that reach out of it too."""
+        return self.body | self.union(self.rois) if self.rois else self.body
+
     def volume(self, name: str) -> float:
         """Volume of the ROI, mm^3."""
         return float(self.roi(name).mask.sum()) * math.prod(self.grid.spacing)

@@ -30,6 +30,11 @@ class Scenario:
         if not 0 < self.range_scale < 10:
             raise InputError(f"a scenario's range scale must be a positive factor near 1, got {self.range_scale}")
 
+    @property
+    def is_nominal(self) -> bool:
+        """Whether nothing is wrong in it, whatever its name."""
+        return (self.shift, self.range_scale) == (NOMINAL.shift, NOMINAL.range_scale)
+
 
 NOMINAL = Scenario()
 

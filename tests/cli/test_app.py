@@ -179,22 +179,17 @@ def test_summary_of_a_run_whose_spots_moved(capsys, tmp_path):
     assert "Delivery 95 s a fraction: energy switching 70 s, beam on 22 s, spots and scanning 3.0 s\n" in out
 
 
-def test_what_a_library_will_call_otherwise_is_no_news(capsys):
+@pytest.mark.parametrize(
+    ("category", "quiet", "told"),
+    [
+        (UserWarning, False, "torchimpt: the table ends at 3000 HU\n"),
+        (UserWarning, True, ""),
+        (DeprecationWarning, False, ""),  # what a library will call otherwise one day is no news to a user
+    ],
+)
+def test_warnings_are_one_line_on_stderr(capsys, category, quiet, told):
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        set_up(quiet=False, verbose=False)
-        warnings.warn("parseString deprecated - use parse_string", DeprecationWarning, stacklevel=1)
-    assert capsys.readouterr().err == ""
-
-
-def test_warnings_are_one_line_on_stderr(capsys):
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
-        set_up(quiet=False, verbose=False)
-        warnings.warn("the table ends at 3000 HU", UserWarning, stacklevel=1)
-    assert capsys.readouterr().err == "torchimpt: the table ends at 3000 HU\n"
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
-        set_up(quiet=True, verbose=False)
-        warnings.warn("the table ends at 3000 HU", UserWarning, stacklevel=1)
-    assert capsys.readouterr().err == ""
+        set_up(quiet=quiet, verbose=False)
+        warnings.warn("the table ends at 3000 HU", category, stacklevel=1)
+    assert capsys.readouterr().err == told

@@ -24,9 +24,6 @@ from torchimpt.spots import Spots
 WARM = 0.5
 """Share of a dose level that tissue must have in the nominal scenario, or beside it, to be looked at in the others."""
 
-WIDE = 8.0
-"""Sigmas of the cut-off that the discarded dose is measured against; it leaves out exp(-32)."""
-
 
 @dataclass(frozen=True)
 class BodyDoses:
@@ -39,7 +36,7 @@ class BodyDoses:
     voxels, doses
         Those of them that are looked at in every scenario `(m,)`, ascending, and `(n_scenarios, m)`.
     discarded_fraction
-        Share of the nominal integral dose that the lateral cut-off leaves out; NaN where it was not asked for.
+        Share of the nominal integral dose that the lateral cut-off puts elsewhere; NaN where it was not asked for.
     """
 
     body: torch.Tensor
@@ -83,13 +80,13 @@ def body_doses(
     used = spots.weight.detach() > 0
     spots = spots.subset(used) if bool(used.any()) else spots
     position, weight = spots.position.detach(), spots.weight.detach()
-    body = (patient.body | patient.union(patient.rois) if patient.rois else patient.body).flatten().nonzero().flatten()
+    body = patient.body_and_rois.flatten().nonzero().flatten()
     operator = next(scenario_operators(patient, machine, spots, body, (NOMINAL,), **options))
     nominal = operator.dose(position, weight).cpu()
-    fraction = operator.discarded_fraction(position, weight, WIDE) if discarded else torch.nan
+    fraction = operator.discarded_fraction(position, weight) if discarded else torch.nan
     del operator
     done()
-    others = [k for k, s in enumerate(scenarios) if (s.shift, s.range_scale) != (NOMINAL.shift, NOMINAL.range_scale)]
+    others = [k for k, s in enumerate(scenarios) if not s.is_nominal]
     grid = torch.zeros(patient.grid.n_voxels, dtype=nominal.dtype)
     grid[body] = quantity.value(nominal)
     looked_at = asked.clone()

@@ -14,7 +14,8 @@ on the axis larger by 0.3 %; at 5 sigmas both by 0.02 % or less; at 3 by 6 and 5
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from torchimpt.checks import InputError
 
@@ -44,8 +45,8 @@ class Cut(NamedTuple):
     gain: float
 
 
-def cut(cutoff: float) -> Cut:
-    """The cut Gaussian at so many sigmas."""
+def cut(cutoff: float, kind: Callable[[float], Any] = float) -> Cut:
+    """The cut Gaussian at so many sigmas, its numbers as `kind`, which a kernel of that precision needs."""
     t_max = min(0.5 * cutoff**2, LARGEST_EXPONENT)
     edge = math.exp(-t_max)
-    return Cut(t_max, edge, 1.0 / (1.0 - (1.0 + t_max) * edge))
+    return Cut(*map(kind, (t_max, edge, 1.0 / (1.0 - (1.0 + t_max) * edge))))

@@ -36,15 +36,8 @@ class Run:
     last: State | None = None
     """The state that the last record is of."""
 
-    def norm(self, state: State) -> float:
-        """2-norm of the gradient in the free components."""
-        free = state.gradient * self.bounds.free(state.x, state.gradient)
-        return math.sqrt(dot(free, free))
-
-    def curvature(self, state: State) -> tuple[float, float | None, float | None]:
-        """`decrement`, `short` and `long` of an iteration's record."""
-        free = self.bounds.free(state.x, state.gradient)
-        gradient = state.gradient * free
+    def curvature(self, state: State, free: Tensor, gradient: Tensor) -> tuple[float, float | None, float | None]:
+        """`decrement`, `short` and `long` of an iteration's record; `free` are the components that no bound holds, `gradient` is theirs."""
         decrement, short, long = -0.5 * dot(gradient, steepest(gradient, self.metric)), None, None
         if self.last is not None:
             move, change = (state.x - self.last.x) * free, (state.gradient - self.last.gradient) * free
@@ -58,14 +51,16 @@ class Run:
 
     def record(self, state: State) -> Status | None:
         """Note an iterate, call the callback, and say whether to stop."""
-        decrement, short, long = self.curvature(state)
+        free = self.bounds.free(state.x, state.gradient)
+        gradient = state.gradient * free
+        decrement, short, long = self.curvature(state, free, gradient)
         record = Iteration(
             iteration=state.iteration,
             evaluations=state.evaluations,
             value=state.value,
             step_length=state.step,
             beta=state.beta,
-            projected_gradient_norm=self.norm(state),
+            projected_gradient_norm=_norm(gradient),
             decrement=decrement,
             short=short,
             long=long,
@@ -125,7 +120,7 @@ class Run:
             x=state.x,
             value=state.value,
             gradient=state.gradient,
-            projected_gradient_norm=self.norm(state),
+            projected_gradient_norm=_norm(state.gradient * self.bounds.free(state.x, state.gradient)),
             iterations=state.iteration,
             evaluations=state.evaluations,
             status=status,
@@ -133,3 +128,8 @@ class Run:
             state=self.state_dict(state),
             remaining=remaining_fall([row["value"] for row in self.history]),
         )
+
+
+def _norm(vector: Tensor) -> float:
+    """2-norm."""
+    return math.sqrt(dot(vector, vector))

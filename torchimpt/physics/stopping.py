@@ -36,11 +36,11 @@ def relative_stopping_power(patient: Patient, machine: WithTable) -> torch.Tenso
     """
     table = machine.hu_table or patient.hu_table or default_hu_table()
     external = patient.external
-    told = [roi for roi in patient.rois.values() if roi.rsp is not None]
     unknown = torch.ones(patient.grid.shape, dtype=torch.bool) if external is None else external.mask.clone()
     rsp = torch.zeros(patient.grid.shape, dtype=torch.float64)
-    for roi in told:
-        rsp[roi.mask] = float(roi.rsp or 0.0)
-        unknown &= ~roi.mask
+    for roi in patient.rois.values():
+        if roi.rsp is not None:
+            rsp[roi.mask] = roi.rsp
+            unknown &= ~roi.mask
     rsp[unknown] = table(patient.hu[unknown])  # what is told is not looked up: metal lies above any table
     return rsp

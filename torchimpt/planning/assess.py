@@ -74,7 +74,7 @@ def asked_voxels(case: Case, patient: Patient, whole: bool = False) -> torch.Ten
     told = any(goal.roi == body or goal.metric == "ci" for goal in case.goal)
     told = told or any(term.roi == body and not isinstance(term, MaxDose) for term in case.terms())
     if whole or told or not body or not rois:
-        return patient.body | patient.union(patient.rois) if patient.rois else patient.body
+        return patient.body_and_rois
     return patient.union(rois)
 
 
@@ -102,7 +102,7 @@ def assess(
     quantity, prescription = case.quantity(), case.highest_prescription()
     level = torch.inf if prescription is None or dose_model(model).cpu_only else prescription
     # nominal first, and where it is not among the scenarios it is still what goals compare with
-    ordered = (NOMINAL, *(s for s in scenarios if (s.shift, s.range_scale) != (NOMINAL.shift, NOMINAL.range_scale)))
+    ordered = (NOMINAL, *(s for s in scenarios if not s.is_nominal))
     if seen is None or whole or model != DEFAULT_MODEL or tuple(scenarios) != ordered:
         device = torch.device("cpu") if dose_model(model).cpu_only else compute.device
         with progress.stage("Dose in every scenario", total=len(ordered)) as stage:

@@ -176,8 +176,12 @@ def _make(folder: Path) -> list[Path]:
         missing = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"cannot write the run folder {folder}: {error.strerror}; choose another --out") from error
+        raise _unwritable(folder, error) from error
     return missing
+
+
+def _unwritable(folder: Path, error: OSError) -> InputError:
+    return InputError(f"cannot write the run folder {folder}: {error.strerror}; choose another --out")
 
 
 def _take(folder: Path, path: Path) -> int:
@@ -186,7 +190,7 @@ def _take(folder: Path, path: Path) -> int:
         try:
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
-            raise InputError(f"cannot write the run folder {folder}: {error.strerror}; choose another --out") from error
+            raise _unwritable(folder, error) from error
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(handle), os.stat(path)):

@@ -11,7 +11,7 @@ import numba
 import numpy as np
 import torch
 
-from torchimpt.dose.cutoff import Cut, cut
+from torchimpt.dose.cutoff import cut
 from torchimpt.dose.inlines import FAST, exp_minus, row_range, run, use_torch_threads
 from torchimpt.dose.model import SpotRows
 from torchimpt.dose.pencil_beam.tables import PairTables
@@ -151,7 +151,7 @@ def _arguments(tables: PairTables, layer: torch.Tensor, position: torch.Tensor, 
     }  # fmt: skip
     what = {
         "p": tables.p.cpu().numpy(), "q": tables.q.cpu().numpy(), "ratio": tables.ratio.cpu().numpy(), "amplitude": amplitude,
-        "falloff": tables.falloff.cpu().numpy(), "cut": Cut(*map(amplitude.dtype.type, cut(cutoff))),
+        "falloff": tables.falloff.cpu().numpy(), "cut": cut(cutoff, amplitude.dtype.type),
     }  # fmt: skip
     return where, what
 

@@ -10,7 +10,7 @@ import numba
 import numpy as np
 import torch
 
-from torchimpt.dose.cutoff import Cut, cut
+from torchimpt.dose.cutoff import cut
 from torchimpt.dose.inlines import FAST, exp_minus, plus, row_range, row_turns, run, use_torch_threads
 from torchimpt.dose.pencil_beam.tables import PairTables
 from torchimpt.dose.rows import CELL_WIDTH, ROW_HEIGHT
@@ -121,7 +121,7 @@ def add_dose(
     x, y = (position[:, i].contiguous().numpy() for i in (0, 1))
     start = torch.searchsorted(layer, torch.arange(tables.amplitude.shape[1] + 1)).numpy()
     mine = np.zeros(tables.p.numel(), dtype=kind)
-    turn, shape = row_turns(len(tables.cells)), Cut(*map(kind, cut(cutoff)))
+    turn, shape = row_turns(len(tables.cells)), cut(cutoff, kind)
     for k in range(tables.amplitude.shape[0]):
         _forward(mine, *_arguments(tables, k, cutoff), start, x, y, weight.contiguous().numpy(), shape, kind(0), turn)
     dose[tables.order] += torch.from_numpy(mine)
@@ -145,5 +145,5 @@ def add_gradient(
     for k in range(tables.amplitude.shape[0]):
         _backward(
             gradient.numpy(), mine, *_arguments(tables, k, cutoff), layer.numpy(), x, y, weight.contiguous().numpy(),
-            Cut(*map(kind, cut(cutoff))), kind(0), move,
+            cut(cutoff, kind), kind(0), move,
         )  # fmt: skip

@@ -11,7 +11,7 @@ import numba
 import numpy as np
 import torch
 
-from torchimpt.dose.cutoff import Cut, cut
+from torchimpt.dose.cutoff import cut
 from torchimpt.dose.inlines import FAST, exp_minus, plus, row_range, row_turns, run, use_torch_threads
 from torchimpt.dose.rows import CELL_WIDTH, ROW_HEIGHT
 from torchimpt.dose.sub_spots.tables import RayTables
@@ -155,7 +155,7 @@ def _arguments(tables: RayTables, fluence: np.ndarray, component: int, cutoff: f
         tables.magnification.numpy(), tables.plane.numpy(), tables.optics.numpy(), tables.cells.numpy(), tables.left, CELL_WIDTH,
         tables.first, ROW_HEIGHT, tables.ratio_min, (cutoff * tables.sigma[component]).numpy(), (1.0 / layers.depth_step).numpy(),
         kind(layers.idd.shape[1] - 1), (layers.idd / (2.0 * math.pi)).numpy(), layers.fraction[component].numpy(),
-        layers.variance[component].numpy(), Cut(*map(kind, cut(cutoff))), kind(0),
+        layers.variance[component].numpy(), cut(cutoff, kind), kind(0),
     )  # fmt: skip
 
 
