@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 # Pins apply to everything that pip takes. --no-compile halves the time: Python compiles what it imports, not all of torch.
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 
+# Where bytecode is not kept (some containers say so), every command that a test starts would compile torch, matplotlib and all else anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 # One process a core, each with one thread (tests/conftest.py); more than eight would want more memory than they save time.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses=8
 
