@@ -147,6 +147,10 @@ class DoseConfig(Section):
 
     grid_mm: Annotated[float | tuple[float, float, float] | None, BeforeValidator(lambda v: None if v is None else as_grid(v))] = None
     """Voxel size of the dose grid, one number or [x, y, z]; omitted: the CT's."""
+    check_mm: Annotated[
+        float | tuple[float, float, float] | Literal["off"] | None, BeforeValidator(lambda v: v if v in (None, "off") else as_grid(v))
+    ] = None
+    """Voxel size of the grid that a finished plan is checked on, or "off"; omitted: half of the dose grid's."""
     cutoff_sigma: Annotated[Real, Field(ge=LEAST_CUTOFF, le=LARGEST_CUTOFF)] = DEFAULT_CUTOFF
     """Lateral cut-off of a spot, in sigmas."""
     engine: Annotated[str, OneOf(ENGINES)] = "matrix"

@@ -73,7 +73,7 @@ def _transpose(start, end, columns, values, first, out_columns, out_values, bloc
 
 @numba.njit(parallel=True, cache=True)
 def copy_rows(start, out_columns, out_values, first, counts, columns, values):  # pragma: no cover
-    """Rows of `counts` entries that begin at `first`, into rows that begin at `start`. All threads: most of it is the first touch of memory."""
+    """Rows of `counts` entries that begin at `first`, into rows that begin at `start`: all threads touch new memory."""
     for row in numba.prange(counts.shape[0]):
         for k in range(counts[row]):
             out_columns[start[row] + k] = columns[first[row] + k]

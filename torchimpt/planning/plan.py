@@ -15,6 +15,7 @@ from torchimpt.optim import Solution
 from torchimpt.patient import Patient
 from torchimpt.planning.assess import Assessment, assess
 from torchimpt.planning.build import PlanningProblem, build
+from torchimpt.planning.fine import fine_check
 from torchimpt.planning.load import set_up
 from torchimpt.planning.metrics import plan_metrics
 from torchimpt.schemes.schemes import optimize
@@ -99,8 +100,11 @@ def plan(
         model=case.dose.final_model(), seen=None if optimized.whole is None else optimized.whole.seen,
     )  # fmt: skip
     times["evaluate"] = time.perf_counter() - started
+    started = time.perf_counter()
+    fine = fine_check(case, problem.patient, problem.machine, spots, assessment, compute, progress)
+    times["check"] = time.perf_counter() - started
     times["total"] = time.perf_counter() - begin
-    metrics = plan_metrics(problem, optimized, spots, assessment, times)
+    metrics = plan_metrics(problem, optimized, spots, assessment, times, fine)
     home = optimized.spots.home.cpu()
     return PlanResult(case, problem.patient, problem.machine, spots, home, optimized.solution, optimized.steps, assessment, metrics)
 
