@@ -160,21 +160,10 @@ class DoseConfig(Section):
     whatever the engine, for small cases."""
     dtype: Literal["float32", "float64"] = "float32"
     """Floating-point type of matrices and doses; geometry and tables are always built in float64."""
-    model: Annotated[str, OneOf(MODELS)] | None = None
-    """Dose model that plans are optimized and evaluated with; omitted: pencil_beam, each voxel's own ray."""
-    sub_spots: Flag | None = None
-    """Compute final doses with every spot's protons on many rays of their own: closer to Monte Carlo behind lateral steps, slower, on the
-    CPU. Omitted: `torchimpt dose` of a CSV spot list does, unless model says another; plans are evaluated as they are optimized."""
+    model: Annotated[str, OneOf(MODELS)] = DEFAULT_MODEL
+    """Dose model of plans and of given spots. pencil_beam: each voxel has the WEPL of its own ray."""
     rbe: Annotated[Real, Field(ge=0.1, le=5)] = 1.1
     """Constant factor on the physical dose; 1.0 gives Gy."""
-
-    def final_model(self, spot_list: bool = False) -> str:
-        """Dose model of final doses.
-
-        A spot list has no planned dose to repeat, so it gets the model closest to Monte Carlo; a plan gets the one it was made with.
-        """
-        finest = spot_list and self.model is None if self.sub_spots is None else self.sub_spots
-        return "sub_spots" if finest else self.model or DEFAULT_MODEL
 
 
 class SpotsConfig(Section):

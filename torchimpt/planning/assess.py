@@ -11,7 +11,6 @@ import torch
 from torchimpt.case import Case
 from torchimpt.checks import InputError, finite
 from torchimpt.dose.body import BodyDoses, body_doses
-from torchimpt.dose.models import DEFAULT_MODEL, dose_model
 from torchimpt.evaluate.goals import check_goals
 from torchimpt.evaluate.hottest import hottest_outside_targets
 from torchimpt.evaluate.tables import roi_doses
@@ -88,28 +87,25 @@ def assess(
     progress: Progress,
     *,
     whole: bool = False,
-    model: str = DEFAULT_MODEL,
     seen: BodyDoses | None = None,
 ) -> Assessment:
     """Compute a plan's doses without matrices, and check the case's goals.
 
     Every ROI's voxels have the dose that the model computes there, inside the body or not, in the nominal scenario as in all others and as
     the optimizer sees them; the nominal dose besides at every voxel of the body, and the other scenarios' wherever it may get hot.
-    A dose model that knows the CPU only computes there, wherever the plan was made, and is too slow to look beyond the ROIs. All of the
-    external ROI is part of the scenarios' tables only where it is told (`asked_voxels`): it has ten times the voxels of all others. `seen`
-    are doses of these spots in these scenarios that are known already.
+    All of the external ROI is part of the scenarios' tables only where it is told (`asked_voxels`): it has ten times the voxels of all
+    others. `seen` are doses of these spots in these scenarios that are known already.
     """
     quantity, prescription = case.quantity(), case.highest_prescription()
-    level = torch.inf if prescription is None or dose_model(model).cpu_only else prescription
+    level = torch.inf if prescription is None else prescription
     # nominal first, and where it is not among the scenarios it is still what goals compare with
     ordered = (NOMINAL, *(s for s in scenarios if not s.is_nominal))
-    if seen is None or whole or model != DEFAULT_MODEL or tuple(scenarios) != ordered:
-        device = torch.device("cpu") if dose_model(model).cpu_only else compute.device
+    if seen is None or whole or tuple(scenarios) != ordered:
         with progress.stage("Dose in every scenario", total=len(ordered)) as stage:
             seen = body_doses(
-                patient, machine, spots.to(device), ordered, asked=asked_voxels(case, patient, whole).flatten(),
+                patient, machine, spots.to(compute.device), ordered, asked=asked_voxels(case, patient, whole).flatten(),
                 level=level, quantity=quantity, discarded=True, done=stage.advance, cutoff=case.dose.cutoff_sigma,
-                dtype=spots.weight.dtype, device=device, model=model,
+                dtype=spots.weight.dtype, device=compute.device, model=case.dose.model,
             )  # fmt: skip
     inside, mask = (torch.zeros(patient.grid.n_voxels, dtype=dtype) for dtype in (seen.nominal.dtype, torch.bool))
     inside[seen.body], mask[seen.voxels] = _sound(quantity.value(seen.nominal), NOMINAL.name), True

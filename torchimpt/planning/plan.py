@@ -97,7 +97,7 @@ def plan(
     spots = optimized.spots.spots(problem.spots).cpu()
     assessment = assess(
         case, problem.patient, problem.machine, spots, problem.scenarios, compute, progress, whole=case.output.scenarios_dose,
-        model=case.dose.final_model(), seen=None if optimized.whole is None else optimized.whole.seen,
+        seen=None if optimized.whole is None else optimized.whole.seen,
     )  # fmt: skip
     times["evaluate"] = time.perf_counter() - started
     started = time.perf_counter()
