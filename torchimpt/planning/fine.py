@@ -81,7 +81,7 @@ def _nominal(case: Case, fine: Patient, machine: Machine, spots: Spots, voxels: 
     used = spots.weight.detach() > 0
     spots = (spots.subset(used) if bool(used.any()) else spots).to(compute.device)
     options: Mapping[str, Any] = {
-        "cutoff": case.dose.cutoff_sigma, "dtype": spots.weight.dtype, "device": compute.device, "model": case.dose.final_model(),
+        "cutoff": case.dose.cutoff_sigma, "dtype": spots.weight.dtype, "device": compute.device, "model": case.dose.model,
     }  # fmt: skip
     parts = []
     for some in voxels.split(_CHUNK):
