@@ -20,10 +20,18 @@ XU_ROIS = {
 }
 
 
+class _Bodies(dict[str, Patient]):
+    """Phantoms by name at their default spacing, each made when it is asked for: a process of several runs a part of the tests."""
+
+    def __missing__(self, name: str) -> Patient:
+        self[name] = phantom(name)
+        return self[name]
+
+
 @pytest.fixture(scope="module")
 def bodies() -> dict[str, Patient]:
-    """Each phantom once, at its default spacing."""
-    return {name: phantom(name) for name in PHANTOMS}
+    """Each phantom once."""
+    return _Bodies()
 
 
 def volume(patient: Patient, name: str) -> float:
