@@ -85,7 +85,7 @@ def test_oracle_and_its_gradient(machine, scenario):
     assert all(distance(a, b) < 1e-10 for a, b in zip(*found, strict=True))
 
 
-@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("machine", ["one", "halo", "two sources"])
 def test_same_dose_in_water(machine):
     """Without lateral steps sub-spots change nothing, but for what the second truncation and the anisotropy of unequal sources do."""
     patient, spots = water(3.0, size=90.0), two_beams(12)

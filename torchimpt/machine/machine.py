@@ -83,6 +83,8 @@ class Machine:
             # where a component has no share its width is arbitrary
             curves.fraction * curves.variance,
         )  # fmt: skip
+        if self.optics.sigma_y is not None:
+            parts = (*parts, self.optics.sigma_y)
         for table in parts:
             top = float(table.abs().max()) or 1.0
             steps = torch.floor(table.double() / top * 1e4 + 1.0 / 3.0).to(torch.int32)
@@ -111,7 +113,8 @@ class Machine:
         @lru_cache(maxsize=16)
         def tables(energies: tuple[float, ...]) -> LayerTables:
             energy = torch.tensor(energies, dtype=torch.float64)
-            return self.curves.layers(energy, self.optics.start, self.optics.step, self.optics.variance(energy))
+            optics = self.optics
+            return self.curves.layers(energy, optics.start, optics.step, optics.variance(energy), optics.variance_y(energy))
 
         return tables
 
