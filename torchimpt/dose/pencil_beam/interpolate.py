@@ -79,8 +79,8 @@ def spot_shapes(
     optics_y = optics[:0] if layers.optics_variance_y is None else layers.optics_variance_y
     found = ratio.to(dtype)[None, None] if layers.round else torch.empty(shape, dtype=dtype)
     _fill(
-        z.numpy(), depth.numpy(), magnification.numpy(), ratio.numpy(), layers.depth_step.numpy(), layers.idd.numpy(), layers.variance.numpy(),
-        layers.fraction.numpy(), float(layers.optics_start), float(layers.optics_step), optics.numpy(), optics_y.numpy(),
-        amplitude.numpy(), falloff.numpy(), found.numpy(),
+        z.numpy(), depth.numpy(), magnification.numpy(), ratio.numpy(), layers.depth_step.numpy(), layers.idd.numpy(),
+        layers.variance.numpy(), layers.fraction.numpy(), float(layers.optics_start), float(layers.optics_step), optics.numpy(),
+        optics_y.numpy(), amplitude.numpy(), falloff.numpy(), found.numpy(),
     )  # fmt: skip
     return amplitude, falloff, found

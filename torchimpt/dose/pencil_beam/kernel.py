@@ -12,8 +12,8 @@ where a voxel at BEV `(u, v)` is named by its projection from the virtual source
 
 With `u - m_x x = m_x (p - x)` and `v - m_y y = m_y (q - y)` the exponential `A exp(-t)` is that of an ellipse along the scan directions,
 `A exp(-(u - m_x x)^2 / (2 sigma_x^2) - (v - m_y y)^2 / (2 sigma_y^2))`, term by term. The ellipse is all in `r`, which for round spots is
-the same in every layer and component. The exponential's place is taken by `q` (`torchimpt.dose.cutoff`), which is zero from the cut-off on and continuous there: so is the dose as a spot moves,
-and its gradient is that of the very formula.
+the same in every layer and component. The exponential's place is taken by `q` (`torchimpt.dose.cutoff`), which is zero from the cut-off
+on and continuous there: so is the dose as a spot moves, and its gradient is that of the very formula.
 Pure functions: no autograd machinery here, and none needed (torch can differentiate `pair_dose` too).
 """
 

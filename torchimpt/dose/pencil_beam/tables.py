@@ -97,9 +97,7 @@ def tabulate(
     size = (2 if layers.round else 3) * layers.variance.shape[0] * layers.variance.shape[1] * rows.p.numel() * torch.finfo(dtype).bits // 8
     for place in dict.fromkeys(("cpu", str(device))):
         check_memory(f"the dose tables of a beam ({layers.variance.shape[1]} energy layers, {rows.p.numel()} voxels)", size, place, COARSER)
-    amplitude, falloff, ratio = interpolate.spot_shapes(
-        rows.wepl * range_scale, rows.depth, rows.magnification, rows.ratio, layers, dtype
-    )
+    amplitude, falloff, ratio = interpolate.spot_shapes(rows.wepl * range_scale, rows.depth, rows.magnification, rows.ratio, layers, dtype)
     # f >= 0 has its minimum where the spot is widest; voxels without dose don't count
     smallest = torch.where(amplitude > 0, falloff, torch.inf).amin(dim=2) if rows.p.numel() else torch.full(amplitude.shape[:2], torch.inf)
     sigma = (0.5 / smallest.double()).sqrt()
