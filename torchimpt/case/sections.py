@@ -412,5 +412,7 @@ class OutputConfig(Section):
 
     scenarios_dose: Flag = False
     """Write one dose_<scenario>.mha per scenario besides the nominal dose.mha."""
+    beams_dose: Flag = False
+    """Write one dose_beam<number>.mha per beam, its nominal dose alone; beams count from 0, as in plan.json."""
     tensorboard: Flag = True
     """Write scalars and figures for TensorBoard."""

@@ -102,7 +102,7 @@ def resolve_beams(case: Case, patient: Patient, plan: Path | None = None) -> tup
     centroid (all targets' where the case names none).
     """
     beams = case.beams()
-    if not any(beam.isocenter is None for beam in beams) or (plan is not None and plan.suffix.lower() == ".json"):
+    if not any(beam.isocenter is None for beam in beams) or (plan is not None and plan.suffix.lower() != ".csv"):
         return beams
     names = case.spots.targets if case.spots else patient.targets
     if not names:
