@@ -88,9 +88,9 @@ def read_plan(
     path
         `plan.json`, a `.csv` spot list, or a DICOM RT Ion Plan, whose MU need the `machine`.
     beams
-        The case's beams. Those given for an RT Ion Plan take the place of its own, in its order. A spot list needs them, each with its isocenter, and its column `beam` counts them from 0; a list without a beam
+        The case's beams. A spot list needs them, each with its isocenter, and its column `beam` counts them from 0; a list without a beam
         0 that names beam `len(beams)` is taken to count from 1, with a logged warning. `plan.json` has its own beams: those given here must
-        agree with them where they say something, and may be left out.
+        agree with them where they say something, and may be left out. For an RT Ion Plan they take the place of its own, in its order.
     dtype
         Of position and weight; None is the one that was written, float32 for the others.
     machine, rbe

@@ -101,14 +101,14 @@ class Machine:
         formulas differs by 1e-12 and so has the same fingerprint. (A third of a step is added, so that round numbers are no borderline.)
         """
         curves, digest = self.curves, hashlib.sha256()
-        parts = (
+        parts = [
             torch.tensor(self.sad), torch.tensor([self.optics.start, self.optics.step]), self.optics.energy, self.optics.sigma,
             curves.energy, curves.r80, curves.integral, torch.tensor([curves.step]), curves.shape, curves.fraction,
             # where a component has no share its width is arbitrary
             curves.fraction * curves.variance,
-        )  # fmt: skip
+        ]  # fmt: skip
         if self.optics.sigma_y is not None:
-            parts = (*parts, self.optics.sigma_y)
+            parts.append(self.optics.sigma_y)
         for table in parts:
             top = float(table.abs().max()) or 1.0
             steps = torch.floor(table.double() / top * 1e4 + 1.0 / 3.0).to(torch.int32)

@@ -69,7 +69,7 @@ def read_rt_dose(path: str | os.PathLike) -> RTDose:
             raise InputError(f"DoseGridScaling must be positive, got {scaling:g}")
         values = _stored(file)
         grid, reverse = _grid(file, values.shape)
-        dose = np.flip(values * scaling, reverse).astype(np.float32)
+        dose = np.flip(values * scaling, tuple(reverse)).astype(np.float32)
         kind = str(file.get("DoseType", "PHYSICAL"))
         return RTDose(torch.from_numpy(np.ascontiguousarray(dose)), grid, str(file.get("DoseSummationType", "")), kind, _beam(file))
 

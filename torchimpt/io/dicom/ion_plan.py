@@ -255,7 +255,8 @@ def _final(beam: Dataset, spots: np.ndarray, where: str) -> float:
 
 def _spots(points: Sequence[Dataset], where: str) -> np.ndarray:
     """Energy, x, y and weight `(4, n_spots)` of all control points, those of weight zero too."""
-    columns, energy, fixed = [], None, {}
+    columns, energy = [], None
+    fixed: dict[str, float] = {}
     for i, point in enumerate(points):
         here = f"{where}, control point {i}"
         for key in ("GantryAngle", "PatientSupportAngle", "TableTopPitchAngle", "TableTopRollAngle", "GantryPitchAngle"):
