@@ -110,7 +110,7 @@ def write_case(folder: Path, grid: Grid, config: Config) -> Path:
         rsp[:, int((y - face - 0.25 * step * (1 if face > 0 else -1)).abs().argmin())] += AIR / step
     (folder / "phantom").mkdir(parents=True, exist_ok=True)
     write_image(folder / "phantom" / "ct.mha", (1000.0 * (rsp - 1.0)).float(), grid)
-    write_image(folder / "phantom" / "External.mha", share(grid, BLOCK) > 0.5, grid)
+    write_image(folder / "phantom" / "External.mha", rsp > 0, grid)  # outside of it all is air, and weighs nothing
     (folder / "hu_to_rsp.csv").write_text("hu,rsp\n-1000,0\n1000,2\n")
     path = folder / "case.toml"
     path.write_text(CASE.format(folder=Path(config.folder).resolve(), curves=Path(config.curves).resolve()))
