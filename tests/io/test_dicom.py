@@ -83,13 +83,17 @@ def test_other_virtual_sources_are_told(plan, caplog):
 
 
 def test_what_a_machine_must_have(plan):
-    with pytest.raises(InputError, match=r"RP\.dcm, beam 1 'f1' has its weights in MU, and machine 'generic' has no calibration of its own"):
+    with pytest.raises(
+        InputError, match=r"RP\.dcm, beam 1 'f1' has its weights in MU, and machine 'generic' has no calibration of its own"
+    ):
         read_plan(plan, machine=generic())
     curves = dataclasses.replace(MACHINE.curves, **{
         name: getattr(MACHINE.curves, name)[..., :6, :] if name in ("shape", "variance", "fraction") else getattr(MACHINE.curves, name)[:6]
         for name in ("energy", "r80", "integral", "shape", "variance", "fraction")
     })  # fmt: skip
-    with pytest.raises(InputError, match=r"energies of 100 to 110 MeV, machine 'generic' of 70 to 95 MeV; take the machine that the plan was"):
+    with pytest.raises(
+        InputError, match=r"energies of 100 to 110 MeV, machine 'generic' of 70 to 95 MeV; take the machine that the plan was"
+    ):
         read_plan(plan, machine=dataclasses.replace(MACHINE, curves=curves))
     with pytest.raises(InputError, match="an RT Ion Plan needs a machine, whose calibration makes protons of its MU"):
         read_plan(plan)
@@ -259,4 +263,7 @@ def test_doses_of_other_programs(shared):
     assert found[1].grid.shape == (110, 107, 107) and found[1].grid.origin == (-104.5, -105.5, -108.5)
     # stored as integers each by itself, the fields sum up to the plan
     assert float((found[1].dose + found[2].dose - found[None].dose).abs().max()) < 1e-4
-    assert pydicom.dcmread(next((folder / "topas_demo").glob("rtdose.dcm"))).Rows == read_rt_dose(folder / "topas_demo" / "rtdose.dcm").grid.shape[1]
+    assert (
+        pydicom.dcmread(next((folder / "topas_demo").glob("rtdose.dcm"))).Rows
+        == read_rt_dose(folder / "topas_demo" / "rtdose.dcm").grid.shape[1]
+    )

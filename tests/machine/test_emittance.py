@@ -16,10 +16,10 @@ from torchimpt.machine import Machine, read_csv_machine, read_emittance_machine
 from torchimpt.physics.bragg import bragg_curve, range_from_energy
 from torchimpt.planning.load import load_machine
 
-HEAD = '''#"a model",,,,,,,,,
+HEAD = """#"a model",,,,,,,,,
 #"BMODPOS 600.0 mm",,,,,,,,,
 #"Energy nominal [MeV]","# E real [MeV]","# E real sigma [MeV]","# protons/MU","# sigma x [mm]","# sigma y [mm]","# sigma x' [rad]","# sigma y' [rad]","# cor(x x')","# cor(y y')"
-'''
+"""
 ROWS = [[e, e + 0.5, 0.012 * e, 2e4 * e, 4.0 + 0.01 * e, 3.0, 0.004, 0.003, 0.3, -0.2] for e in (70.0, 81.0, 100.0, 119.0, 138.0, 160.0)]
 SPREAD = 0.007
 """Of the curves: `bin_means` makes them with this share of the energy."""
@@ -95,7 +95,9 @@ def test_calibration_is_linear_between_rows(tmp_path, curves):
 
 def test_curves_broader_than_the_table_stay_so_with_a_warning(tmp_path, curves):
     rows = [[*row[:2], 0.5 if row[0] > 110 else row[2], *row[3:]] for row in ROWS]
-    with pytest.warns(PhysicsWarning, match=r"between 119 and 138 MeV energies are spread less than those of the curves .* by up to 0\.47 MeV"):
+    with pytest.warns(
+        PhysicsWarning, match=r"between 119 and 138 MeV energies are spread less than those of the curves .* by up to 0\.47 MeV"
+    ):
         machine = read(table(tmp_path, rows), curves)
     source = read_csv_machine(curves)
     assert float(machine.width80(119.0)) == pytest.approx(float(source.width80(119.5)), rel=0.01)
@@ -158,11 +160,11 @@ def test_curves_without_their_energy_spread_and_planes_that_cannot_be(tmp_path, 
     bare.mkdir()
     for path in curves.iterdir():
         (bare / path.name).write_text(path.read_text().replace("energy_spread_MeV_1sigma", "spread"))
-    with pytest.raises(InputError, match="beam_model.csv has no column energy_spread_MeV_1sigma"):
+    with pytest.raises(InputError, match=r"beam_model\.csv has no column energy_spread_MeV_1sigma"):
         read(table(tmp_path), bare)
     with pytest.raises(InputError, match="plane_mm must be 0 to 5000, mm upstream of the isocentre, got -600"):
         read(table(tmp_path), curves, -600.0)
-    with pytest.raises(InputError, match="no folder .*nowhere"):
+    with pytest.raises(InputError, match=r"no folder .*nowhere"):
         read(table(tmp_path), tmp_path / "nowhere")
 
 
@@ -221,6 +223,8 @@ def test_the_clinics_own_table(shared):
     tables = machine.layers([80.0, 120.0, 149.4, 149.45, 200.0])
     at = round(-tables.optics_start / tables.optics_step)
     x, y = tables.optics_variance[:, at].sqrt(), tables.optics_variance_y[:, at].sqrt()
-    assert bool(((x / y - 1).abs() < 0.05).all()) and bool((tables.optics_variance[:, -1] > 1.2 * tables.optics_variance_y[:, -1])[2:].any())
+    assert bool(((x / y - 1).abs() < 0.05).all()) and bool(
+        (tables.optics_variance[:, -1] > 1.2 * tables.optics_variance_y[:, -1])[2:].any()
+    )
     assert float(machine.protons_per_mu(70.0)) == pytest.approx(2.029456)
     assert float(machine.r80(149.4)) == pytest.approx(157.3, abs=0.2)
