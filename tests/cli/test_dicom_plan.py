@@ -46,6 +46,7 @@ def test_plan_as_the_file_has_it(tmp_path):
     found = command("dose", "case.toml", "--plan", "RP.dcm", "--out", "run", cwd=tmp_path)
     assert found.status == 0, found.err
     run = tmp_path / "run"
+    assert "beam 1 'f1' at gantry 30, couch 10, 3 spots, 5e+10 NP a fraction, 4 fractions" in (run / "log.txt").read_text()
     spots, own = read_plan(run / "plan.json"), read_ion_plan(plan).spots(generic())
     assert spots.beams == own.beams and torch.equal(spots.weight, own.weight) and torch.equal(spots.position, own.position)
     # four fractions, the file's own, not the case file's default

@@ -69,6 +69,14 @@ def test_a_subset_of_a_subset():
     assert torch.equal(twice.dose(position, weight), once.dose(position, weight)) and twice.spans == once.spans
 
 
+def test_round_spots_share_one_ratio_of_the_axes():
+    """They take no more memory than before there were others; elliptic ones have a ratio in every layer and component."""
+    for name, shape in (("halo", (1, 1)), ("elliptic", None)):
+        for tables in operator(PATIENT, MACHINES[name], SPOTS, EVERY).tables:
+            assert tables.ratio.shape[:2] == (shape or tables.amplitude.shape[:2])
+            assert tables.ratio_min <= float(tables.ratio.min())
+
+
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("scenario", ["nominal", "both"])
 def test_spot_sigma_is_that_of_the_voxel_with_the_most_dose(machine, scenario):

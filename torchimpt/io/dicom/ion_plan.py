@@ -139,6 +139,11 @@ class IonPlan:
             self._check(field, machine)
             protons = machine.protons_per_mu(field.energy) if field.unit == "MU" else torch.full_like(field.energy, 1e-6)
             weight = field.meterset * self.fractions * protons
+            logger.info(
+                "%s: %s at gantry %g, couch %g, %d spots, %.6g %s a fraction, %d fractions",
+                self.path, field.label, field.beam.gantry, field.beam.couch, len(field.x), float(field.meterset.sum()), field.unit,
+                self.fractions,
+            )  # fmt: skip
             columns.append([torch.full_like(field.energy, number_), field.energy, field.x, field.y, weight])
         beam, energy, x, y, weight = (torch.cat(column) for column in zip(*columns, strict=True))
         return Spots.from_columns(self.beams(beams), beam.long(), energy, x, y, weight, dtype or torch.float32)
