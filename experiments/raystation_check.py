@@ -12,8 +12,8 @@ Known of the data: the doses were computed at gantry 0 and 180, and the plan fil
 the angles; the CT is not to be had, so the phantom is made from the structure set's boxes, relative stopping powers 1.000 and 1.158, and
 0.5 mm of water for the air before it. The reference's own noise is 0.6 to 0.8 % a voxel.
 
-Takes two to three minutes on 2 cores, most of it gamma. What came out, voxels above half of the maximum for the ratio of the means, above a
-tenth for the rest: ratio 1.012 for both fields and the sum; rms 0.95 and 0.94 % of the maximum per field, 1.09 % for the sum; gamma 3 %/3 mm
+Takes two to three minutes on 2 cores, most of it gamma. What came out, above half of the maximum for the ratio of the means, above a tenth
+for the rest: ratio 1.012 for both fields and the sum; rms 0.95 and 0.94 % of the maximum per field, 1.09 % for the sum; gamma 3 %/3 mm
 100.0, 100.0 and 99.9 %; 2 %/2 mm 99.9, 99.9 and 97.3 %. All aims are met. The entrance is 0.7 % high in both fields, the ramp behind the
 peak 1 to 2 %, which adds up in the sum.
 """
