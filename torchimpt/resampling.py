@@ -69,6 +69,21 @@ def resample(patient: Patient, spacing: float | Sequence[float]) -> Patient:
     return result
 
 
+def cropped(patient: Patient, mask: torch.Tensor) -> Patient:
+    """The patient in the smallest box of voxels that holds the mask `(z, y, x)`; an error where it is empty."""
+    if not mask.any():
+        raise InputError("nothing to crop to: the body has no voxel")
+    box = tuple(_span(mask.any(dim=b).any(dim=a)) for a, b in ((0, 1), (0, 2), (1, 2)))[::-1]
+    grid = patient.grid
+    origin = tuple(o + part.start * s for o, s, part in zip(grid.origin, grid.spacing, reversed(box), strict=True))
+    return replace(
+        patient,
+        hu=patient.hu[box],
+        grid=Grid(shape=tuple(part.stop - part.start for part in box), spacing=grid.spacing, origin=origin),
+        rois={name: replace(roi, mask=roi.mask[box]) for name, roi in patient.rois.items()},
+    )
+
+
 def _tell_lost(old: Patient, new: Patient) -> None:
     """Warn of ROIs that have lost much of their volume, or all of it."""
     size, lost, shrunk = " x ".join(f"{s:g}" for s in new.grid.spacing), [], []

@@ -152,8 +152,7 @@ def test_compiling_process_and_later_ones_plan_the_same_bits(folder):
 
 def test_spot_list_gives_the_dose_of_its_plan(run, folder):
     write_plan(folder / "spots.csv", read_plan(run / "plan.json"), generic())
-    # left to itself a spot list gets the finer model, because it has no planned dose to repeat
-    done = command("dose", "tiny.toml", "--plan", "spots.csv", "--out", "from_list", "--set", "dose.sub_spots=false", cwd=folder)
+    done = command("dose", "tiny.toml", "--plan", "spots.csv", "--out", "from_list", cwd=folder)
     assert (done.status, done.err) == (0, "")
     assert torch.equal(read_dose(folder / "from_list" / "dose.mha")[0], read_dose(run / "dose.mha")[0])
 

@@ -27,19 +27,18 @@ def study(shared):
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("model", ["pencil_beam", "sub_spots"])
-def test_agrees(study, name, model, record_property):
+def test_agrees(study, name, record_property):
     module, machine = study
-    found = module.check(FOLDER, name, machine, model)
+    found = module.check(FOLDER, name, machine)
     record_property("agreement", asdict(found))
-    print(name, model, found)
+    print(name, found)
     assert found.gamma >= 98.0
     assert abs(found.r80) <= 0.3
     assert abs(found.integral) <= 1.5
     hu = module.read_case(FOLDER, name)[0].hu
     stepped = bool((hu != hu[:1, :, :1]).any())
-    # one spot beside a lateral step is where own rays are known to be wrong in depth (see torchimpt.dose.sub_spots)
-    depth_limit = 0.5 if stepped and model == "pencil_beam" else 0.2
+    # protons that scatter across a lateral step late get the range of the side that they arrive on
+    depth_limit = 0.5 if stepped else 0.2
     assert abs(found.centroid_x) <= 0.2
     assert abs(found.centroid_y) <= depth_limit
     assert abs(found.centroid_z) <= 0.2

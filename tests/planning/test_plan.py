@@ -9,6 +9,8 @@ import torch
 from tiny_case import TINY, tiny
 
 import torchimpt as ti
+from torchimpt.dose.models import MODELS
+from torchimpt.dose.pencil_beam.model import PencilBeam, PencilBeamTables
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +39,33 @@ def test_engines_take_the_same_steps(tmp_path, override):
     assert float((other.solution.x - stored.solution.x).norm() / stored.solution.x.norm()) < 1e-8
 
 
-def test_a_dose_model_that_plans_cannot_be_optimized_with(tmp_path):
+class DoseOnlyTables(PencilBeamTables):
+    """No more than the dose and its gradient."""
+
+    entries = None
+    add_dense = None
+
+    def squared(self):
+        return None
+
+
+class DoseOnly(PencilBeam):
+    """A dose model with the least that one must have."""
+
+    def tabulate(self, *arguments):
+        return DoseOnlyTables(**vars(super().tabulate(*arguments)))
+
+
+def test_a_dose_model_that_plans_cannot_be_optimized_with(tmp_path, monkeypatch):
     """By its name in the case file; what it lacks is told with the remedy."""
-    small = ("dose.model=sub_spots", "dose.grid_mm=10", "spots.spacing_mm=20")
+    monkeypatch.setitem(MODELS, "dose_only", DoseOnly)
+    small = ("dose.model=dose_only", "dose.grid_mm=10", "spots.spacing_mm=20")
     with pytest.raises(ti.InputError, match=r"no influence matrix; .*\[dose\] engine = \"matrix_free\""):
         ti.plan(tiny(tmp_path, *small))
     with pytest.raises(ti.InputError, match="no squares, which scale the optimizer; optimize with dose model 'pencil_beam'"):
         ti.plan(tiny(tmp_path, *small, "dose.engine=matrix_free"))
+    with pytest.raises(ti.InputError, match="analytic gradient only"):
+        ti.plan(tiny(tmp_path, *small, "dose.gradient=autograd"))
 
 
 def test_methods_find_the_same_objective(planned, tmp_path):

@@ -171,6 +171,10 @@ class DoseConfig(Section):
 
     grid_mm: Annotated[float | tuple[float, float, float] | None, BeforeValidator(lambda v: None if v is None else as_grid(v))] = None
     """Voxel size of the dose grid, one number or [x, y, z]; omitted: the CT's."""
+    check_mm: Annotated[
+        float | tuple[float, float, float] | Literal["off"] | None, BeforeValidator(lambda v: v if v in (None, "off") else as_grid(v))
+    ] = None
+    """Voxel size of the grid that a finished plan is checked on, or "off"; omitted: half of the dose grid's."""
     cutoff_sigma: Annotated[Real, Field(ge=LEAST_CUTOFF, le=LARGEST_CUTOFF)] = DEFAULT_CUTOFF
     """Lateral cut-off of a spot, in sigmas."""
     engine: Annotated[str, OneOf(ENGINES)] = "matrix"
@@ -180,21 +184,10 @@ class DoseConfig(Section):
     whatever the engine, for small cases."""
     dtype: Literal["float32", "float64"] = "float32"
     """Floating-point type of matrices and doses; geometry and tables are always built in float64."""
-    model: Annotated[str, OneOf(MODELS)] | None = None
-    """Dose model that plans are optimized and evaluated with; omitted: pencil_beam, each voxel's own ray."""
-    sub_spots: Flag | None = None
-    """Compute final doses with every spot's protons on many rays of their own: closer to Monte Carlo behind lateral steps, slower, on the
-    CPU. Omitted: `torchimpt dose` of a CSV spot list does, unless model says another; plans are evaluated as they are optimized."""
+    model: Annotated[str, OneOf(MODELS)] = DEFAULT_MODEL
+    """Dose model of plans and of given spots. pencil_beam: each voxel has the WEPL of its own ray."""
     rbe: Annotated[Real, Field(ge=0.1, le=5)] = 1.1
     """Constant factor on the physical dose; 1.0 gives Gy."""
-
-    def final_model(self, spot_list: bool = False) -> str:
-        """Dose model of final doses.
-
-        A spot list has no planned dose to repeat, so it gets the model closest to Monte Carlo; a plan gets the one it was made with.
-        """
-        finest = spot_list and self.model is None if self.sub_spots is None else self.sub_spots
-        return "sub_spots" if finest else self.model or DEFAULT_MODEL
 
 
 class SpotsConfig(Section):

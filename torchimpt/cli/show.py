@@ -13,6 +13,7 @@ from rich.text import Text
 
 from torchimpt.cli.streams import printing
 from torchimpt.evaluate.dvh import Metric
+from torchimpt.evaluate.fine import fine_text
 from torchimpt.evaluate.hottest import hottest_text
 from torchimpt.report.compare import Row
 from torchimpt.report.course import delivery_text, motion_text
@@ -76,6 +77,10 @@ def _print_run(out: Console, metrics: Mapping[str, Any], folder: str | Path) -> 
         out.print(f"Hottest 1 cm3 outside the targets: {hottest_text(hottest)}")
         if hottest["warning"]:
             out.print(Text(f"Warning: {hottest['warning']}", style="yellow"))
+    if fine := metrics.get("fine"):
+        out.print(fine_text(fine))
+        if fine["warning"]:
+            out.print(Text(f"Warning: {fine['warning']}", style="yellow"))
     if "iterations" in metrics:
         out.print(
             f"{metrics['stop_reason']}\n{metrics['iterations']:,} iterations, {metrics['evaluations']:,} evaluations, objective "

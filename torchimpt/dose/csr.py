@@ -71,15 +71,13 @@ def _transpose(start, end, columns, values, first, out_columns, out_values, bloc
                 j += 1
 
 
-@numba.njit(cache=True)
-def _copy_rows(start, counts, columns, values, out_columns, out_values):  # pragma: no cover
-    """Rows one after the other, into rows that begin at `start`."""
-    j = 0
-    for row in range(counts.shape[0]):
-        for k in range(start[row], start[row] + counts[row]):
-            out_columns[k] = columns[j]
-            out_values[k] = values[j]
-            j += 1
+@numba.njit(parallel=True, cache=True)
+def copy_rows(start, out_columns, out_values, first, counts, columns, values):  # pragma: no cover
+    """Rows of `counts` entries that begin at `first`, into rows that begin at `start`: all threads touch new memory."""
+    for row in numba.prange(counts.shape[0]):
+        for k in range(counts[row]):
+            out_columns[start[row] + k] = columns[first[row] + k]
+            out_values[start[row] + k] = values[first[row] + k]
 
 
 @numba.njit(cache=True)
@@ -176,7 +174,7 @@ def both_ways(rows: Sequence[SpotRows], shape: tuple[int, int], dtype: torch.dty
     done = 0
     for part in rows:
         if len(part.values):
-            _copy_rows(start[done:], part.counts, part.columns, part.values, columns, values)
+            copy_rows(start[done:], columns, values, np.cumsum(part.counts) - part.counts, part.counts, part.columns, part.values)
         done += len(part.counts)
     end = start[:-1] + counts.astype(np.int32)
     of_voxel = np.zeros(shape[0], np.int64)

@@ -44,8 +44,7 @@ class PencilBeamDose(nn.Module):
     rbe
         Constant factor on physical dose.
     model
-        A key of `torchimpt.dose.models.MODELS`. `"pencil_beam"`: each voxel's own ray. `"sub_spots"`: each spot's protons follow many
-        rays of their own; several times slower, CPU, analytic gradient.
+        A key of `torchimpt.dose.models.MODELS`. `"pencil_beam"`: each voxel's own ray.
     backend
         `"auto"`, `"numba"` (CPU) or `"torch"` (any device).
     gradient

@@ -1,15 +1,15 @@
 """What a dose model must offer: tables of one beam in one scenario, with dose, gradient, and, where it can, matrix entries.
 
-A model is added by a folder beside `pencil_beam/` and `sub_spots/`, and a line in `torchimpt.dose.models`. Everything above, operators,
-scenarios, matrices and plans, asks for no more than what stands here. Doses are physical, Gy per 10^6 protons: what biology or another
-quantity makes of them is told by `torchimpt.quantities`.
+A model is added by a folder beside `pencil_beam/`, and a line in `torchimpt.dose.models`. Everything above, operators, scenarios, matrices
+and plans, asks for no more than what stands here. Doses are physical, Gy per 10^6 protons: what biology or another quantity makes of them
+is told by `torchimpt.quantities`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -149,9 +149,6 @@ class Tables(Protocol):
 class DoseModel(Protocol):
     """A way to compute dose."""
 
-    cpu_only: ClassVar[bool]
-    """Whether it computes on the CPU only, wherever the rest is computed."""
-
     def tabulate(self, rows: BeamRows, layers: LayerTables, surroundings: Surroundings, dtype: torch.dtype, device: torch.device) -> Tables:
         """Tables of one beam in one scenario.
 
@@ -164,6 +161,6 @@ class DoseModel(Protocol):
         surroundings
             What the beam goes through.
         dtype, device
-            Of the tables and of all that they compute.
+            Of the tables and of all that they compute; an `InputError` where the model has no arithmetic for them.
         """
         ...

@@ -7,12 +7,11 @@ from collections.abc import Callable
 from torchimpt.checks import InputError, nearest
 from torchimpt.dose.model import DoseModel
 from torchimpt.dose.pencil_beam.model import PencilBeam
-from torchimpt.dose.sub_spots.model import SubSpots
 
 DEFAULT_MODEL = "pencil_beam"
 """Each voxel's own ray."""
 
-MODELS: dict[str, Callable[[str], DoseModel]] = {"pencil_beam": PencilBeam, "sub_spots": SubSpots}
+MODELS: dict[str, Callable[[str], DoseModel]] = {"pencil_beam": PencilBeam}
 """From a back-end's name to the model."""
 
 

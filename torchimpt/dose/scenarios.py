@@ -229,8 +229,7 @@ def scenario_doses(
     dtype, device, backend
         Of the tables and the products.
     model
-        A key of `torchimpt.dose.models.MODELS`. `"pencil_beam"`: each voxel's own ray. `"sub_spots"`: each spot's protons followed along
-        many rays (`torchimpt.dose.sub_spots`): several times slower, matrix-free and on the CPU only.
+        A key of `torchimpt.dose.models.MODELS`. `"pencil_beam"`: each voxel's own ray.
     gradient
         A key of `GRADIENTS`; `"autograd"` computes every pair of spot and voxel, and stores those of one scenario.
     """

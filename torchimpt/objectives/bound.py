@@ -45,13 +45,13 @@ class BoundTerm:
         one = torch.ones(self.index.numel(), dtype=torch.float64) if self.stands_for is None else self.stands_for.cpu().double()
         return self.factor * self.term.weight * one
 
-    def value(self, dose: Tensor) -> float:
-        """The term's share of the objective at the dose vector `(n_voxels,)`."""
-        own = dose[self.index.to(dose.device)]
+    def value(self, doses: Tensor) -> Tensor:
+        """The term's share of the objective `(...)`, float64, at the doses `(..., n_voxels)`."""
+        own = doses.index_select(-1, self.index.to(doses.device))
         if self.stands_for is None:
-            return self.factor * float(self.term.value_and_grad(own)[0])
-        excess = [(sign * (own.double() - self.term.dose)).clamp_min(0).square() for sign in self.term.signs]
-        return float(self.gain.to(own.device) @ sum(excess))
+            return self.factor * self.term.value_and_grad(own)[0]
+        excess = torch.stack([(sign * (own.double() - self.term.dose)).clamp_min(0).square() for sign in self.term.signs])
+        return total(self.gain.to(own.device) * excess.sum(0))
 
 
 class Ray:
@@ -158,7 +158,7 @@ class BoundObjective:
 
     def terms(self, dose: Tensor) -> list[dict]:
         """Each term's share of the objective at the dose `(n_voxels,)` of one scenario: `roi`, `kind`, `value`."""
-        return [{"roi": b.term.roi, "kind": b.term.kind, "value": b.value(dose)} for b in self.bound_terms]
+        return [{"roi": b.term.roi, "kind": b.term.kind, "value": float(b.value(dose))} for b in self.bound_terms]
 
     def curvature(self, like: Tensor) -> Tensor:
         """Sum of the weights of all terms at each voxel `(n_voxels,)`, in the dtype and on the device of `like`."""

@@ -43,6 +43,7 @@ class RobustObjective:
         self._groups = [
             (one, BoundObjective([b for b, its in zip(bound.bound_terms, own, strict=True) if its == one], bound.n_voxels)) for one in modes
         ]
+        self._group_of = [modes.index(one) for one in own]
 
     def _values(self, doses: Tensor) -> Tensor:
         """The quantity at the doses."""
@@ -100,12 +101,11 @@ class RobustObjective:
 
     def terms(self, doses: Tensor) -> list[dict]:
         """Share of every term in every scenario: `scenario` (its index), `roi`, `kind`, `value` (times what its scenario counts)."""
-        values = self._values(doses)
-        rows = [{"scenario": k, **term} for k in range(len(doses)) for term in self.bound.terms(values[k])]
-        n_terms = len(self.bound.bound_terms)
-        for number, bound in enumerate(self.bound.bound_terms):
-            mode, terms = next(group for group in self._groups if group[0] == (bound.term.mode or self.mode))
-            shares = mode.shares(terms.value(values)).tolist()
-            for k, share in enumerate(shares):
-                rows[k * n_terms + number]["value"] *= share
-        return rows
+        values, own = self._values(doses), self.bound.bound_terms
+        shares = [mode.shares(terms.value(values)) for mode, terms in self._groups]
+        by_term = [(bound.value(values) * shares[group]).tolist() for bound, group in zip(own, self._group_of, strict=True)]
+        return [
+            {"scenario": k, "roi": bound.term.roi, "kind": bound.term.kind, "value": of_scenario[k]}
+            for k in range(len(doses))
+            for bound, of_scenario in zip(own, by_term, strict=True)
+        ]

@@ -11,7 +11,6 @@ import torch
 from torchimpt.case import Case
 from torchimpt.checks import InputError, finite
 from torchimpt.dose.body import BodyDoses, body_doses
-from torchimpt.dose.models import DEFAULT_MODEL, dose_model
 from torchimpt.evaluate.goals import check_goals
 from torchimpt.evaluate.hottest import hottest_outside_targets
 from torchimpt.evaluate.tables import roi_doses
@@ -91,28 +90,25 @@ def assess(
     progress: Progress,
     *,
     whole: bool = False,
-    model: str = DEFAULT_MODEL,
     seen: BodyDoses | None = None,
 ) -> Assessment:
     """Compute a plan's doses without matrices, and check the case's goals.
 
     Every ROI's voxels have the dose that the model computes there, inside the body or not, in the nominal scenario as in all others and as
     the optimizer sees them; the nominal dose besides at every voxel of the body, and the other scenarios' wherever it may get hot.
-    A dose model that knows the CPU only computes there, wherever the plan was made, and is too slow to look beyond the ROIs. All of the
-    external ROI is part of the scenarios' tables only where it is told (`asked_voxels`): it has ten times the voxels of all others. `seen`
-    are doses of these spots in these scenarios that are known already.
+    All of the external ROI is part of the scenarios' tables only where it is told (`asked_voxels`): it has ten times the voxels of all
+    others. `seen` are doses of these spots in these scenarios that are known already.
     """
     quantity, prescription = case.quantity(), case.highest_prescription()
-    level = torch.inf if prescription is None or dose_model(model).cpu_only else prescription
+    level = torch.inf if prescription is None else prescription
     # nominal first, and where it is not among the scenarios it is still what goals compare with
     ordered = (NOMINAL, *(s for s in scenarios if not s.is_nominal))
-    if seen is None or whole or model != DEFAULT_MODEL or tuple(scenarios) != ordered:
-        device = torch.device("cpu") if dose_model(model).cpu_only else compute.device
+    if seen is None or whole or tuple(scenarios) != ordered:
         with progress.stage("Dose in every scenario", total=len(ordered)) as stage:
             seen = body_doses(
-                patient, machine, spots.to(device), ordered, asked=asked_voxels(case, patient, whole).flatten(),
+                patient, machine, spots.to(compute.device), ordered, asked=asked_voxels(case, patient, whole).flatten(),
                 level=level, quantity=quantity, discarded=True, done=stage.advance, cutoff=case.dose.cutoff_sigma,
-                dtype=spots.weight.dtype, device=device, model=model,
+                dtype=spots.weight.dtype, device=compute.device, model=case.dose.model,
             )  # fmt: skip
     inside, mask = (torch.zeros(patient.grid.n_voxels, dtype=dtype) for dtype in (seen.nominal.dtype, torch.bool))
     inside[seen.body], mask[seen.voxels] = _sound(quantity.value(seen.nominal), NOMINAL.name), True
@@ -130,16 +126,15 @@ def assess(
     on_grid = ((name, dose if name == NOMINAL.name else whole_grid(one)) for name, one in doses.items())
     hottest = hottest_outside_targets(patient, on_grid, targets, prescription)
     full = {name: whole_grid(one) for name, one in doses.items()} if whole else {}
-    by_beam = _beam_doses(case, patient, machine, spots, compute, model) if case.output.beams_dose else {}
+    by_beam = _beam_doses(case, patient, machine, spots, compute) if case.output.beams_dose else {}
     return Assessment(dose, tables, full, by_beam, goals, seen.discarded_fraction, hottest)
 
 
-def _beam_doses(case: Case, patient: Patient, machine: Machine, spots: Spots, compute: Compute, model: str) -> dict[int, torch.Tensor]:
+def _beam_doses(case: Case, patient: Patient, machine: Machine, spots: Spots, compute: Compute) -> dict[int, torch.Tensor]:
     """Each beam's nominal dose `(z, y, x)`, Gy, where the plan's is known; 0 everywhere for a beam without spots.
 
     A quantity that is not linear in the dose is that of the beam alone, so that the beams' need not sum up to the plan's.
     """
-    device = torch.device("cpu") if dose_model(model).cpu_only else compute.device
     nowhere = torch.zeros(patient.grid.n_voxels, dtype=torch.bool)
     found = {}
     for beam in range(len(spots.beams)):
@@ -147,8 +142,9 @@ def _beam_doses(case: Case, patient: Patient, machine: Machine, spots: Spots, co
         mine = spots.beam == beam
         if bool(mine.any()):
             seen = body_doses(
-                patient, machine, spots.subset(mine).to(device), (NOMINAL,), asked=nowhere, level=torch.inf, quantity=case.quantity(),
-                cutoff=case.dose.cutoff_sigma, dtype=spots.weight.dtype, device=device, model=model,
+                patient, machine, spots.subset(mine).to(compute.device), (NOMINAL,), asked=nowhere, level=torch.inf,
+                quantity=case.quantity(), cutoff=case.dose.cutoff_sigma, dtype=spots.weight.dtype, device=compute.device,
+                model=case.dose.model,
             )  # fmt: skip
             dose[seen.body] = case.quantity().value(seen.nominal)
         found[beam] = dose.reshape(patient.grid.shape)

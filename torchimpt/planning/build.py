@@ -12,7 +12,6 @@ import torch
 
 from torchimpt.case import Case
 from torchimpt.dose.body import BodyDoses, body_doses
-from torchimpt.dose.models import DEFAULT_MODEL
 from torchimpt.dose.scenarios import LinearDose, ScenarioDoses, scenario_doses
 from torchimpt.io.plan import read_plan
 from torchimpt.machine import Machine
@@ -132,7 +131,7 @@ def build(case: Case, compute: Compute, progress: Progress, times: dict[str, flo
     times["load"] = time.perf_counter() - begin
     begin = time.perf_counter()
     options: dict[str, Any] = {"cutoff": case.dose.cutoff_sigma, "dtype": compute.dtype, "device": compute.device}
-    options["model"] = case.dose.model or DEFAULT_MODEL
+    options["model"] = case.dose.model
     engine = _engine(case)
 
     def bind(bound: BoundObjective) -> RobustObjective:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from torchimpt.evaluate.tables import scenario_table, worst_table
@@ -57,8 +59,15 @@ def dose_metrics(
     }
 
 
-def plan_metrics(problem: PlanningProblem, optimized: Optimized, spots: Spots, assessment: Assessment, times: dict[str, float]) -> dict:
-    """The whole of a planning run's metrics.
+def plan_metrics(
+    problem: PlanningProblem,
+    optimized: Optimized,
+    spots: Spots,
+    assessment: Assessment,
+    times: dict[str, float],
+    fine: dict[str, Any] | None = None,
+) -> dict:
+    """The whole of a planning run's metrics; `fine` is what `torchimpt.planning.fine` found on a finer grid.
 
     Where the objective was sampled, `objective` is that of all voxels, and `sampling` tells how many voxels were optimized on (`voxels`),
     of how many that are asked about (`of`), and the objective that the solver saw there at the end (`objective`). The first iterations do
@@ -91,4 +100,6 @@ def plan_metrics(problem: PlanningProblem, optimized: Optimized, spots: Spots, a
     if problem.sampling is not None and optimized.whole is not None:
         sampled = optimized.steps[-1]["objective"]
         metrics["sampling"] = {"voxels": len(problem.sampling.voxels), "of": problem.sampling.n_all, "objective": sampled}
+    if fine is not None:
+        metrics["fine"] = fine
     return metrics

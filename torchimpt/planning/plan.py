@@ -15,6 +15,7 @@ from torchimpt.optim import Solution
 from torchimpt.patient import Patient
 from torchimpt.planning.assess import Assessment, assess
 from torchimpt.planning.build import PlanningProblem, build
+from torchimpt.planning.fine import fine_check
 from torchimpt.planning.load import set_up
 from torchimpt.planning.metrics import plan_metrics
 from torchimpt.schemes.schemes import optimize
@@ -96,11 +97,14 @@ def plan(
     spots = optimized.spots.spots(problem.spots).cpu()
     assessment = assess(
         case, problem.patient, problem.machine, spots, problem.scenarios, compute, progress, whole=case.output.scenarios_dose,
-        model=case.dose.final_model(), seen=None if optimized.whole is None else optimized.whole.seen,
+        seen=None if optimized.whole is None else optimized.whole.seen,
     )  # fmt: skip
     times["evaluate"] = time.perf_counter() - started
+    started = time.perf_counter()
+    fine = fine_check(case, problem.patient, problem.machine, spots, assessment, compute, progress)
+    times["check"] = time.perf_counter() - started
     times["total"] = time.perf_counter() - begin
-    metrics = plan_metrics(problem, optimized, spots, assessment, times)
+    metrics = plan_metrics(problem, optimized, spots, assessment, times, fine)
     home = optimized.spots.home.cpu()
     return PlanResult(case, problem.patient, problem.machine, spots, home, optimized.solution, optimized.steps, assessment, metrics)
 

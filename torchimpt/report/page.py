@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from torchimpt.evaluate.dvh import Metric
+from torchimpt.evaluate.fine import fine_text
 from torchimpt.evaluate.hottest import hottest_text
 from torchimpt.evaluate.tables import scenario_table, worst_table
 from torchimpt.files import whole_or_nothing
@@ -123,6 +124,8 @@ def _verdicts(data: ReportData, n_scenarios: int) -> list[dict[str, str]]:
     if (hottest := data.metrics.get("hottest_outside_targets")) and hottest["warning"]:
         text = f"Hot spot outside the targets: {gy(hottest['worst']['d1cm3_gy'])} Gy, {hottest['worst']['percent']:.0f} %"
         verdicts.append({"text": text, "mood": "bad"})
+    if (fine := data.metrics.get("fine")) and fine["warning"]:
+        verdicts.append({"text": "Another dose on a finer grid", "mood": "bad"})
     if "converged" in data.metrics:
         n = data.metrics.get("iterations", 0)
         text = f"Converged in {n:,} iterations" if data.metrics["converged"] else f"Stopped short after {n:,} iterations"
@@ -215,6 +218,12 @@ def _terms(data: ReportData, colors: Mapping[str, str]) -> list[dict]:
     return [{"roi": r, "kind": k, "value": amount(v), "share": 100 * v / total, "color": colors.get(r, "#999")} for (r, k), v in ranked]
 
 
+def _fine(data: ReportData) -> dict[str, str | None] | None:
+    """What to say of the plan on a finer grid; None where it was not looked at."""
+    fine = data.metrics.get("fine")
+    return {"text": fine_text(fine), "warning": fine["warning"]} if fine else None
+
+
 def _hottest(data: ReportData) -> dict[str, str | None] | None:
     """What to say of the hottest tissue outside the targets; None where it is not known."""
     hottest = data.metrics.get("hottest_outside_targets")
@@ -256,6 +265,7 @@ def render_report(data: ReportData) -> str:
         rows=_rows(data, colors, scenarios, worst),
         terms=_terms(data, colors),
         hottest=_hottest(data),
+        fine=_fine(data),
         steps=step_rows(data.metrics.get("steps", ())),
         delivery=_delivery(data),
         motion=motion_text(data.metrics.get("spots", {})),

@@ -205,9 +205,8 @@ def _dose_of(
         beams = resolve_beams(case, patient, plan_path)
         spots = read_plan(plan_path, beams, dtype=compute.dtype, machine=machine, rbe=case.dose.rbe, strict=strict)
     times["load"] = time.perf_counter() - started
-    model = case.dose.final_model(spot_list=plan_path.suffix.lower() == ".csv")
-    log.info("dose model: %s", model)
-    assessment = assess(case, patient, machine, spots, scenarios, compute, progress, whole=case.output.scenarios_dose, model=model)
+    log.info("dose model: %s", case.dose.model)
+    assessment = assess(case, patient, machine, spots, scenarios, compute, progress, whole=case.output.scenarios_dose)
     times["dose"] = time.perf_counter() - started - times["load"]
     times["total"] = time.perf_counter() - started
     metrics = {"title": case.title, **dose_metrics(spots, machine, case.delivery.model(), assessment, times, compute)}

@@ -11,6 +11,7 @@ import numba
 import numpy as np
 import torch
 
+from torchimpt.dose.csr import copy_rows
 from torchimpt.dose.cutoff import cut
 from torchimpt.dose.inlines import FAST, exp_minus, row_range, run, use_torch_threads
 from torchimpt.dose.model import SpotRows
@@ -133,14 +134,6 @@ def _rows_of_transpose(
             counts[s] = at - room[s]
 
 
-@numba.njit(parallel=True, cache=True)
-def _compact(start, columns, values, room, counts, from_columns, from_values):  # pragma: no cover
-    for s in numba.prange(counts.shape[0]):
-        for i in range(counts[s]):
-            columns[start[s] + i] = from_columns[room[s] + i]
-            values[start[s] + i] = from_values[room[s] + i]
-
-
 def _arguments(tables: PairTables, layer: torch.Tensor, position: torch.Tensor, cutoff: float) -> tuple[dict, dict]:
     """Where a beam's spots reach, and the kernel's values there."""
     # all components of a pair share its entry: the widest decides how far to look
@@ -199,9 +192,8 @@ def rows(tables: PairTables, layer: torch.Tensor, position: torch.Tensor, cutoff
         _rows_of_transpose(
             counts, wide_columns, wide_values, room, n_voxels, tables.order.cpu().numpy(), **some, **what, zero=zero, n_parts=_PARTS
         )
-        start = np.concatenate(([0], np.cumsum(counts)))
-        columns, values = np.empty(start[-1], np.int32), np.empty(start[-1], wide_values.dtype)
-        _compact(start, columns, values, room, counts, wide_columns, wide_values)
+        columns, values = np.empty(counts.sum(), np.int32), np.empty(counts.sum(), wide_values.dtype)
+        copy_rows(np.cumsum(counts) - counts, columns, values, room, counts, wide_columns, wide_values)
         chunks.append(SpotRows(counts, columns, values))
         begin = end
     return chunks

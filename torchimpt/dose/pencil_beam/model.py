@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import ModuleType
-from typing import ClassVar
 
 import torch
 
@@ -99,8 +98,6 @@ class PencilBeam:
     """Each voxel's own ray. `backend`: `"auto"`, `"numba"` (CPU) or `"torch"` (any device)."""
 
     backend: str = "auto"
-
-    cpu_only: ClassVar[bool] = False
 
     def tabulate(
         self, rows: BeamRows, layers: LayerTables, surroundings: Surroundings, dtype: torch.dtype, device: torch.device
