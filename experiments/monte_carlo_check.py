@@ -21,7 +21,6 @@ from pathlib import Path
 
 import numba
 import numpy as np
-import pymedphys
 import torch
 
 from torchimpt.dose.layer import PencilBeamDose
@@ -31,6 +30,7 @@ from torchimpt.patient import Patient
 from torchimpt.physics.bragg import r80
 from torchimpt.spots import Spots
 from torchimpt.studies.flags import flags
+from torchimpt.studies.gamma import gamma_passed
 from torchimpt.version import __version__
 
 
@@ -93,11 +93,8 @@ def compare(dose: torch.Tensor, reference: torch.Tensor, grid: Grid, beam: Beam)
         profile = values.sum(dim=[d for d in range(3) if d != 2 - "xyz".index(axis)])
         return float(profile @ grid.axis(axis) / profile.sum())
 
-    axes = tuple(grid.axis(axis).numpy() for axis in "zyx")
-    gamma = pymedphys.gamma(axes, reference.numpy(), axes, dose.numpy(), 2, 2, lower_percent_dose_cutoff=10, max_gamma=1.5)
-    valid = gamma[~np.isnan(gamma)]
     return Agreement(
-        gamma=100.0 * float((valid <= 1.0).mean()),
+        gamma=gamma_passed(dose, reference, grid, 2.0, 2.0),
         **{f"centroid_{axis}": centroid(dose, axis) - centroid(reference, axis) for axis in "xyz"},
         r80=r80(*depth_dose(dose, grid, beam)) - r80(*depth_dose(reference, grid, beam)),
         integral=100.0 * float(dose.sum() / reference.sum() - 1.0),

@@ -1,7 +1,7 @@
 """The pencil-beam formula spelled from the physics page: dense, float64, plain torch; nothing of `torchimpt.dose` in it.
 
-    phi(v, s) = IDD(z_v) sum_k a_k(z_v) exp(-(p^2 + q^2) / (2 sigma_k^2)) / (2 pi sigma_k^2),
-    p = u_v - m_x x_s,  q = v_v - m_y y_s,  sigma_k^2 = sigma_optics^2(Zg) + variance_k(z_v)
+    phi(v, s) = IDD(z_v) sum_k a_k(z_v) exp(-p^2 / (2 sigma_kx^2) - q^2 / (2 sigma_ky^2)) / (2 pi sigma_kx sigma_ky),
+    p = u_v - m_x x_s,  q = v_v - m_y y_s,  sigma_kx^2 = sigma_optics,x^2(Zg) + variance_k(z_v), and so for y
 
 with the exponential cut off (`cut_exponential`). Also the small cases that the tests of the dose share.
 """
@@ -15,6 +15,7 @@ import torch
 from torchimpt.dose.scenarios import scenario_doses
 from torchimpt.geometry import Beam, Grid
 from torchimpt.machine import generic
+from torchimpt.machine.optics import Optics
 from torchimpt.patient import Patient
 from torchimpt.physics.stopping import relative_stopping_power
 from torchimpt.physics.wepl import wepl
@@ -58,18 +59,19 @@ def oracle_dose(patient, machine, spots, voxels, scenario=NOMINAL, cutoff=4.0):
             depth = float(tables.depth_step[row]) * np.arange(tables.idd.shape[1])
             idd = at(depth, tables.idd[row], z, right=0.0)
             optics = at(zg_grid, tables.optics_variance[row], zg)
+            optics_y = optics if tables.optics_variance_y is None else at(zg_grid, tables.optics_variance_y[row], zg)
             for k in range(tables.n_components):
-                variance = optics + at(depth, tables.variance[k, row], z)
+                added = at(depth, tables.variance[k, row], z)
                 amplitude = idd * at(depth, tables.fraction[k, row], z)
-                terms.append((spots.layer == layer, u, v, m, amplitude, variance))
+                terms.append((spots.layer == layer, u, v, m, amplitude, optics + added, optics_y + added))
 
     def dose(position, weight):
         total = torch.zeros(len(voxels), dtype=torch.float64)
-        for mine, u, v, m, amplitude, variance in terms:
+        for mine, u, v, m, amplitude, variance, variance_y in terms:
             p = u - m[0] * position[mine, 0, None]
             q = v - m[1] * position[mine, 1, None]
-            shape = cut_exponential((p**2 + q**2) / (2 * variance), cutoff)
-            total = total + weight[mine] @ (amplitude * shape / (2 * math.pi * variance))
+            shape = cut_exponential(p**2 / (2 * variance) + q**2 / (2 * variance_y), cutoff)
+            total = total + weight[mine] @ (amplitude * shape / (2 * math.pi * (variance * variance_y).sqrt()))
         return total
 
     return dose
@@ -97,10 +99,18 @@ def two_beams(n=24, seed=7, dtype=torch.float64):
     return Spots.from_columns(beams, beam, energy, x, y, weight, dtype=dtype)
 
 
+def elliptic(machine):
+    """The machine with spots that widen downstream along x, and are narrower upstream than downstream along y, by other amounts."""
+    air, plane = machine.optics, torch.linspace(-1.0, 1.0, 9, dtype=torch.float64)
+    optics = Optics(air.energy, -100.0, 25.0, air.sigma * (1.25 - 0.2 * plane), air.sigma * (0.8 - 0.1 * plane**2))
+    return dataclasses.replace(machine, optics=optics)
+
+
 MACHINES = {
     "one": generic(),
     "halo": generic(halo=True),
     "two sources": dataclasses.replace(generic(halo=True), sad=(1850.0, 2310.0)),
+    "elliptic": dataclasses.replace(elliptic(generic(halo=True)), sad=(1850.0, 2310.0)),
 }
 SCENARIOS = {
     "nominal": NOMINAL,

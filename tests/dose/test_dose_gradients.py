@@ -65,8 +65,9 @@ def test_cut_off_moves_with_the_spot(cutoff):
             assert distance(got, right) < 1e-10
 
 
-def test_layer_and_its_autograd_twin():
-    machine, spots = MACHINES["halo"], two_beams()
+@pytest.mark.parametrize("machine", ["halo", "elliptic"])
+def test_layer_and_its_autograd_twin(machine):
+    machine, spots = MACHINES[machine], two_beams()
     found = []
     for gradient in ("analytic", "autograd"):
         misfit(PencilBeamDose(PATIENT, machine, spots.beams, gradient=gradient)(spots)).backward()

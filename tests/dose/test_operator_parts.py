@@ -69,6 +69,14 @@ def test_a_subset_of_a_subset():
     assert torch.equal(twice.dose(position, weight), once.dose(position, weight)) and twice.spans == once.spans
 
 
+def test_round_spots_share_one_ratio_of_the_axes():
+    """They take no more memory than before there were others; elliptic ones have a ratio in every layer and component."""
+    for name, shape in (("halo", (1, 1)), ("elliptic", None)):
+        for tables in operator(PATIENT, MACHINES[name], SPOTS, EVERY).tables:
+            assert tables.ratio.shape[:2] == (shape or tables.amplitude.shape[:2])
+            assert tables.ratio_min <= float(tables.ratio.min())
+
+
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("scenario", ["nominal", "both"])
 def test_spot_sigma_is_that_of_the_voxel_with_the_most_dose(machine, scenario):
@@ -85,7 +93,8 @@ def test_spot_sigma_is_that_of_the_voxel_with_the_most_dose(machine, scenario):
         at = tables.optics_start + tables.optics_step * np.arange(tables.optics_variance.shape[1])
         variance = np.interp(zg.numpy(), at, tables.optics_variance[0].numpy()) + np.interp(z, depth, tables.variance[0, 0].numpy())
         share = np.interp(z, depth, tables.fraction[0, 0].numpy())
-        k = int(np.argmax(np.interp(z, depth, tables.idd[0].numpy(), right=0.0) * share / variance))
+        added = 0.0 if tables.round else np.interp(zg.numpy(), at, (tables.optics_variance_y - tables.optics_variance)[0].numpy())
+        k = int(np.argmax(np.interp(z, depth, tables.idd[0].numpy(), right=0.0) * share / np.sqrt(variance * (variance + added))))
         expected = math.sqrt(variance[k]) * machine.sad[0] / (machine.sad[0] - float(zg[k]))
         own = found[SPOTS.layer == layer]
         assert torch.equal(own, own[:1].expand_as(own)) and float(own[0]) == pytest.approx(expected, rel=1e-9)

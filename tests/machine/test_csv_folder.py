@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from torchimpt.checks import InputError, PhysicsWarning
+from torchimpt.checks import InputError
 from torchimpt.machine import LayerTables, Machine, read_csv_machine
 from torchimpt.physics.bragg import bragg_curve, range_from_energy
 
@@ -201,12 +201,18 @@ def test_numbers_that_cannot_be_are_told_by_file(folder, file, column, change, m
         read_csv_machine(folder)
 
 
-def test_different_x_and_y_give_their_geometric_mean_with_a_warning(folder):
+def test_different_x_and_y_are_kept_and_the_medium_adds_to_x_what_is_above_its_air(folder):
     beam = [[e, 3.0, 5.0, 1900, 1900] for e in (60.0, 150.0)]
     write(folder / "beam_model.csv", "energy_MeV,sigma_x_mm,sigma_y_mm,smx_to_isocentre_mm,smy_to_isocentre_mm", beam)
-    with pytest.warns(PhysicsWarning, match=r"spots differ in x and y by up to 66\.7 %; both get the geometric mean"):
-        tables = read_csv_machine(folder).layers([100.0])
-    assert float(tables.optics_variance[0, 0]) == pytest.approx(15.0)
+    tables = read_csv_machine(folder).layers([100.0])
+    assert not tables.round
+    torch.testing.assert_close(tables.optics_variance, torch.full_like(tables.optics_variance, 9.0))
+    torch.testing.assert_close(tables.optics_variance_y, torch.full_like(tables.optics_variance, 25.0))
+    assert float(tables.variance[1, 0, 0]) == pytest.approx(HALO_SIGMA**2 - 9.0)
+
+
+def test_equal_x_and_y_make_round_spots(folder):
+    assert read_csv_machine(folder).layers([100.0]).round
 
 
 @pytest.mark.parametrize(

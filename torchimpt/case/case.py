@@ -95,6 +95,10 @@ class Case(Section):
                 raise InputError(f"{self.label}: beam[{i}].range_shifter_mm: range shifters come with a later version; set it to 0")
         return tuple(Beam(b.gantry_deg, b.couch_deg, b.isocenter_mm) for b in self.beam)
 
+    def in_fractions(self, fractions: int) -> Case:
+        """The case with another number of fractions."""
+        return self.model_copy(update={"delivery": self.delivery.model_copy(update={"fractions": fractions})})
+
     def scenarios(self) -> tuple[Scenario, ...]:
         """What is planned with, nominal first."""
         return boundary_scenarios(self.robustness.setup_mm, self.robustness.range_percent) if self.robustness else (NOMINAL,)

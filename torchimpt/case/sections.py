@@ -18,6 +18,7 @@ from torchimpt.case.values import (
     ExistingPath,
     Flag,
     OneOf,
+    Pair,
     Point,
     PositiveCount,
     Protons,
@@ -114,6 +115,10 @@ class MaterialConfig(Section):
     """Relative stopping power inside, water is 1; outside the body too."""
 
 
+_OF_READERS = ("plane_mm", "curves", "sad_mm")
+"""Keys of [machine] that a reader takes where it has a parameter of that name."""
+
+
 class MachineConfig(Section):
     """[machine]: the generic machine, or one from a file, and how HU become stopping power."""
 
@@ -123,6 +128,12 @@ class MachineConfig(Section):
     """Format of a machine from a file; needs path."""
     path: ExistingPath | None = None
     """The machine's file or folder."""
+    plane_mm: Annotated[Real, Field(ge=0)] | None = None
+    """emittance: how far upstream of the isocentre the table's plane lies."""
+    curves: ExistingPath | None = None
+    """emittance: folder of a csv machine, whose depth doses and widths are moved to the table's real energies."""
+    sad_mm: Pair | None = None
+    """emittance: distances of the virtual sources of x and y from the isocentre."""
     hu_table: ExistingPath | None = None
     """CSV with columns hu and rsp (or rsp_100MeV); omitted: the machine's or the CT's own, else the default table."""
 
@@ -139,7 +150,20 @@ class MachineConfig(Section):
             raise ValueError("a machine from a file takes both format and path")
         if (self.name is None) == (self.format is None):
             raise ValueError("give either name = 'generic', or format and path")
+        takes = {} if self.format is None else inspect.signature(MACHINE_READERS[self.format]).parameters
+        what = "the generic machine" if self.format is None else f"format = '{self.format}'"
+        for name in self.own:
+            if name not in takes:
+                raise ValueError(f"{what} takes no {name}")
+        for name in _OF_READERS:
+            if name in takes and takes[name].default is inspect.Parameter.empty and name not in self.own:
+                raise ValueError(f"{what} needs {name}")
         return self
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """What the file gives of the format's own keys."""
+        return {name: getattr(self, name) for name in _OF_READERS if getattr(self, name) is not None}
 
 
 class DoseConfig(Section):
@@ -381,5 +405,7 @@ class OutputConfig(Section):
 
     scenarios_dose: Flag = False
     """Write one dose_<scenario>.mha per scenario besides the nominal dose.mha."""
+    beams_dose: Flag = False
+    """Write one dose_beam<number>.mha per beam, its nominal dose alone; beams count from 0, as in plan.json."""
     tensorboard: Flag = True
     """Write scalars and figures for TensorBoard."""

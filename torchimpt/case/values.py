@@ -92,6 +92,7 @@ Seed = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 Text = Annotated[str, BeforeValidator(as_text)]
 Flag = Annotated[bool, Field(strict=True)]
 ExistingPath = Annotated[Path, BeforeValidator(as_existing)]
+Pair = Annotated[tuple[float, float], BeforeValidator(lambda value: as_numbers(value, "two numbers [x, y], mm", (2,)))]
 Point = Annotated[tuple[float, float, float], BeforeValidator(lambda value: as_numbers(value, "three numbers [x, y, z], mm", (3,)))]
 
 

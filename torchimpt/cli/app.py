@@ -103,7 +103,9 @@ def plan(
 @app.command()
 def dose(
     case_file: CaseFile,
-    plan: Annotated[Path, typer.Option("--plan", metavar="PLAN", help="plan.json, or CSV beam,energy_mev,x_mm,y_mm,weight.")],
+    plan: Annotated[
+        Path, typer.Option("--plan", metavar="PLAN", help="plan.json, DICOM RT Ion Plan, or CSV beam,energy_mev,x_mm,y_mm,weight.")
+    ],
     out: Out,
     overrides: Set = None,
     device: Device = "auto",

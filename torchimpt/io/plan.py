@@ -1,4 +1,4 @@
-"""Plans as files: `plan.json`, which reads back bit for bit, and spot lists as CSV.
+"""Plans as files: `plan.json`, which reads back bit for bit, spot lists as CSV, and DICOM RT Ion Plans (read only, `torchimpt.io.dicom`).
 
 `plan.json` is one object with `format`, `title`, `machine` (its name), `machine_tables` (their fingerprint), `rbe`, `fractions`, `dtype`,
 `beams`, `layers` and `spots`, one spot a line. Units are in the names: MeV, mm (isocentre plane, gantry frame, as DICOM's Scan Spot
@@ -22,6 +22,7 @@ from torchimpt.checks import InputError, finite
 from torchimpt.columns import read_columns
 from torchimpt.files import input_file, reader, whole_or_nothing
 from torchimpt.geometry import Beam
+from torchimpt.io.dicom import is_dicom, read_ion_plan
 from torchimpt.machine import Machine
 from torchimpt.spots import Spots
 
@@ -85,24 +86,26 @@ def read_plan(
     Parameters
     ----------
     path
-        `plan.json`, or a `.csv` spot list.
+        `plan.json`, a `.csv` spot list, or a DICOM RT Ion Plan, whose MU need the `machine`.
     beams
         The case's beams. A spot list needs them, each with its isocenter, and its column `beam` counts them from 0; a list without a beam
         0 that names beam `len(beams)` is taken to count from 1, with a logged warning. `plan.json` has its own beams: those given here must
-        agree with them where they say something, and may be left out.
+        agree with them where they say something, and may be left out. For an RT Ion Plan they take the place of its own, in its order.
     dtype
-        Of position and weight; None is the one that was written, float32 for a spot list.
+        Of position and weight; None is the one that was written, float32 for the others.
     machine, rbe
         What the plan's dose is to be computed with. Where `plan.json` was made with another machine (its name, or its tables) or RBE, that
-        is told in a logged warning. None: not looked at. A spot list does not say what it was made for.
+        is told in a logged warning. None: not looked at. The others do not say what they were made for.
     strict
         An `InputError` in the place of the warning.
     """
     path = Path(path)
-    if path.suffix.lower() in (".dcm", ".dicom"):
-        raise InputError(f"{path}: reading a DICOM RT Ion Plan comes with a later version; use plan.json or a .csv spot list")
+    if is_dicom(path):
+        if machine is None:
+            raise InputError(f"{path}: an RT Ion Plan needs a machine, whose calibration makes protons of its MU")
+        return read_ion_plan(path).spots(machine, beams, dtype=dtype)
     if path.suffix.lower() not in (".json", ".csv"):
-        raise InputError(f"{path}: a plan must be plan.json or a .csv spot list (a DICOM RT Ion Plan comes with a later version)")
+        raise InputError(f"{path}: a plan must be plan.json, a .csv spot list or a DICOM RT Ion Plan")
     input_file(path, "plan")
     if path.suffix.lower() == ".csv":
         return _read_csv(path, beams, dtype)

@@ -3,7 +3,7 @@
 - `beam_model.csv`: `energy_MeV, sigma_x_mm, sigma_y_mm, smx_to_isocentre_mm, smy_to_isocentre_mm`, and where they are there
   `divergence_x_rad, divergence_y_rad, correlation_x, correlation_y`;
 - `idd.csv`: `energy_MeV, depth_mm, idd_Gy_mm2_per_1e6_protons`, means over depth bins, given at the bins' middles from the surface on;
-- `sigma.csv`: `energy_MeV, depth_mm, sigma1_mm, sigma2_mm, halo_fraction`, total spread in water, that in air included;
+- `sigma.csv`: `energy_MeV, depth_mm, sigma1_mm, sigma2_mm, halo_fraction`, total spread in water along x, that in air included;
 - `hu_to_rsp.csv`, which may be missing: `hu`, and `rsp` or `rsp_100MeV`.
 
 The energies are those of `idd.csv`; `sigma.csv` must have the same, and `beam_model.csv` must enclose them.
@@ -11,14 +11,13 @@ The energies are those of `idd.csv`; `sigma.csv` must have the same, and `beam_m
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
 from scipy.interpolate import make_interp_spline
 
-from torchimpt.checks import InputError, PhysicsWarning
+from torchimpt.checks import InputError
 from torchimpt.columns import read_columns
 from torchimpt.constants import IDD_GY_MM2_PER_MEV_CM2_G
 from torchimpt.files import reader
@@ -70,8 +69,9 @@ def read_csv_machine(path: str | Path) -> Machine:
     Returns
     -------
     Machine with two lateral Gaussians, core and halo. The spread in air at `Zg` is the drift from the isocentre plane,
-    `sigma^2 - 2 rho sigma theta Zg + theta^2 Zg^2`. Its value at the isocentre is taken off the spread in water, in squares; where
-    statistics leave less than that, the medium adds nothing. The machine has the folder's HU table when there is one.
+    `sigma^2 - 2 rho sigma theta Zg + theta^2 Zg^2`, along x and along y. Its value at the isocentre along x is taken off the spread in
+    water, in squares; where statistics leave less than that, the medium adds nothing. The machine has the folder's HU table when there
+    is one.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -109,7 +109,7 @@ def _by_energy(path: Path, names: list[str], least: int) -> dict[float, dict[str
 
 
 def _read_optics(path: Path) -> tuple[Optics, tuple[float, float]]:
-    """In-air spread and the virtual sources. Different sizes in x and y become their geometric mean, with a warning."""
+    """In-air spread and the virtual sources. A table of equal sizes in x and y has round spots, which cost less."""
     optional = ["divergence_x_rad", "divergence_y_rad", "correlation_x", "correlation_y"]
     required = ["energy_MeV", "sigma_x_mm", "sigma_y_mm", "smx_to_isocentre_mm", "smy_to_isocentre_mm"]
     columns = read_columns(path, required, optional)
@@ -134,17 +134,13 @@ def _read_optics(path: Path) -> tuple[Optics, tuple[float, float]]:
         if bool((correlation.abs() > 1).any()):
             raise InputError(f"{path}: correlation_{axis} must lie between -1 and 1")
         variance.append(size**2 - 2.0 * correlation * size * divergence * z + (divergence * z) ** 2)
-    ratio = float((variance[0] / variance[1]).sqrt().log().abs().max().exp())
-    if ratio > 1.01:
-        warnings.warn(
-            f"{path}: spots differ in x and y by up to {100 * (ratio - 1):.1f} %; both get the geometric mean", PhysicsWarning, stacklevel=4
-        )
     sad = []
     for name in ("smx_to_isocentre_mm", "smy_to_isocentre_mm"):
         if float(columns[name].max() - columns[name].min()) > 1e-6 * float(columns[name].abs().max()):
             raise InputError(f"{path}: {name} must be the same in every row")
         sad.append(float(columns[name][0]))
-    return Optics(energy, -OPTICS_REACH, OPTICS_STEP, (variance[0] * variance[1]) ** 0.25), (sad[0], sad[1])
+    sigma_x, sigma_y = (v.sqrt() for v in variance)
+    return Optics(energy, -OPTICS_REACH, OPTICS_STEP, sigma_x, None if torch.equal(sigma_x, sigma_y) else sigma_y), (sad[0], sad[1])
 
 
 def _curve(folder: Path, energy: float, idd: dict[str, np.ndarray], sigma: dict[str, np.ndarray], optics: Optics) -> DepthCurve:

@@ -174,7 +174,14 @@ class ScaledCurves:
             log_energy = log_energy - (self._range_spline(log_energy) - target) / slope(log_energy)
         return torch.as_tensor(np.exp(log_energy))
 
-    def layers(self, energy: torch.Tensor, optics_start: float, optics_step: float, optics_variance: torch.Tensor) -> LayerTables:
+    def layers(
+        self,
+        energy: torch.Tensor,
+        optics_start: float,
+        optics_step: float,
+        optics_variance: torch.Tensor,
+        optics_variance_y: torch.Tensor | None = None,
+    ) -> LayerTables:
         """Tables of layers of these energies `(n_layers,)`, MeV, all within the tabulated ones; see `LayerTables` for the optics."""
         index = (torch.searchsorted(self.energy.contiguous(), energy.contiguous(), right=True) - 1).clamp(0, max(len(self.energy) - 2, 0))
         after = (index + 1).clamp_max(len(self.energy) - 1)
@@ -207,5 +214,5 @@ class ScaledCurves:
         return LayerTables(
             energy=energy, r80=measure(r80), peak=measure(lambda z, d: peak_position(z, d)[0]), width80=measure(width80), depth_step=step,
             idd=idd, variance=sample(variance) * self.range_at(energy)[:, None] ** 2, fraction=sample(fraction),
-            optics_start=optics_start, optics_step=optics_step, optics_variance=optics_variance,
+            optics_start=optics_start, optics_step=optics_step, optics_variance=optics_variance, optics_variance_y=optics_variance_y,
         )  # fmt: skip

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
+import numpy as np
 import torch
 
 from torchimpt.checks import InputError
@@ -30,6 +31,26 @@ ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
+class Calibration:
+    """What a machine's own monitor counts.
+
+    Attributes
+    ----------
+    energy
+        `(n,)`, nominal, MeV, ascending.
+    protons
+        `(n,)`, 10^6 protons in one MU; linear in energy in between, the end values hold beyond the ends.
+    """
+
+    energy: torch.Tensor
+    protons: torch.Tensor
+
+    def at(self, energy: torch.Tensor) -> torch.Tensor:
+        """10^6 protons in one MU at energies of any shape, MeV, float64."""
+        return torch.as_tensor(np.interp(energy.cpu().numpy(), self.energy.numpy(), self.protons.numpy())).reshape(energy.shape)
+
+
+@dataclass(frozen=True, eq=False)
 class Machine:
     """A proton machine.
 
@@ -45,6 +66,8 @@ class Machine:
         Spread in air by energy and distance from the isocentre.
     hu_table
         The machine's own HU-to-stopping-power table, if its files have one.
+    calibration
+        Of its monitor units, if its files have one.
     """
 
     name: str
@@ -52,6 +75,7 @@ class Machine:
     curves: ScaledCurves
     optics: Optics
     hu_table: HuTable | None = None
+    calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         if len(self.sad) != 2 or not all(NEAREST_SOURCE <= s <= FARTHEST_SOURCE for s in self.sad):
@@ -77,12 +101,14 @@ class Machine:
         formulas differs by 1e-12 and so has the same fingerprint. (A third of a step is added, so that round numbers are no borderline.)
         """
         curves, digest = self.curves, hashlib.sha256()
-        parts = (
+        parts = [
             torch.tensor(self.sad), torch.tensor([self.optics.start, self.optics.step]), self.optics.energy, self.optics.sigma,
             curves.energy, curves.r80, curves.integral, torch.tensor([curves.step]), curves.shape, curves.fraction,
             # where a component has no share its width is arbitrary
             curves.fraction * curves.variance,
-        )  # fmt: skip
+        ]  # fmt: skip
+        if self.optics.sigma_y is not None:
+            parts.append(self.optics.sigma_y)
         for table in parts:
             top = float(table.abs().max()) or 1.0
             steps = torch.floor(table.double() / top * 1e4 + 1.0 / 3.0).to(torch.int32)
@@ -111,7 +137,8 @@ class Machine:
         @lru_cache(maxsize=16)
         def tables(energies: tuple[float, ...]) -> LayerTables:
             energy = torch.tensor(energies, dtype=torch.float64)
-            return self.curves.layers(energy, self.optics.start, self.optics.step, self.optics.variance(energy))
+            optics = self.optics
+            return self.curves.layers(energy, optics.start, optics.step, optics.variance(energy), optics.variance_y(energy))
 
         return tables
 
@@ -140,14 +167,16 @@ class Machine:
         return self.curves.energy_at(depth.clamp(low, high)).clamp(self.energy_min, self.energy_max)
 
     def protons_per_mu(self, energy: float | Sequence[float] | torch.Tensor) -> torch.Tensor:
-        """10^6 protons in one monitor unit at energies in MeV, shape as given: a nominal calibration, not a measured one.
+        """10^6 protons in one monitor unit at energies in MeV, shape as given: the machine's own calibration, or a nominal one.
 
-        One MU is the charge `CHARGE_PER_MU` (3 nC) from a chamber with `CHAMBER_GAP_CM` (1 cm) of air, where a proton frees
+        One nominal MU is the charge `CHARGE_PER_MU` (3 nC) from a chamber with `CHAMBER_GAP_CM` (1 cm) of air, where a proton frees
         `S_air rho_air gap / W` pairs: S in water from the range rule, `S = 10 E^(1-p) / (alpha p)` MeV cm^2/g; air over water 0.885
         (PSTAR, 70 to 230 MeV, within 0.3 %); 1.2047e-3 g/cm^3; W = 34.44 eV (ICRU Report 90). 60 to 160 million protons, as clinical
         machines have it.
         """
         energy = torch.as_tensor(energy, dtype=torch.float64)
+        if self.calibration is not None:
+            return self.calibration.at(energy)
         stopping_water = 10.0 * energy / (RANGE_POWER * range_from_energy(energy))
         pairs = 0.885 * stopping_water * 1.2047e-3 * CHAMBER_GAP_CM / 34.44e-6
         return CHARGE_PER_MU / (pairs * 1.602176634e-19) / 1e6

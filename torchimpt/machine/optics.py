@@ -24,28 +24,41 @@ class Optics:
     start, step
         Planes at `Zg = start + j step`, mm, towards the source; zero is the isocentre.
     sigma
-        `(n_energies, n_planes)`, mm. Beyond the outer planes their values hold.
+        `(n_energies, n_planes)`, mm, along the beam's x. Beyond the outer planes their values hold.
+    sigma_y
+        The same along its y; None where spots are round.
     """
 
     energy: torch.Tensor
     start: float
     step: float
     sigma: torch.Tensor
+    sigma_y: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
-        finite("a machine's sigmas in air", self.sigma)
         if bool((self.energy.diff() <= 0).any()):
             raise InputError("a machine's energies must ascend, each once; check its tables for a repeated energy")
-        if float(self.sigma.min()) < NARROWEST or float(self.sigma.max()) > WIDEST:
-            raise InputError(
-                f"a machine's sigmas in air must lie between {NARROWEST:g} and {WIDEST:g} mm, got {float(self.sigma.min()):.4g} to "
-                f"{float(self.sigma.max()):.4g}; check their unit"
-            )
+        for sigma in (self.sigma,) if self.sigma_y is None else (self.sigma, self.sigma_y):
+            finite("a machine's sigmas in air", sigma)
+            if sigma.shape != self.sigma.shape:
+                raise InputError(f"a machine's sigmas in air must have one shape, got {tuple(self.sigma.shape)} and {tuple(sigma.shape)}")
+            if float(sigma.min()) < NARROWEST or float(sigma.max()) > WIDEST:
+                raise InputError(
+                    f"a machine's sigmas in air must lie between {NARROWEST:g} and {WIDEST:g} mm, got {float(sigma.min()):.4g} to "
+                    f"{float(sigma.max()):.4g}; check their unit"
+                )
 
     def variance(self, energy: torch.Tensor) -> torch.Tensor:
-        """In-air variance `(n_layers, n_planes)`, mm^2, at energies `(n_layers,)`, MeV; the end energies hold beyond the ends."""
+        """In-air variance along x `(n_layers, n_planes)`, mm^2, at energies `(n_layers,)`, MeV; beyond the ends the end energies hold."""
+        return self._variance(self.sigma, energy)
+
+    def variance_y(self, energy: torch.Tensor) -> torch.Tensor | None:
+        """The same along y; None where spots are round."""
+        return None if self.sigma_y is None else self._variance(self.sigma_y, energy)
+
+    def _variance(self, sigma: torch.Tensor, energy: torch.Tensor) -> torch.Tensor:
         if len(self.energy) == 1:
-            return (self.sigma**2).expand(len(energy), -1).clone()
+            return (sigma**2).expand(len(energy), -1).clone()
         index = (torch.searchsorted(self.energy, energy, right=True) - 1).clamp(0, len(self.energy) - 2)
         weight = ((energy - self.energy[index]) / (self.energy[index + 1] - self.energy[index])).clamp(0.0, 1.0)[:, None]
-        return ((1.0 - weight) * self.sigma[index] + weight * self.sigma[index + 1]) ** 2
+        return ((1.0 - weight) * sigma[index] + weight * sigma[index + 1]) ** 2

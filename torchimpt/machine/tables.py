@@ -13,7 +13,8 @@ class LayerTables:
     """Depth dose, lateral spread and optics of energy layers, tabulated for linear interpolation.
 
     Sample j of layer l lies at the depth `j depth_step[l]`; beyond the last sample the depth dose is zero, and the lateral curves
-    keep their last value. The total variance of component k at a voxel is `optics_variance(Zg) + variance[k](WEPL)`.
+    keep their last value. The total variance of component k at a voxel is `optics_variance(Zg) + variance[k](WEPL)` along the beam's x, and
+    along its y the same with `optics_variance_y`.
 
     Attributes
     ----------
@@ -33,6 +34,8 @@ class LayerTables:
         The optics' grid in Zg, mm (towards the source, zero at the isocentre).
     optics_variance
         In-air variance `(n_layers, n_optics)`, mm^2, at `Zg = optics_start + j optics_step`; the end values hold beyond the ends.
+    optics_variance_y
+        That along the beam's y; None where spots are round.
     """
 
     energy: torch.Tensor
@@ -46,6 +49,12 @@ class LayerTables:
     optics_start: float
     optics_step: float
     optics_variance: torch.Tensor
+    optics_variance_y: torch.Tensor | None = None
+
+    @property
+    def round(self) -> bool:
+        """Whether spots are as wide along the beam's y as along its x."""
+        return self.optics_variance_y is None
 
     @property
     def n_layers(self) -> int:

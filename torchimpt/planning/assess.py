@@ -38,6 +38,8 @@ class Assessment:
         `{scenario: {roi: (n_roi,)}}`, Gy, nominal first.
     scenario_doses
         `{scenario: (z, y, x)}` where whole doses were asked for, else empty.
+    beam_doses
+        `{beam: (z, y, x)}`, nominal, Gy, of each beam alone, where the case asks for them, else empty.
     goals
         Rows of `check_goals`.
     discarded_fraction
@@ -49,6 +51,7 @@ class Assessment:
     dose: torch.Tensor
     roi_doses: dict[str, dict[str, torch.Tensor]]
     scenario_doses: dict[str, torch.Tensor]
+    beam_doses: dict[int, torch.Tensor]
     goals: list[dict]
     discarded_fraction: float
     hottest: dict[str, Any]
@@ -123,4 +126,26 @@ def assess(
     on_grid = ((name, dose if name == NOMINAL.name else whole_grid(one)) for name, one in doses.items())
     hottest = hottest_outside_targets(patient, on_grid, targets, prescription)
     full = {name: whole_grid(one) for name, one in doses.items()} if whole else {}
-    return Assessment(dose, tables, full, goals, seen.discarded_fraction, hottest)
+    by_beam = _beam_doses(case, patient, machine, spots, compute) if case.output.beams_dose else {}
+    return Assessment(dose, tables, full, by_beam, goals, seen.discarded_fraction, hottest)
+
+
+def _beam_doses(case: Case, patient: Patient, machine: Machine, spots: Spots, compute: Compute) -> dict[int, torch.Tensor]:
+    """Each beam's nominal dose `(z, y, x)`, Gy, where the plan's is known; 0 everywhere for a beam without spots.
+
+    A quantity that is not linear in the dose is that of the beam alone, so that the beams' need not sum up to the plan's.
+    """
+    nowhere = torch.zeros(patient.grid.n_voxels, dtype=torch.bool)
+    found = {}
+    for beam in range(len(spots.beams)):
+        dose = torch.zeros(patient.grid.n_voxels, dtype=spots.weight.dtype)
+        mine = spots.beam == beam
+        if bool(mine.any()):
+            seen = body_doses(
+                patient, machine, spots.subset(mine).to(compute.device), (NOMINAL,), asked=nowhere, level=torch.inf,
+                quantity=case.quantity(), cutoff=case.dose.cutoff_sigma, dtype=spots.weight.dtype, device=compute.device,
+                model=case.dose.model,
+            )  # fmt: skip
+            dose[seen.body] = case.quantity().value(seen.nominal)
+        found[beam] = dose.reshape(patient.grid.shape)
+    return found

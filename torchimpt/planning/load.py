@@ -55,7 +55,7 @@ def set_up(case: Case, device: str = "auto", threads: int | None = None) -> Comp
 def load_machine(case: Case) -> Machine:
     """The case's machine, with its own HU table where the case names one."""
     config = case.machine
-    machine = generic() if config.format is None or config.path is None else READERS[config.format](config.path)
+    machine = generic() if config.format is None or config.path is None else READERS[config.format](config.path, **config.own)
     return machine if config.hu_table is None else replace(machine, hu_table=read_hu_table(config.hu_table))
 
 
@@ -102,7 +102,7 @@ def resolve_beams(case: Case, patient: Patient, plan: Path | None = None) -> tup
     centroid (all targets' where the case names none).
     """
     beams = case.beams()
-    if not any(beam.isocenter is None for beam in beams) or (plan is not None and plan.suffix.lower() == ".json"):
+    if not any(beam.isocenter is None for beam in beams) or (plan is not None and plan.suffix.lower() != ".csv"):
         return beams
     names = case.spots.targets if case.spots else patient.targets
     if not names:

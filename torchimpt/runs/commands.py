@@ -13,6 +13,7 @@ import torch
 from torchimpt.case import Case
 from torchimpt.checks import InputError
 from torchimpt.evaluate.tables import write_dvh_csv
+from torchimpt.io.dicom import is_dicom, read_ion_plan
 from torchimpt.io.image import write_image
 from torchimpt.io.plan import read_plan, write_plan
 from torchimpt.machine import Machine
@@ -146,13 +147,19 @@ def run_dose(
 ) -> RunResult:
     """Forward dose of a given plan or spot list on the case's patient and machine, in the case's scenarios.
 
-    A plan that was made with another machine or RBE is computed with the case's, with a warning.
+    A plan that was made with another machine or RBE is computed with the case's, with a warning. Of an RT Ion Plan the number of fractions
+    is its own, as its MU are those of one, and the case's beams, if there are any, take the place of its angles and isocentres.
     """
     progress, plan_path, out = progress or Progress(enabled=False), Path(plan_path), Path(out)
     if is_result(plan_path, out):
         raise InputError(f"{plan_path} lies in {out}, whose files this dose would replace; choose another --out")
-    if not case.beam and plan_path.suffix.lower() != ".json":
+    if not case.beam and plan_path.suffix.lower() == ".csv":
         raise InputError(f"{case.label}: a spot list needs the case's [[beam]] sections, there is none")
+    if is_dicom(plan_path):
+        fractions = read_ion_plan(plan_path).fractions
+        if "fractions" in case.delivery.model_fields_set and case.delivery.fractions != fractions:
+            log.warning("%s is for %d fractions, not %d as the case says: its own count", plan_path, fractions, case.delivery.fractions)
+        case = case.in_fractions(fractions)
     compute = set_up(case, device, threads)
     with open_run(out, case, compute.device) as begin:
         return _dose_of(case, plan_path, out, case.scenarios(), compute, progress, begin)
@@ -228,6 +235,8 @@ def _write_results(
             if name != NOMINAL.name:
                 # signs and decimals stay: x-3mm and x+3mm are two files
                 write_image(out / f"dose_{name.replace('/', '_').replace('%', '')}.mha", dose, patient.grid)
+    for beam, dose in assessment.beam_doses.items():
+        write_image(out / f"dose_beam{beam}.mha", dose, patient.grid)
     write_dvh_csv(out / "dvh.csv", assessment.roi_doses)
     targets = case.spots.targets if case.spots else patient.targets
     angles = ", ".join(f"{beam.gantry:g}°" for beam in spots.beams)

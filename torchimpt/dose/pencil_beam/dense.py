@@ -21,6 +21,6 @@ def dense_dose(
         dx = tables.p - position[spots, 0, None]
         dy = tables.q - position[spots, 1, None]
         for k in range(tables.amplitude.shape[0]):
-            phi = pair_dose(dx, dy, tables.ratio, tables.amplitude[k, index], tables.falloff[k, index], cut(cutoff))
+            phi = pair_dose(dx, dy, tables.ratio_of(k, index), tables.amplitude[k, index], tables.falloff[k, index], cut(cutoff))
             dose = dose.index_add(0, tables.order, weight[spots] @ phi)
     return dose

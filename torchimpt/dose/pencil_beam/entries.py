@@ -76,7 +76,8 @@ def _count(
                 kept[:] = 0
                 for k in range(amplitude.shape[0]):
                     a, c = amplitude[k, layer[s], lo:hi], falloff[k, layer[s], lo:hi]
-                    _mark_run(kept, p[lo:hi], q[lo:hi], ratio[lo:hi], a, c, x[s], y[s], cut.t_max)
+                    r = ratio[min(k, ratio.shape[0] - 1), min(layer[s], ratio.shape[1] - 1), lo:hi]
+                    _mark_run(kept, p[lo:hi], q[lo:hi], r, a, c, x[s], y[s], cut.t_max)
                 for i in range(hi - lo):
                     total += kept[i]
         counts[s] = total
@@ -117,7 +118,8 @@ def _rows_of_transpose(
                 out[:] = zero
                 for k in range(amplitude.shape[0]):
                     a, c = amplitude[k, layer[s], lo:hi], falloff[k, layer[s], lo:hi]
-                    _evaluate_run(out, p[lo:hi], q[lo:hi], ratio[lo:hi], a, c, x[s], y[s], cut, zero)
+                    r = ratio[min(k, ratio.shape[0] - 1), min(layer[s], ratio.shape[1] - 1), lo:hi]
+                    _evaluate_run(out, p[lo:hi], q[lo:hi], r, a, c, x[s], y[s], cut, zero)
                 for i in range(hi - lo):
                     voxel = order[lo + i]
                     dense[voxel] = out[i]

@@ -1,4 +1,4 @@
-"""Amplitude and fall-off of every layer at every voxel, by linear interpolation in the machine's uniform tables.
+"""Amplitude, fall-off and ratio of the axes of every layer at every voxel, by linear interpolation in the machine's uniform tables.
 
 One loop in numba, because a head-and-neck body on a 3 mm grid has 10^7 layer-voxel entries per scenario; the tests hold
 it against `torch` interpolation.
@@ -16,9 +16,13 @@ from torchimpt.machine import LayerTables
 
 
 @numba.njit(parallel=True, cache=True)
-def _fill(z, depth, m, step, idd, variance, fraction, o_start, o_step, optics, amplitude, falloff):  # pragma: no cover
+def _fill(
+    z, depth, m, of_magnification, step, idd, variance, fraction, o_start, o_step, optics, optics_y, amplitude, falloff, ratio
+):  # pragma: no cover
+    """Spots are round where `optics_y` has no rows; `ratio` is left alone then."""
     n_components, n_layers, n_samples = variance.shape
     last = optics.shape[1] - 1
+    elliptic = optics_y.shape[0] > 0
     for layer in numba.prange(n_layers):
         for i in range(z.shape[0]):
             d = z[i] / step[layer]
@@ -27,6 +31,8 @@ def _fill(z, depth, m, step, idd, variance, fraction, o_start, o_step, optics, a
                 for k in range(n_components):
                     amplitude[k, layer, i] = 0.0
                     falloff[k, layer, i] = 1.0
+                    if elliptic:
+                        ratio[k, layer, i] = of_magnification[i]
                 continue
             f = d - j
             o = min(max((depth[i] - o_start) / o_step, 0.0), float(last))
@@ -39,12 +45,17 @@ def _fill(z, depth, m, step, idd, variance, fraction, o_start, o_step, optics, a
                 share = (1.0 - f) * fraction[k, layer, j] + f * fraction[k, layer, j + 1]
                 amplitude[k, layer, i] = dose * share / (2.0 * math.pi * s2)
                 falloff[k, layer, i] = m[i] * m[i] / (2.0 * s2)
+                if elliptic:
+                    spot_y = (1.0 - of) * optics_y[layer, oj] + of * optics_y[layer, oj + 1]
+                    squeeze = s2 / (s2 + spot_y - spot)
+                    amplitude[k, layer, i] = dose * share / (2.0 * math.pi * s2) * math.sqrt(squeeze)
+                    ratio[k, layer, i] = of_magnification[i] * squeeze
 
 
-def amplitude_and_falloff(
-    z: torch.Tensor, depth: torch.Tensor, magnification: torch.Tensor, layers: LayerTables, dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`A` and `f` of `torchimpt.dose.pencil_beam.kernel`, both `(n_components, n_layers, n)`.
+def spot_shapes(
+    z: torch.Tensor, depth: torch.Tensor, magnification: torch.Tensor, ratio: torch.Tensor, layers: LayerTables, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`A`, `f` and `r` of `torchimpt.dose.pencil_beam.kernel`, each `(n_components, n_layers, n)`; `r` `(1, 1, n)` where spots are round.
 
     Parameters
     ----------
@@ -54,6 +65,8 @@ def amplitude_and_falloff(
         `(n,)` `Zg`, mm, float64.
     magnification
         `(n,)` `m_x`, float64.
+    ratio
+        `(n,)` `(m_y / m_x)^2`, float64.
     layers
         The machine's tables, float64; zero dose beyond their end.
     dtype
@@ -62,9 +75,12 @@ def amplitude_and_falloff(
     use_torch_threads()
     shape = (*layers.variance.shape[:2], z.numel())
     amplitude, falloff = torch.empty(shape, dtype=dtype), torch.empty(shape, dtype=dtype)
+    optics = layers.optics_variance
+    optics_y = optics[:0] if layers.optics_variance_y is None else layers.optics_variance_y
+    found = ratio.to(dtype)[None, None] if layers.round else torch.empty(shape, dtype=dtype)
     _fill(
-        z.numpy(), depth.numpy(), magnification.numpy(), layers.depth_step.numpy(), layers.idd.numpy(), layers.variance.numpy(),
-        layers.fraction.numpy(), float(layers.optics_start), float(layers.optics_step), layers.optics_variance.numpy(),
-        amplitude.numpy(), falloff.numpy(),
+        z.numpy(), depth.numpy(), magnification.numpy(), ratio.numpy(), layers.depth_step.numpy(), layers.idd.numpy(),
+        layers.variance.numpy(), layers.fraction.numpy(), float(layers.optics_start), float(layers.optics_step), optics.numpy(),
+        optics_y.numpy(), amplitude.numpy(), falloff.numpy(), found.numpy(),
     )  # fmt: skip
-    return amplitude, falloff
+    return amplitude, falloff, found

@@ -8,11 +8,12 @@ Physics page, "Pencil-beam dose" and "Derivatives". For one Gaussian component o
 where a voxel at BEV `(u, v)` is named by its projection from the virtual sources into the isocentre plane,
 `p = u / m_x`, `q = v / m_y`, so that all spots see it at one place, and
 
-    A = IDD(z) a(z) / (2 pi sigma^2),    f = m_x^2 / (2 sigma^2),    r = (m_y / m_x)^2.
+    A = IDD(z) a(z) / (2 pi sigma_x sigma_y),    f = m_x^2 / (2 sigma_x^2),    r = (m_y sigma_x / (m_x sigma_y))^2.
 
-With `(u - m_x x) = m_x (p - x)` the exponential `A exp(-t)` is `A exp(-((u - m_x x)^2 + (v - m_y y)^2) / (2 sigma^2))`, term by term. Its
-place is taken by `q` (`torchimpt.dose.cutoff`), which is zero from the cut-off on and continuous there: so is the dose as a spot moves,
-and its gradient is that of the very formula.
+With `u - m_x x = m_x (p - x)` and `v - m_y y = m_y (q - y)` the exponential `A exp(-t)` is that of an ellipse along the scan directions,
+`A exp(-(u - m_x x)^2 / (2 sigma_x^2) - (v - m_y y)^2 / (2 sigma_y^2))`, term by term. The ellipse is all in `r`, which for round spots is
+the same in every layer and component. The exponential's place is taken by `q` (`torchimpt.dose.cutoff`), which is zero from the cut-off
+on and continuous there: so is the dose as a spot moves, and its gradient is that of the very formula.
 Pure functions: no autograd machinery here, and none needed (torch can differentiate `pair_dose` too).
 """
 
@@ -33,7 +34,7 @@ def pair_dose(
     dx, dy
         `p - x` and `q - y`, mm, any broadcastable shape.
     ratio
-        `(m_y / m_x)^2` of the voxel.
+        `r` of the voxel, and of the layer and the component where spots are not round.
     amplitude
         `A`, Gy per 10^6 protons.
     falloff

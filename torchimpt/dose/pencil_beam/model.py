@@ -73,7 +73,7 @@ class PencilBeamTables(PairTables):
         return replace(self, amplitude=self.amplitude**2, falloff=2.0 * self.falloff, sigma=self.sigma / 2.0**0.5)
 
     def spot_sigma(self) -> torch.Tensor:
-        """Sigma of the first component at the dose voxel that gets the most dose from a spot of the layer."""
+        """Sigma along x of the first component at the dose voxel that gets the most dose from a spot of the layer."""
         peak = self.amplitude[0].argmax(dim=1, keepdim=True)
         return (0.5 / self.falloff[0].gather(1, peak)[:, 0].double()).sqrt()
 

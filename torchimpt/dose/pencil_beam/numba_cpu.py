@@ -38,13 +38,14 @@ def _forward(
             a, c, far = amplitude[layer], falloff[layer], reach[layer]
             if far == 0.0:
                 continue
+            r = ratio[min(layer, ratio.shape[0] - 1)]
             for s in range(layer_start[layer], layer_start[layer + 1]):
                 if w[s] == zero:
                     continue
                 lo, hi = run(cells, left, width, first, height, ratio_min, row, x[s], y[s], far)
                 if hi > lo:
                     out = own[lo - begin : hi - begin]
-                    _add_run(out, p[lo:hi], q[lo:hi], ratio[lo:hi], a[lo:hi], c[lo:hi], x[s], y[s], w[s] * cut.gain, cut, zero)
+                    _add_run(out, p[lo:hi], q[lo:hi], r[lo:hi], a[lo:hi], c[lo:hi], x[s], y[s], w[s] * cut.gain, cut, zero)
         dose[begin:end] += own
 
 
@@ -87,17 +88,18 @@ def _backward(
         a, c, far = amplitude[layer[s]], falloff[layer[s]], reach[layer[s]]
         if far == 0.0:
             continue
+        r = ratio[min(layer[s], ratio.shape[0] - 1)]
         from_row, to_row = row_range(first, height, n_rows, ratio_min, y[s], far)
         g_w, g_x, g_y = 0.0, 0.0, 0.0
         for row in range(from_row, to_row):
             lo, hi = run(cells, left, width, first, height, ratio_min, row, x[s], y[s], far)
             if hi > lo and move:
-                b_w, b_x, b_y = _sum_run(residual[lo:hi], p[lo:hi], q[lo:hi], ratio[lo:hi], a[lo:hi], c[lo:hi], x[s], y[s], cut, zero)
+                b_w, b_x, b_y = _sum_run(residual[lo:hi], p[lo:hi], q[lo:hi], r[lo:hi], a[lo:hi], c[lo:hi], x[s], y[s], cut, zero)
                 g_w += b_w
                 g_x += b_x
                 g_y += b_y
             elif hi > lo:
-                g_w += _sum_run_weight(residual[lo:hi], p[lo:hi], q[lo:hi], ratio[lo:hi], a[lo:hi], c[lo:hi], x[s], y[s], cut, zero)
+                g_w += _sum_run_weight(residual[lo:hi], p[lo:hi], q[lo:hi], r[lo:hi], a[lo:hi], c[lo:hi], x[s], y[s], cut, zero)
         gradient[0, s] += cut.gain * g_w
         gradient[1, s] += 2.0 * w[s] * cut.gain * g_x
         gradient[2, s] += 2.0 * w[s] * cut.gain * g_y
@@ -106,8 +108,9 @@ def _backward(
 def _arguments(tables: PairTables, component: int, cutoff: float) -> tuple:
     """The arguments that the two kernels share."""
     reach = torch.nan_to_num(cutoff * tables.sigma[component], posinf=0.0)
+    ratio = tables.ratio[min(component, len(tables.ratio) - 1)].numpy()
     return (
-        tables.p.numpy(), tables.q.numpy(), tables.ratio.numpy(), tables.cells.numpy(), tables.left, CELL_WIDTH,
+        tables.p.numpy(), tables.q.numpy(), ratio, tables.cells.numpy(), tables.left, CELL_WIDTH,
         tables.first, ROW_HEIGHT, tables.ratio_min, tables.amplitude[component].numpy(), tables.falloff[component].numpy(), reach.numpy(),
     )  # fmt: skip
 

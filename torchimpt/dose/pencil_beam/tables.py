@@ -18,16 +18,18 @@ class PairTables:
 
     Attributes
     ----------
-    order, row_start, first, p, q, ratio
-        As in `BeamRows`, `p`, `q` and `ratio` in the kernel's dtype.
+    order, row_start, first, p, q
+        As in `BeamRows`, `p` and `q` in the kernel's dtype.
     left, cells
         From `row_cells`.
     amplitude, falloff
         `A` and `f` of `torchimpt.dose.pencil_beam.kernel`, `(n_components, n_layers, n)`.
+    ratio
+        `r` of the same, `(n_components, n_layers, n)`, or `(1, 1, n)` where spots are round: one for all, so that they take no more memory.
     sigma
-        `(n_components, n_layers)`: largest sigma in the isocentre plane, `max sigma / m_x`, mm, among voxels with dose.
+        `(n_components, n_layers)`: largest sigma along x in the isocentre plane, `max sigma_x / m_x`, mm, among voxels with dose.
     ratio_min
-        Smallest `ratio`, bounds the run inside a row.
+        Smallest `ratio`: no spot reaches farther along y than `sigma / sqrt(ratio_min)`.
     """
 
     order: torch.Tensor
@@ -48,6 +50,10 @@ class PairTables:
         """Memory that the tables take."""
         tensors = (self.order, self.row_start, self.cells, self.p, self.q, self.ratio, self.amplitude, self.falloff)
         return sum(t.numel() * t.element_size() for t in tensors)
+
+    def ratio_of(self, component: int, layer: int) -> torch.Tensor:
+        """`r` of a component in a layer `(n,)`."""
+        return self.ratio[min(component, self.ratio.shape[0] - 1), min(layer, self.ratio.shape[1] - 1)]
 
     @property
     def empty(self) -> bool:
@@ -74,8 +80,8 @@ def tabulate(
 ) -> PairTables:
     """Tables of one beam in one scenario.
 
-        A = IDD(s z) a_k(s z) / (2 pi sigma_k^2),  f = m_x^2 / (2 sigma_k^2),
-        sigma_k^2 = optics(Zg) + variance_k(s z),  s = range_scale
+        A = IDD(s z) a_k(s z) / (2 pi sigma_kx sigma_ky),  f = m_x^2 / (2 sigma_kx^2),  r = (m_y sigma_kx / (m_x sigma_ky))^2,
+        sigma_kx^2 = optics_x(Zg) + variance_k(s z),  sigma_ky^2 = optics_y(Zg) + variance_k(s z),  s = range_scale
 
     Parameters
     ----------
@@ -88,10 +94,10 @@ def tabulate(
     """
     end = float((layers.depth_step * (layers.idd.shape[1] - 1)).max())
     rows = rows.keep(rows.wepl * range_scale < end)
-    size = 2 * layers.variance.shape[0] * layers.variance.shape[1] * rows.p.numel() * torch.finfo(dtype).bits // 8
+    size = (2 if layers.round else 3) * layers.variance.shape[0] * layers.variance.shape[1] * rows.p.numel() * torch.finfo(dtype).bits // 8
     for place in dict.fromkeys(("cpu", str(device))):
         check_memory(f"the dose tables of a beam ({layers.variance.shape[1]} energy layers, {rows.p.numel()} voxels)", size, place, COARSER)
-    amplitude, falloff = interpolate.amplitude_and_falloff(rows.wepl * range_scale, rows.depth, rows.magnification, layers, dtype)
+    amplitude, falloff, ratio = interpolate.spot_shapes(rows.wepl * range_scale, rows.depth, rows.magnification, rows.ratio, layers, dtype)
     # f >= 0 has its minimum where the spot is widest; voxels without dose don't count
     smallest = torch.where(amplitude > 0, falloff, torch.inf).amin(dim=2) if rows.p.numel() else torch.full(amplitude.shape[:2], torch.inf)
     sigma = (0.5 / smallest.double()).sqrt()
@@ -105,9 +111,16 @@ def tabulate(
         cells=cells.to(device),
         p=p.to(device),
         q=rows.q.to(device, dtype),
-        ratio=rows.ratio.to(device, dtype),
+        ratio=ratio.to(device),
         amplitude=amplitude.to(device),
         falloff=falloff.to(device),
         sigma=sigma,
-        ratio_min=float(rows.ratio.min()) if rows.p.numel() else 1.0,
+        ratio_min=_least(rows, ratio, layers.round),
     )
+
+
+def _least(rows: BeamRows, ratio: torch.Tensor, is_round: bool) -> float:
+    """Smallest ratio; of round spots before it is rounded to the kernel's dtype."""
+    if not rows.p.numel():
+        return 1.0
+    return float(rows.ratio.min() if is_round else ratio.min())

@@ -54,7 +54,7 @@ def _pairs(tables: PairTables, k: int, index: int, position: torch.Tensor, spots
     """`(dx, dy, ratio, amplitude, falloff)` of the chunk's pairs, spots down, voxels across."""
     dx = tables.p[voxels] - position[spots, 0, None]
     dy = tables.q[voxels] - position[spots, 1, None]
-    return dx, dy, tables.ratio[voxels], tables.amplitude[k, index, voxels], tables.falloff[k, index, voxels]
+    return dx, dy, tables.ratio_of(k, index)[voxels], tables.amplitude[k, index, voxels], tables.falloff[k, index, voxels]
 
 
 def add_dose(

@@ -1,0 +1,101 @@
+"""A DICOM file as pydicom reads it, with errors that name the file and what it lacks.
+
+pydicom is imported when the first file is read: most commands never need it.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from torchimpt.checks import InputError
+from torchimpt.files import input_file, reading
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+MAGIC_AT, MAGIC = 128, b"DICM"
+"""Where a DICOM file says what it is (DICOM PS3.10, 7.1)."""
+
+SUFFIXES = (".dcm", ".dicom", ".ima")
+
+
+def is_dicom(path: str | os.PathLike) -> bool:
+    """Whether a file is DICOM, by its name or its first bytes: many are named after a UID, without a suffix of their own."""
+    path = Path(path)
+    if path.suffix.lower() in SUFFIXES:
+        return True
+    if not path.is_file():
+        return False
+    with reading(path, "plan"), path.open("rb") as file:
+        file.seek(MAGIC_AT)
+        return file.read(len(MAGIC)) == MAGIC
+
+
+@contextmanager
+def dataset(path: str | os.PathLike, what: str, modality: str, sop_class: str) -> Iterator[Dataset]:
+    """Open a DICOM file of a kind.
+
+    Parameters
+    ----------
+    path
+        The file.
+    what
+        What it must be, for messages, e.g. `"RT Ion Plan"`.
+    modality
+        Its Modality, e.g. `"RTPLAN"`.
+    sop_class
+        Name of its SOP class, e.g. `"RT Ion Plan Storage"`.
+
+    Yields
+    ------
+    The dataset. Elements are decoded as they are asked for, so all is read inside the block: there pydicom's warnings about values that
+    break the standard in small things (a number of 17 digits) are silent, and what is wrong ends as an `InputError` with the file's name.
+    """
+    import pydicom
+    from pydicom.errors import InvalidDicomError
+    from pydicom.uid import UID
+
+    path = input_file(path, what)
+    with reading(path, what), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        try:
+            found = pydicom.dcmread(path)
+        except InvalidDicomError:
+            raise InputError(f"{path} is no DICOM file; an {what} is needed") from None
+        except EOFError:
+            raise InputError(f"{path} is cut off; copy or export it anew") from None
+        own = UID(str(found.get("SOPClassUID", ""))).name or "no SOP class"
+        if own == "RT Plan Storage":
+            raise InputError(f"{path} is a plan for photons or electrons ({own}); torchimpt reads an {what}")
+        if own != sop_class or found.get("Modality") != modality:
+            raise InputError(f"{path} is {own}, modality {found.get('Modality', 'unknown')}; an {what} is needed")
+        yield found
+
+
+def need(item: Dataset, keyword: str, where: str) -> Any:
+    """An element that must be there and not be empty; `where` names the item, e.g. `"beam 1"`."""
+    value = item.get(keyword)
+    if value is None or (hasattr(value, "__len__") and len(value) == 0):
+        raise InputError(f"{where} has no {keyword}; the file may be cut off, export it anew")
+    return value
+
+
+def numbers(item: Dataset, keyword: str, where: str, count: int | None = None) -> np.ndarray:
+    """An element's finite numbers, float64; as many as `count` where that is given."""
+    value = need(item, keyword, where)
+    values = np.atleast_1d(np.asarray(value, dtype=np.float64))
+    if not np.isfinite(values).all() or (count is not None and len(values) != count):
+        raise InputError(f"{where}: {keyword} must be {'' if count is None else f'{count} '}finite numbers, got {len(values)} values")
+    return values
+
+
+def number(item: Dataset, keyword: str, where: str) -> float:
+    """An element that is one finite number."""
+    return float(numbers(item, keyword, where, 1)[0])

@@ -1,0 +1,283 @@
+"""RT Ion Plans (DICOM PS3.3, C.8.8.25 RT Ion Beams): fields of scanned spots, with their monitor units.
+
+Coordinates are the patient's, LPS, mm, for a patient who lies head first supine; gantry and couch angles are those of IEC 61217, and the
+Scan Spot Position Map is `(x, y)` of the gantry frame in the isocentre plane: as everywhere here. Control points come in pairs, the first
+with the weights of what is delivered up to the second, whose weights are zero; energy and angles hold until a control point changes them.
+A spot's meterset in a fraction is `weight / FinalCumulativeMetersetWeight * BeamMeterset`, in the field's own unit: MU, or numbers of
+protons (`NP`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from torchimpt.checks import InputError
+from torchimpt.geometry import Beam
+from torchimpt.io.dicom.dataset import dataset, need, number, numbers
+from torchimpt.machine import Machine
+from torchimpt.machine.machine import ROUNDING
+from torchimpt.spots import Spots
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+UNITS = ("MU", "NP")
+"""Primary Dosimeter Units that can be made protons of."""
+
+WEIGHTS_OFF = 1e-3
+"""Share by which a field's weights may differ from what they should sum up to: sums of single-precision numbers differ by 1e-6."""
+
+SOURCES_OFF = 1.0
+"""Difference in a virtual source's distance, mm, that is worth a word: it moves spots 20 cm off the axis by 0.005 mm at 10 cm depth."""
+
+_DEVICES = {
+    "NumberOfRangeShifters": "range shifter", "NumberOfRangeModulators": "range modulator", "NumberOfBlocks": "aperture",
+    "NumberOfCompensators": "compensator", "NumberOfWedges": "wedge",
+}  # fmt: skip
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class IonField:
+    """One field of a plan.
+
+    Attributes
+    ----------
+    number, name
+        As the file has them.
+    beam
+        Its angles and isocentre.
+    sad
+        Distances of the virtual sources `(x, y)` from the isocentre, mm; None where the file does not say.
+    unit
+        Of the meterset: `"MU"` or `"NP"`.
+    devices
+        What stands in the beam besides air, e.g. `("range shifter",)`.
+    energy, x, y, meterset
+        `(n_spots,)` float64: nominal energy, MeV; place, mm; meterset in a fraction. Spots without meterset are not there.
+    """
+
+    number: int
+    name: str
+    beam: Beam
+    sad: tuple[float, float] | None
+    unit: str
+    devices: tuple[str, ...]
+    energy: torch.Tensor
+    x: torch.Tensor
+    y: torch.Tensor
+    meterset: torch.Tensor
+
+    @property
+    def label(self) -> str:
+        """For messages."""
+        return f"beam {self.number} '{self.name}'"
+
+
+@dataclass(frozen=True, eq=False)
+class IonPlan:
+    """A plan as the file tells it.
+
+    Attributes
+    ----------
+    path, label
+        The file, and what it calls the plan.
+    fractions
+        Of the course.
+    fields
+        In the file's order.
+    """
+
+    path: str
+    label: str
+    fractions: int
+    fields: tuple[IonField, ...]
+
+    def beams(self, beams: Sequence[Beam] = ()) -> tuple[Beam, ...]:
+        """The fields' beams, or `beams` in their places, of which those without an isocentre get the file's; what differs is logged."""
+        if not beams:
+            return tuple(field.beam for field in self.fields)
+        if len(beams) != len(self.fields):
+            raise InputError(
+                f"{self.path} has {len(self.fields)} beams, the case {len(beams)}; give a [[beam]] for each, in the file's order, or none"
+            )
+        found = []
+        for field, beam in zip(self.fields, beams, strict=True):
+            own = field.beam
+            found.append(beam.at(own.isocenter or (0.0, 0.0, 0.0)))
+            if found[-1] != own:
+                logger.warning(
+                    "%s of %s: gantry %g, couch %g, isocentre %s in the file; gantry %g, couch %g, isocentre %s in the case, which counts",
+                    field.label, self.path, own.gantry, own.couch, own.isocenter, beam.gantry, beam.couch, found[-1].isocenter,
+                )  # fmt: skip
+        return tuple(found)
+
+    def spots(self, machine: Machine, beams: Sequence[Beam] = (), *, dtype: torch.dtype | None = None) -> Spots:
+        """The plan's spots for a machine, with the whole course's weights.
+
+            weight = meterset * fractions * protons per MU at the nominal energy
+
+        Parameters
+        ----------
+        machine
+            Its energies must enclose the plan's, and its own calibration is needed where the meterset is in MU.
+        beams
+            Angles and isocentres in the place of the file's, as for `beams`.
+        dtype
+            Of position and weight; float32 where it is None.
+        """
+        columns: list[list[torch.Tensor]] = []
+        for number_, field in enumerate(self.fields):
+            self._check(field, machine)
+            protons = machine.protons_per_mu(field.energy) if field.unit == "MU" else torch.full_like(field.energy, 1e-6)
+            weight = field.meterset * self.fractions * protons
+            logger.info(
+                "%s: %s at gantry %g, couch %g, %d spots, %.6g %s a fraction, %d fractions",
+                self.path, field.label, field.beam.gantry, field.beam.couch, len(field.x), float(field.meterset.sum()), field.unit,
+                self.fractions,
+            )  # fmt: skip
+            columns.append([torch.full_like(field.energy, number_), field.energy, field.x, field.y, weight])
+        beam, energy, x, y, weight = (torch.cat(column) for column in zip(*columns, strict=True))
+        return Spots.from_columns(self.beams(beams), beam.long(), energy, x, y, weight, dtype or torch.float32)
+
+    def _check(self, field: IonField, machine: Machine) -> None:
+        """What keeps a field from being computed on this machine."""
+        what = f"{self.path}, {field.label}"
+        if field.devices:
+            raise InputError(f"{what} has a {' and a '.join(field.devices)}, which come with a later version; export it without")
+        low, high = float(field.energy.min()), float(field.energy.max())
+        if low < machine.energy_min * (1 - ROUNDING) or high > machine.energy_max * (1 + ROUNDING):
+            raise InputError(
+                f"{what} has energies of {low:g} to {high:g} MeV, machine '{machine.name}' of {machine.energy_min:g} to "
+                f"{machine.energy_max:g} MeV; take the machine that the plan was made for"
+            )
+        if field.unit == "MU" and machine.calibration is None:
+            raise InputError(
+                f"{what} has its weights in MU, and machine '{machine.name}' has no calibration of its own; take one that has, as "
+                "[machine] format = 'emittance' does"
+            )
+        if field.sad is not None and max(abs(a - b) for a, b in zip(field.sad, machine.sad, strict=True)) > SOURCES_OFF:
+            logger.warning(
+                "%s has virtual sources at %g and %g mm, machine '%s' at %g and %g mm", what, *field.sad, machine.name, *machine.sad
+            )
+
+
+def read_ion_plan(path: str | os.PathLike) -> IonPlan:
+    """Read a DICOM RT Ion Plan of scanned proton fields.
+
+    Parameters
+    ----------
+    path
+        The file. Plans of photons, of passive or rotating fields, for other patient positions than head first supine or of several
+        fraction groups are refused with the reason, as are fields without a meterset.
+    """
+    with dataset(path, "RT Ion Plan", "RTPLAN", "RT Ion Plan Storage") as plan:
+        groups = need(plan, "FractionGroupSequence", "the plan")
+        if len(groups) != 1:
+            raise InputError(f"the plan has {len(groups)} fraction groups, one can be read; export them one by one")
+        fractions = number(groups[0], "NumberOfFractionsPlanned", "the fraction group")
+        if fractions != int(fractions) or fractions < 1:
+            raise InputError(f"NumberOfFractionsPlanned must be 1 or more, got {fractions:g}")
+        _check_position(plan)
+        metersets = {int(beam.ReferencedBeamNumber): beam for beam in need(groups[0], "ReferencedBeamSequence", "the fraction group")}
+        beams = need(plan, "IonBeamSequence", "the plan")
+        fields = [_field(beam, metersets) for beam in beams if beam.get("TreatmentDeliveryType", "TREATMENT") in ("TREATMENT", "")]
+        if not fields:
+            raise InputError("the plan has no field for treatment; export the plan that is delivered")
+        said = groups[0].get("NumberOfBeams")
+        if said is not None and int(said) > len(beams):
+            raise InputError(f"the plan has {len(beams)} beams of {int(said)}; the file is cut off, export it anew")
+        return IonPlan(str(path), str(plan.get("RTPlanLabel", "")), int(fractions), tuple(fields))
+
+
+def _check_position(plan: Dataset) -> None:
+    """The frames of IEC 61217 and LPS agree as they do here for a patient who lies head first supine."""
+    for setup in plan.get("PatientSetupSequence") or ():
+        position = str(setup.get("PatientPosition") or "HFS")
+        if position != "HFS":
+            raise InputError(f"the patient's position is {position}; torchimpt knows head first supine (HFS) only")
+
+
+def _field(beam: Dataset, metersets: dict[int, Dataset]) -> IonField:
+    """One field, its spots in the order of delivery."""
+    beam_number = int(number(beam, "BeamNumber", "a beam"))
+    name = str(beam.get("BeamName") or "")
+    where = f"beam {beam_number} '{name}'"
+    if str(beam.get("RadiationType", "PROTON")) != "PROTON":
+        raise InputError(f"{where} is of {beam.RadiationType}; torchimpt plans with protons")
+    if str(beam.get("ScanMode", "NONE")) not in ("MODULATED", "MODULATED_SPEC"):
+        raise InputError(f"{where} has scan mode {beam.get('ScanMode', 'NONE')}; only fields of scanned spots (MODULATED) can be read")
+    unit = str(beam.get("PrimaryDosimeterUnit") or "")
+    if unit not in UNITS:
+        raise InputError(f"{where}: PrimaryDosimeterUnit must be {' or '.join(UNITS)}, got '{unit}'")
+    if beam_number not in metersets or metersets[beam_number].get("BeamMeterset") is None:
+        raise InputError(f"{where} has no BeamMeterset in the fraction group, so its dose is not known; export the plan with its MU")
+    points = need(beam, "IonControlPointSequence", where)
+    if int(beam.get("NumberOfControlPoints") or len(points)) != len(points):
+        raise InputError(f"{where} has {len(points)} control points of {beam.NumberOfControlPoints}; the file is cut off, export it anew")
+    first = points[0]
+    spots = _spots(points, where)
+    share = number(metersets[beam_number], "BeamMeterset", where) / _final(beam, spots, where)
+    sad = numbers(beam, "VirtualSourceAxisDistances", where, 2) if beam.get("VirtualSourceAxisDistances") is not None else None
+    angles = {key: number(first, key, where) for key in ("GantryAngle", "PatientSupportAngle")}
+    isocenter = numbers(first, "IsocenterPosition", where, 3)
+    energy, x, y, weight = (torch.from_numpy(np.ascontiguousarray(column)) for column in spots[:, spots[3] > 0])
+    return IonField(
+        number=beam_number,
+        name=name,
+        beam=Beam(angles["GantryAngle"], angles["PatientSupportAngle"], (float(isocenter[0]), float(isocenter[1]), float(isocenter[2]))),
+        sad=None if sad is None else (float(sad[0]), float(sad[1])),
+        unit=unit,
+        devices=tuple(device for key, device in _DEVICES.items() if int(beam.get(key) or 0) > 0),
+        energy=energy,
+        x=x,
+        y=y,
+        meterset=weight * share,
+    )
+
+
+def _final(beam: Dataset, spots: np.ndarray, where: str) -> float:
+    """The field's final cumulative weight, which its spots' weights sum up to."""
+    final = number(beam, "FinalCumulativeMetersetWeight", where)
+    total = float(spots[3].sum())
+    if not final > 0 or not total > 0:
+        raise InputError(f"{where} has no spot with a weight; export the plan with its spots")
+    if abs(total / final - 1.0) > WEIGHTS_OFF:
+        raise InputError(
+            f"{where}: its spots' weights sum up to {total:.6g}, but FinalCumulativeMetersetWeight is {final:.6g}; spots are missing, "
+            "export it anew"
+        )
+    return final
+
+
+def _spots(points: Sequence[Dataset], where: str) -> np.ndarray:
+    """Energy, x, y and weight `(4, n_spots)` of all control points, those of weight zero too."""
+    columns, energy = [], None
+    fixed: dict[str, float] = {}
+    for i, point in enumerate(points):
+        here = f"{where}, control point {i}"
+        for key in ("GantryAngle", "PatientSupportAngle", "TableTopPitchAngle", "TableTopRollAngle", "GantryPitchAngle"):
+            if point.get(key) is not None:
+                angle = number(point, key, here)
+                if fixed.setdefault(key, 0.0 if key.endswith(("PitchAngle", "RollAngle")) else angle) != angle:
+                    raise InputError(
+                        f"{here}: {key} is {angle:g}; fields that rotate or tilt cannot be read, only those at one gantry and couch angle"
+                    )
+        if point.get("NominalBeamEnergy") is not None:
+            energy = number(point, "NominalBeamEnergy", here)
+        if energy is None or not energy > 0:
+            raise InputError(f"{here} has no NominalBeamEnergy above zero; export the plan anew")
+        weight = numbers(point, "ScanSpotMetersetWeights", here)
+        place = numbers(point, "ScanSpotPositionMap", here, 2 * len(weight)).reshape(-1, 2)
+        if (weight < 0).any():
+            raise InputError(f"{here} has a weight of {weight.min():g}; weights must not be negative")
+        columns.append(np.stack((np.full(len(weight), energy), place[:, 0], place[:, 1], weight)))
+    return np.concatenate(columns, axis=1)
