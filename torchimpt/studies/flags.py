@@ -10,6 +10,13 @@ from typing import TypeVar
 C = TypeVar("C")
 
 
+def _truth(text: str) -> bool:
+    """`true` or `false`: Python takes every text that is not empty for true."""
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"true or false, got '{text}'")
+    return text.lower() == "true"
+
+
 def flags(config: type[C], text: str | None, arguments: Sequence[str] | None = None) -> C:
     """The dataclass `config` from the command line: a field `step_size: float = 0.1` is the flag `--step-size 0.2`.
 
@@ -24,5 +31,6 @@ def flags(config: type[C], text: str | None, arguments: Sequence[str] | None = N
     """
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     for field in fields(config):  # type: ignore[arg-type]  # a dataclass, which TypeVar has no bound for
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
+        kind = _truth if isinstance(field.default, bool) else type(field.default)
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
     return config(**vars(parser.parse_args(arguments)))
