@@ -124,7 +124,7 @@ class MachineConfig(Section):
     path: ExistingPath | None = None
     """The machine's file or folder."""
     hu_table: ExistingPath | None = None
-    """CSV with columns hu and rsp (or rsp_100MeV); omitted: the machine's or the CT's own, else the default table."""
+    """CSV (hu, rsp), matRad's .hlut, or a scanner folder of MCsquare; omitted: the machine's or the CT's own, else the default table."""
 
     @model_validator(mode="before")
     @classmethod
