@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_case import tiny
 
 from torchimpt.checks import InputError
 from torchimpt.hu_table import read_hu_table
+from torchimpt.planning.load import load_machine
 
 POWERS = {"Air": 6.5, "Water": 7.25, "Bone": 6.8}
 """Mass stopping powers at 100 MeV, MeV cm^2/g."""
@@ -64,6 +66,11 @@ def test_materials_in_or_beside_the_scanner(scanner, tmp_path, place):
 def test_a_relative_path_finds_its_materials(scanner, monkeypatch):
     monkeypatch.chdir(scanner)
     assert float(read_hu_table(".")(torch.tensor(0.0))) == 1.0
+
+
+def test_the_machine_of_a_case_has_the_scanners_table(scanner, tmp_path):
+    table = load_machine(tiny(tmp_path, 'machine.hu_table="Scanners/clinic"')).hu_table
+    assert table.name == str(scanner) and table(torch.tensor(500.0)) == pytest.approx(1.3 * POWERS["Bone"] / POWERS["Water"], rel=1e-12)
 
 
 def test_no_materials_says_where_it_looked(scanner, tmp_path):
