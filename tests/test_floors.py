@@ -14,6 +14,7 @@ FLOORS = (
     {"checks", "constants", "sums", "version"},
     {"files", "geometry", "memory", "quantities", "scenarios"},
     {"columns"},
+    {"scanner"},
     {"hu_table"},
     {"patient"},
     {"physics", "resampling"},

@@ -131,6 +131,58 @@ def test_wrong_files(tmp_path, text, message):
         read_hu_table(path)
 
 
+HLUT = "# a clinic's table\n#\n# First column: HU\n-1024.0 0.00324\n200.0   1.2\t# as fat\n\n3071\t2.53061"
+
+
+@pytest.mark.parametrize("header", ["", "HU RSP\n", "clinic's own table of 2026\nHU RSP\n"])
+def test_reads_hlut(tmp_path, header):
+    path = tmp_path / "clinic.HLUT"
+    path.write_text(header + HLUT)
+    table = read_hu_table(path)
+    assert table.hu.tolist() == [-1024.0, 200.0, 3071.0] and table.rsp.tolist() == [0.00324, 1.2, 2.53061] and table.name == str(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"clinic.hlut has no row of numbers; it must have the columns HU and RSP, separated by white space"),
+        ("# only\n# comments\n", "no row of numbers"),
+        ("hu,rsp\n0,1\n", "no row of numbers"),
+        ("-1000 0.001\n0 1 2\n", r"line 2: expected 2 numbers separated by white space, HU and RSP, got '0 1 2'"),
+        ("-1000 0.001\n0\n", r"line 2: expected 2 numbers"),
+        ("-1000 0.001\n0 water\n", r"line 2, column RSP: expected a number, got 'water'"),
+        ("-1000 nan\n0 1\n", r"line 1, column RSP: expected a number, got 'nan'"),
+        ("-1000 -0.1\n0 1\n", r"negative rsp, -0.1"),
+        ("0 1\n-1000 0.001\n", r"must ascend in hu, but -1000 follows 0"),
+        ("0 1\n", "two or more pairs"),
+    ],
+)
+def test_wrong_hlut(tmp_path, text, message):
+    path = tmp_path / "clinic.hlut"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_hu_table(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "water"),
+    [("-1000,0.1\n0,100\n1000,160\n", "100"), ("0,0.001\n1000,1\n4000,2.5\n", "0.001"), ("-1000,0\n-500,0.5\n", "0.5")],
+    ids=["percent", "shifted by 1000", "ends below water"],
+)
+def test_a_table_that_does_not_know_water(tmp_path, text, water):
+    path = tmp_path / "table.csv"
+    path.write_text("hu,rsp\n" + text)
+    with pytest.raises(InputError, match=rf"table.csv' gives water .0 HU. a relative stopping power of {water}, which must be 0.9 to 1.1"):
+        read_hu_table(path)
+
+
+@pytest.mark.parametrize("name", ["table.csv", "table.hlut"])
+def test_binary_files(tmp_path, name):
+    (tmp_path / name).write_bytes(bytes(range(128, 256)))
+    with pytest.raises(InputError, match=rf"{name} is not text in UTF-8"):
+        read_hu_table(tmp_path / name)
+
+
 def test_missing_file(tmp_path):
     with pytest.raises(InputError, match=r"no file .*nowhere\.csv"):
         read_hu_table(tmp_path / "nowhere.csv")

@@ -17,8 +17,12 @@ from pathlib import Path
 import torch
 
 from torchimpt.checks import InputError, PhysicsWarning
-from torchimpt.columns import read_columns
+from torchimpt.columns import read_columns, read_rows
+from torchimpt.files import reader
+from torchimpt.scanner import read_scanner
 
+WATER = (0.9, 1.1)
+"""What a table that is read from a file may have at 0 HU: scanners put water a few HU from there."""
 _THIN = 0.05
 """A relative stopping power of air and thin foam: what is below a table's first entry may well have it."""
 
@@ -79,10 +83,39 @@ class HuTable:
             )
 
 
+@reader("HU table")
 def read_hu_table(path: str | Path) -> HuTable:
-    """Read a CSV table with the columns `hu` and `rsp` (or `rsp_100MeV`); other columns are left alone."""
-    columns = read_columns(path, ["hu", ("rsp", "rsp_100MeV")])
-    return HuTable(columns["hu"], columns["rsp"], str(path))
+    """Read a table; what the path is tells the format.
+
+    Parameters
+    ----------
+    path
+        A folder is a scanner of MCsquare (`read_scanner`). A file `.hlut` is one of matRad's (github.com/e0404/matRad, `hluts/`): comments
+        after `#`, then rows of HU and relative stopping power, separated by white space, under header lines if any. Every other file is a
+        CSV with the columns `hu` and `rsp` (or `rsp_100MeV`); other columns are left alone.
+
+    Returns
+    -------
+    The table. One whose value at 0 HU (or at its end nearest to that) is far from water's is an error: it is of another quantity or in
+    another unit.
+    """
+    path = Path(path)
+    if path.is_dir():
+        hu, rsp = (torch.from_numpy(column) for column in read_scanner(path))
+    elif path.suffix.lower() == ".hlut":
+        hu, rsp = read_rows(path, ["HU", "RSP"], header=True).values()
+    else:
+        columns = read_columns(path, ["hu", ("rsp", "rsp_100MeV")])
+        hu, rsp = columns["hu"], columns["rsp"]
+    table = HuTable(hu, rsp, str(path))
+    water = float(table(table.hu.new_zeros(()).clamp(table.hu[0], table.hu[-1])))
+    low, high = WATER
+    if not low <= water <= high:
+        raise InputError(
+            f"HU table '{path}' gives water (0 HU) a relative stopping power of {water:g}, which must be {low:g} to {high:g}; check that "
+            "it holds stopping powers relative to water, not percent or another quantity, and Hounsfield units, which begin at -1000 or so"
+        )
+    return table
 
 
 def default_hu_table() -> HuTable:

@@ -169,6 +169,18 @@ def test_evaluate_in_other_scenarios(run, folder):
     assert planned.status == 0 and metrics_of(folder / "same")["scenarios"] == metrics_of(run)["scenarios"]
 
 
+def test_dose_with_the_hu_table_of_a_file(run, folder):
+    """The report names the table; one that is no table is refused in a line."""
+    arguments = "dose", "tiny.toml", "--plan", "run/plan.json", "--set", "machine.hu_table=clinic.hlut", "--out"
+    (folder / "clinic.hlut").write_text("# HU RSP\n-1000 0.001\n0 1.0\n3000 2.4\n")
+    assert command(*arguments, "hlut", cwd=folder).status == 0
+    page = (folder / "hlut" / "report.html").read_text(encoding="utf-8")
+    assert f"from the HU table {folder / 'clinic.hlut'}:" in page and 'id="hu-used"' in page
+    (folder / "clinic.hlut").write_text("-1000 0.1\n0 100\n")
+    refused = command(*arguments, "percent", cwd=folder)
+    assert refused.status == 2 and refused.err.count("\n") == 1 and "gives water (0 HU) a relative stopping power of 100" in refused.err
+
+
 def test_one_seed_gives_one_plan(run, folder):
     # here in another process, which has planned before; float32 sums depend on the number of threads, and on nothing else
     assert command("plan", "tiny.toml", "--out", "twin", "--threads", "1", cwd=folder).status == 0

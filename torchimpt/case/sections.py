@@ -135,7 +135,7 @@ class MachineConfig(Section):
     sad_mm: Pair | None = None
     """emittance: distances of the virtual sources of x and y from the isocentre."""
     hu_table: ExistingPath | None = None
-    """CSV with columns hu and rsp (or rsp_100MeV); omitted: the machine's or the CT's own, else the default table."""
+    """CSV (hu, rsp), matRad's .hlut, or a scanner folder of MCsquare; omitted: the machine's or the CT's own, else the default table."""
 
     @model_validator(mode="before")
     @classmethod

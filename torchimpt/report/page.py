@@ -16,9 +16,12 @@ from torchimpt.evaluate.fine import fine_text
 from torchimpt.evaluate.hottest import hottest_text
 from torchimpt.evaluate.tables import scenario_table, worst_table
 from torchimpt.files import whole_or_nothing
+from torchimpt.hu_table import HuTable
 from torchimpt.patient import Patient
+from torchimpt.physics.stopping import looked_up
 from torchimpt.report.course import beam_seconds, delivery_parts, delivery_remark, delivery_text, motion_text, step_rows
 from torchimpt.report.figures import convergence_figure, dvh_figure
+from torchimpt.report.hu_curve import hu_figure
 from torchimpt.report.motion import fullest_layers, motion_figure
 from torchimpt.report.numbers import amount, bytes_text, gy, scenario_note, scenario_text, seconds, strip
 from torchimpt.report.slices import slices_figure
@@ -51,6 +54,8 @@ class ReportData:
         The content of `metrics.json`, as far as there is any.
     history
         Rows of the solver: `iteration`, `value`, and where recorded `terms` (`{roi: value}`).
+    hu_table
+        The table that gave the stopping powers.
     spots
         The plan.
     home
@@ -72,6 +77,7 @@ class ReportData:
     goals: Sequence[Mapping[str, Any]] = ()
     metrics: Mapping[str, Any] = field(default_factory=dict)
     history: Sequence[Mapping[str, Any]] = ()
+    hu_table: HuTable | None = None
     spots: Spots | None = None
     home: torch.Tensor | None = None
     subtitle: str = ""
@@ -178,6 +184,7 @@ def _figures(data: ReportData, colors: Mapping[str, str], rois: Sequence[str]) -
         "slices": slices_figure(data.patient, data.dose, colors, targets=data.targets, rois=rois, prescription=level),
         "convergence": convergence_figure(data.history, colors, size=beside_terms) if len(data.history) > 1 else None,
         "layers": layer_weights_figure(data.spots) if data.spots is not None else None,
+        "hu": hu_figure(data.hu_table, data.patient.hu[looked_up(data.patient)]) if data.hu_table is not None else None,
     }
     shown: dict[str, Any] = {name: Markup(svg(figure, name)) if figure is not None else None for name, figure in drawn.items()}
     maps: list[dict[str, Any]] = []

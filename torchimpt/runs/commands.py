@@ -18,6 +18,7 @@ from torchimpt.io.image import write_image
 from torchimpt.io.plan import read_plan, write_plan
 from torchimpt.machine import Machine
 from torchimpt.patient import Patient
+from torchimpt.physics.stopping import table_of
 from torchimpt.planning.assess import Assessment, assess
 from torchimpt.planning.build import PlanningProblem
 from torchimpt.planning.load import Compute, load_machine, load_patient, resolve_beams, set_up
@@ -251,6 +252,7 @@ def _write_results(
         goals=assessment.goals,
         metrics=metrics,
         history=history,
+        hu_table=table_of(patient, machine),
         spots=spots.subset(used),
         home=None if home is None else home[used],
         subtitle=f"{patient.name or 'Patient'} · {machine.name} machine · gantry {angles}",
