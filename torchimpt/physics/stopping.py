@@ -19,6 +19,11 @@ class WithTable(Protocol):
         ...
 
 
+def table_of(patient: Patient, machine: WithTable) -> HuTable:
+    """The machine's table, else the patient's own, else the default."""
+    return machine.hu_table or patient.hu_table or default_hu_table()
+
+
 def relative_stopping_power(patient: Patient, machine: WithTable) -> torch.Tensor:
     """Relative stopping power of every voxel of a patient.
 
@@ -28,13 +33,13 @@ def relative_stopping_power(patient: Patient, machine: WithTable) -> torch.Tenso
         With its CT; where it has an ROI of the role external, everything outside that is set to zero (couch, masks and air take no part).
         ROIs with an `rsp` of their own have that, outside the body too; where two overlap, the later one's counts.
     machine
-        Its table counts first, then the patient's own, then the default.
+        Whose table may count (`table_of`).
 
     Returns
     -------
     float64 `(z, y, x)`.
     """
-    table = machine.hu_table or patient.hu_table or default_hu_table()
+    table = table_of(patient, machine)
     external = patient.external
     unknown = torch.ones(patient.grid.shape, dtype=torch.bool) if external is None else external.mask.clone()
     rsp = torch.zeros(patient.grid.shape, dtype=torch.float64)
