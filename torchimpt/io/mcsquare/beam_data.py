@@ -36,8 +36,8 @@ LEAST_DIVERGENCE = 2e-5
 """rad: MCsquare's sampling divides by zero without any; a spot of 3 mm grows by 0.001 mm in 3 m."""
 
 LEAST_CORRELATION, LEAST_PRODUCT = 1e-3, 2e-6
-"""What a correlation, and its product with the divergence in rad, must be at least for the same sampling to hold its digits: sigma^2 changes
-by less than 0.1 % of itself over 400 mm."""
+"""What a correlation, and its product with the divergence in rad, must be at least for the same sampling to hold its digits: sigma^2
+changes by less than 0.1 % of itself over 400 mm."""
 
 MOST_CORRELATION = 0.99
 """A phase space that is no line."""
