@@ -134,6 +134,17 @@ def test_doses_that_do_not_belong_to_the_run(folder, tmp_path):
     assert "two or more run folders, or one and doses of its plan" in refused(folder, "compare", "run")
 
 
+def test_a_run_without_dose(folder, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("case.toml", "metrics.json", "dvh.csv", "plan.json"):
+        (run / name).write_bytes((folder / "run" / name).read_bytes())
+    dose, grid = read_dose(folder / "run" / "dose.mha")
+    write_image(run / "dose.mha", 0.0 * dose, grid)
+    write_image(tmp_path / "own.mha", dose, grid)
+    assert "the dose of run 'run' is 0 everywhere" in refused(tmp_path, "compare", "run", "own.mha")
+
+
 def test_a_mirrored_dose_would_show(folder):
     """The check can fail: the plan is not its own mirror image."""
     dose, grid = read_dose(folder / "run" / "dose.mha")

@@ -70,6 +70,8 @@ def _record(path: Path, name: str, run: RunRecord, finished: FinishedRun, planne
     case, patient = finished.case, finished.patient
     dose = _read(path, finished)
     high = planned > LOOK_AT * float(planned.max())
+    if not bool(high.any()):
+        raise InputError(f"the dose of run '{run.name}' is 0 everywhere; there is nothing to compare {path} with")
     ratio = float(total(dose[high])) / float(total(planned[high]))
     if not 1.0 / MOST <= ratio <= MOST:
         unit = "eV/g per proton in MCsquare's order" if path.suffix.lower() == MCSQUARE else "Gy, RBE-weighted, of the whole course"
