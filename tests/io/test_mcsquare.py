@@ -22,8 +22,11 @@ from torchimpt.io.mcsquare.beam_data import beam_data, phase_space
 from torchimpt.io.mcsquare.dose import read_mcsquare_dose
 from torchimpt.io.mcsquare.export import export_mcsquare, hu_and_density
 from torchimpt.io.mcsquare.frame import in_frame, turned
-from torchimpt.machine import generic, read_csv_machine
+from torchimpt.machine import Machine, generic, read_csv_machine
+from torchimpt.machine.curves import DepthCurve, ScaledCurves
+from torchimpt.machine.optics import Optics
 from torchimpt.patient import ROI, Patient
+from torchimpt.physics.bragg import bragg_curve
 from torchimpt.physics.stopping import relative_stopping_power
 from torchimpt.spots import Spots
 
@@ -213,11 +216,23 @@ def test_phase_space_is_found_again():
 
 
 def test_beam_data_of_known_optics():
-    """Optics made of a phase space come out as it, at every energy; the plan's own energies are rows."""
-    data = beam_data(generic(), [77.7, 101.3], -100.0, 200.0)
+    """Optics made of a phase space come out as it, at every energy; the plan's own energies are rows, none twice in single precision."""
+    data = beam_data(generic(), [77.7, 101.3, 101.3 + 1e-6, 70.0 + 1e-13], -100.0, 200.0)
     assert data.misfit < 1e-3 and data.nozzle == 200.0
     lines = [line.split() for line in data.text.splitlines() if line[:1].isdigit() and len(line.split()) == 18]
-    assert {"77.7", "101.3", "70", "240"} <= {line[0] for line in lines}
+    assert {"77.7", "101.3", "70", "240"} <= {line[0] for line in lines} and len(lines) == 37
+    # what MCsquare divides by
+    assert (np.diff(np.array([line[0] for line in lines], np.float32)) > 0).all()
+
+
+def test_a_machine_of_one_energy_has_two_rows():
+    depth = torch.linspace(0.0, 170.0, 2000, dtype=torch.float64)
+    curve = DepthCurve(150.0, depth, bragg_curve(depth, 150.0, 0.9), torch.ones(1, 2000).double(), torch.ones(1, 2000).double())
+    sigma = torch.full((1, 1), 4.0, dtype=torch.float64)
+    optics = Optics(torch.tensor([150.0], dtype=torch.float64), 0.0, 1.0, sigma)
+    text = beam_data(Machine("one", (2e3, 2e3), ScaledCurves.of([curve]), optics), [150.0], -50.0, 80.0).text
+    lines = [line.split() for line in text.splitlines() if len(line.split()) == 18][1:]
+    assert "2 energies" in text and [line[0] for line in lines] == ["150", "151"] and lines[0][1:] == lines[1][1:]
 
 
 def test_energies_and_spreads_are_those_of_monte_carlo(shared):

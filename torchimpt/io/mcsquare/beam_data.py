@@ -42,6 +42,9 @@ changes by less than 0.1 % of itself over 400 mm."""
 MOST_CORRELATION = 0.99
 """A phase space that is no line."""
 
+APART = 0.01
+"""MeV between rows: MCsquare interpolates in single precision, and crashes where two rows are the same to it."""
+
 PLANES = 101
 """Distances that the phase space is fitted to."""
 
@@ -100,6 +103,15 @@ def phase_space(variance: np.ndarray, downstream: np.ndarray) -> tuple[float, fl
     return float(size), float(divergence), float(np.copysign(max(abs(rho), enough), rho))
 
 
+def _apart(energies: Sequence[float]) -> list[float]:
+    """The energies in ascending order, without those that lie within `APART` of an earlier one."""
+    kept: list[float] = []
+    for energy in energies:
+        if all(abs(energy - other) >= APART for other in kept):
+            kept.append(energy)
+    return sorted(kept)
+
+
 def beam_data(machine: Machine, energies: Sequence[float], low: float, nozzle: float) -> BeamData:
     """A beam data library of these nominal energies and of those that the machine's curves are tabulated at.
 
@@ -108,11 +120,12 @@ def beam_data(machine: Machine, energies: Sequence[float], low: float, nozzle: f
     machine
         What is described.
     energies
-        Of the plan's layers, MeV: rows of their own, so that MCsquare, which interpolates, finds protons per MU exactly.
+        Of the plan's layers, MeV: rows of their own, so that MCsquare, which interpolates, finds protons per MU exactly. Of energies that
+        are nearly the same the first has the row.
     low, nozzle
         The phase space starts at `Zg = nozzle` and is fitted from there down to `Zg = low`, mm.
     """
-    rows = sorted({*map(float, energies), *machine.curves.energy.tolist()})
+    rows = _apart([*sorted(map(float, energies)), *machine.curves.energy.tolist()])
     layers = machine.layers(rows)
     depth = layers.depth_step[:, None] * torch.arange(layers.idd.shape[1], dtype=torch.float64)
     distal = np.array([crossing(z, dose, 0.2, "distal") for z, dose in zip(depth, layers.idd, strict=True)])
@@ -131,13 +144,15 @@ def beam_data(machine: Machine, energies: Sequence[float], low: float, nozzle: f
         found = np.sqrt(size**2 + 2.0 * rho * size * divergence * d + (divergence * d) ** 2)
         misfit = max(misfit, float(np.abs(found - np.sqrt(variance)).max()))
         gaussian = (size, divergence, rho) * 2
-        values = (energy, mean[i], spread[i], protons[i], 1.0, *gaussian, 0.0, *gaussian)
-        lines.append(" ".join(f"{value:.10g}" for value in values))
+        values = (mean[i], spread[i], protons[i], 1.0, *gaussian, 0.0, *gaussian)
+        # MCsquare interpolates between two rows, and needs them
+        nominal = (energy,) if len(rows) > 1 else (energy, energy + 1.0)
+        lines += [" ".join(f"{value:.10g}" for value in (e, *values)) for e in nominal]
     axes = [f"{part}{k}{axis}" for k in (1, 2) for axis in "xy" for part in ("SpotSize", "Divergence", "Correlation")]
     columns = ["NominalEnergy", "MeanEnergy", "EnergySpread", "ProtonsMU", "Weight1", *axes[:6], "Weight2", *axes[6:]]
     head = (
         "--UPenn beam model (double gaussian)--", "# Beam data library, derived by torchimpt", "",
         "Nozzle exit to Isocenter distance", f"{nozzle:.10g}", "", "SMX to Isocenter distance", f"{machine.sad[0]:.10g}", "",
-        "SMY to Isocenter distance", f"{machine.sad[1]:.10g}", "", "Beam parameters", f"{len(rows)} energies", "", " ".join(columns),
+        "SMY to Isocenter distance", f"{machine.sad[1]:.10g}", "", "Beam parameters", f"{len(lines)} energies", "", " ".join(columns),
     )  # fmt: skip
     return BeamData("\n".join((*head, *lines)) + "\n", nozzle, misfit)
