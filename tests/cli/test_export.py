@@ -1,7 +1,9 @@
 """`torchimpt export`, and `torchimpt compare` with a dose that came back.
 
 MCsquare itself (the binary in opentps-core 2.0.0) has read and run such folders; the tests can't, and put this package's own dose in its
-place, written as MCsquare would.
+place, written as MCsquare would. With the machine of `shared/data/mc`, beams at gantry 0 and at gantry 75, couch 10, isocentre off the
+middle: in water gamma 2 %/2 mm 99.98 %, integral 0.996, centroids within 0.02 mm (4 million protons, 1.3 % of noise); in the head-and-neck
+phantom with an implant 99.3 % inside the body, integral 0.992, centroids 0.05, 0.42 (depth) and 0.06 mm off (2 million, 1.5 %).
 """
 
 from __future__ import annotations

@@ -179,6 +179,9 @@ BDL_Plan_File PlanPencil.txt
 Output_Directory Outputs
 Dose_MHD_Output True
 Dose_to_Water_conversion Disabled
+# what single protons leave in a vacuum is no dose
+Dose_Segmentation True
+Density_Threshold_for_Segmentation 0.0001
 """
 
 
