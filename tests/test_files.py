@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from torchimpt.checks import InputError
-from torchimpt.files import input_file, input_folder, reader, reading, whole_or_nothing
+from torchimpt.files import input_file, input_folder, reader, reading, whole_folder, whole_or_nothing
 
 
 def test_a_missing_file_names_what_lies_beside(tmp_path: Path) -> None:
@@ -149,3 +149,39 @@ def test_whatever_a_file_makes_its_reader_stumble_over_names_the_file(error: Exc
 def test_what_is_not_the_files_fault_goes_through(error: BaseException) -> None:
     with pytest.raises(type(error)), reading("a/b", "plan"):
         raise error
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "out"
+    for _ in range(2):  # where nothing is, and where an empty folder is
+        with whole_folder(path) as scratch:
+            (scratch / "a.txt").write_text("a")
+            assert scratch.parent == path.parent and not (path / "a.txt").exists()
+        umask = os.umask(0)
+        os.umask(umask)
+        assert (path / "a.txt").read_text() == "a" and stat.S_IMODE(path.stat().st_mode) == 0o777 & ~umask
+        (path / "a.txt").unlink()
+    with pytest.raises(RuntimeError), whole_folder(path) as scratch:
+        (scratch / "b.txt").write_text("b")
+        raise RuntimeError
+    assert list(path.parent.iterdir()) == [path] and not any(path.iterdir())
+
+
+def test_a_folder_that_is_in_use_or_cannot_be(tmp_path: Path, common_folder: Path, as_nobody, full_disk) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match=rf"^{tmp_path} is not empty; choose another folder"), whole_folder(tmp_path):
+        pass
+    with pytest.raises(InputError, match="it is no folder"), whole_folder(tmp_path / "file"):
+        pass
+    with pytest.raises(InputError, match=r"cannot write .*/file/out: File exists"), whole_folder(tmp_path / "file" / "out"):
+        pass
+    with (
+        full_disk(1000),
+        pytest.raises(InputError, match=r"cannot write .*/out: File too large"),
+        whole_folder(tmp_path / "out") as scratch,
+    ):
+        (scratch / "big").write_bytes(bytes(2000))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "mine"
+    common_folder.chmod(0o555)
+    with as_nobody(), pytest.raises(InputError, match="Permission denied"), whole_folder(common_folder / "out"):
+        pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
@@ -127,13 +128,49 @@ def whole_or_nothing(path: str | os.PathLike) -> Iterator[Path]:
         yield scratch
         with open(scratch, "rb+") as file:
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        scratch.chmod(0o666 & ~umask)
+        scratch.chmod(0o666 & ~_umask())
         os.replace(scratch, path)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(f"cannot write {path}: {reason}; choose another folder, or make room and set its permissions") from error
+        raise _unwritable(path, error) from error
     finally:
         if scratch is not None:
             scratch.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """A temporary folder beside `path` to write files into; it becomes `path` only when the block ends well.
+
+    What lies at `path` must be an empty folder, or nothing. Missing parent folders are made.
+    """
+    path = Path(os.path.abspath(path))
+    scratch: Path | None = None
+    try:
+        if path.exists() and not path.is_dir():
+            raise InputError(f"cannot write into {path}: it is no folder; choose another name")
+        if path.exists() and any(path.iterdir()):
+            raise InputError(f"{path} is not empty; choose another folder, or empty it")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".partial-", suffix=f"-{path.name}", dir=path.parent))
+        yield scratch
+        for name in scratch.iterdir():
+            with open(name, "rb+") as file:
+                os.fsync(file.fileno())
+        scratch.chmod(0o777 & ~_umask())
+        os.replace(scratch, path)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    finally:
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _umask() -> int:
+    """The process's mask of permissions, which can only be read by setting it."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+def _unwritable(path: Path, error: OSError) -> InputError:
+    return InputError(f"cannot write {path}: {error.strerror or error}; choose another folder, or make room and set its permissions")

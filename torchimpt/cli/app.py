@@ -164,16 +164,46 @@ def evaluate(
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN ...", help="Two or more run folders.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN RUN|DOSE ...",
+            help="Two or more run folders; or one, and doses of its plan: .mhd as MCsquare wrote it (eV/g per proton), "
+            ".mha in Gy (RBE-weighted, whole course, LPS).",
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", metavar="PAGE.html", help="Where the DVH overlay goes.")] = Path("comparison.html"),
 ) -> None:
-    """Compare runs: a table side by side, and their DVHs in one plot."""
+    """Compare runs, or a run with doses that other programs computed: a table side by side, and the DVHs in one plot."""
+    from torchimpt.cli.logs import set_up
     from torchimpt.cli.show import show_comparison
-    from torchimpt.report.compare import comparison, read_runs, write_comparison
+    from torchimpt.report.compare import comparison, write_comparison
+    from torchimpt.runs.returned import read_records
 
-    records = read_runs(runs)
+    set_up(quiet=False, verbose=False)
+    records = read_records(runs)
     write_comparison(out, records)
     show_comparison([record.name for record in records], comparison(records), out)
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="The folder to write; empty, or not there yet.")],
+    format: Annotated[
+        str, typer.Option("--format", metavar="FORMAT", help="mcsquare: CT, beam data, plan and configuration of a Monte Carlo run.")
+    ] = "dicom",
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write a run's plan, and what belongs to it, for another program."""
+    from torchimpt.cli.logs import set_up
+    from torchimpt.runs.export import run_export
+
+    set_up(quiet=quiet, verbose=verbose)
+    told = run_export(run, to, format)
+    with printing():
+        print(told)
 
 
 @app.command()

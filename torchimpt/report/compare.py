@@ -25,12 +25,12 @@ from torchimpt.report.style import colors_by_role, svg
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run folder as it was read.
+    """A run folder as it was read, or a dose of a run's plan that another program computed (`torchimpt.runs.returned`).
 
     Attributes
     ----------
     name
-        The folder's name, or as much of its path as tells it from the others.
+        The folder's or file's name, or as much of its path as tells it from the others.
     metrics
         `metrics.json`.
     curves
@@ -51,7 +51,7 @@ class RunRecord:
         return (target,) if isinstance(target, str) else tuple(target)
 
 
-def _names(folders: Sequence[Path]) -> list[str]:
+def short_names(folders: Sequence[Path]) -> list[str]:
     """The shortest ends of the paths that tell them apart."""
     parts = [folder.resolve().parts for folder in folders]
     for depth in range(1, max(map(len, parts)) + 1):
@@ -65,25 +65,27 @@ def read_runs(folders: Sequence[str | Path]) -> list[RunRecord]:
     """Read run folders; an error says which of them is none, incomplete or damaged."""
     paths = [Path(folder) for folder in folders]
     if len(paths) < 2:
-        raise InputError("compare takes two or more run folders")
-    runs = []
-    for path, name in zip(paths, _names(paths), strict=True):
-        if not path.is_dir():
-            raise InputError(f"no run folder at {path}")
-        if not (path / "metrics.json").is_file():
-            raise InputError(f"{path} has no metrics.json: the run is incomplete, or the folder is no run folder")
-        with reading(path / "metrics.json", "run"):
-            metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
-        case = {}
-        if (path / "case.toml").is_file():
-            with reading(path / "case.toml", "run"):
-                case = tomllib.loads((path / "case.toml").read_text(encoding="utf-8"))
-        run = RunRecord(name, metrics, read_dvh_csv(path / "dvh.csv"), case)
-        with reading(path, "run"):  # a value of the wrong kind shows in the run's own table, where its folder is known
-            comparison([run])
-            _shown([run])
-        runs.append(run)
-    return runs
+        raise InputError("compare takes two or more run folders, or one and doses of its plan, .mhd (MCsquare's) or .mha (Gy)")
+    return [read_run(path, name) for path, name in zip(paths, short_names(paths), strict=True)]
+
+
+def read_run(path: Path, name: str) -> RunRecord:
+    """Read one run folder, to be shown under this name."""
+    if not path.is_dir():
+        raise InputError(f"no run folder at {path}")
+    if not (path / "metrics.json").is_file():
+        raise InputError(f"{path} has no metrics.json: the run is incomplete, or the folder is no run folder")
+    with reading(path / "metrics.json", "run"):
+        metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
+    case = {}
+    if (path / "case.toml").is_file():
+        with reading(path / "case.toml", "run"):
+            case = tomllib.loads((path / "case.toml").read_text(encoding="utf-8"))
+    run = RunRecord(name, metrics, read_dvh_csv(path / "dvh.csv"), case)
+    with reading(path, "run"):  # a value of the wrong kind shows in the run's own table, where its folder is known
+        comparison([run])
+        _shown([run])
+    return run
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,10 @@ def _worst(metrics: Mapping[str, Any], roi: str, key: str) -> float:
     return metrics["worst"][roi][key]
 
 
+def _difference(metrics: Mapping[str, Any], key: str) -> float:
+    return metrics["difference"][key]
+
+
 def _goal_rows(runs: Sequence[RunRecord]) -> list[Row | None]:
     """Nominal and worst value of every goal that any run has."""
     rows: list[Row | None] = []
@@ -152,8 +158,20 @@ def _goal_rows(runs: Sequence[RunRecord]) -> list[Row | None]:
     return rows
 
 
+def _dose_rows(runs: Sequence[RunRecord]) -> list[Row | None]:
+    """Organs' doses, and how far doses of the first run's plan are from its own, where that is above a tenth of its maximum."""
+    rows: list[Row | None] = []
+    for roi in [name for name in _shown(runs) if name not in runs[0].targets]:
+        for key, label in (("mean_gy", "mean"), ("d2_gy", "D2")):
+            rows.append(_row("Organs", f"{roi} {label}", runs, partial(_nominal, roi=roi, key=key), gy))
+    for key, label in (("mean_gy", "Difference, mean"), ("rms_gy", "Difference, rms"), ("max_gy", "Difference, largest")):
+        rows.append(_row("Dose above 10 %", label, runs, partial(_difference, key=key), lambda v: f"{v:.2f} Gy"))
+    rows.append(_row("Dose above 10 %", "Integral over the run's", runs, partial(_difference, key="ratio"), lambda v: f"{v:.4f}"))
+    return rows
+
+
 def comparison(runs: Sequence[RunRecord]) -> list[Row]:
-    """The rows of the table, group by group: plan, targets, goals, cost."""
+    """The rows of the table, group by group: plan, targets, goals, organs and differences of doses that came back, cost."""
 
     def whole(value: float) -> str:
         return f"{value:,.0f}"
@@ -178,6 +196,8 @@ def comparison(runs: Sequence[RunRecord]) -> list[Row]:
             rows.append(_row("Targets", f"{target} {label}", runs, in_nominal, gy, better))
             rows.append(_row("Targets", f"{target} {label}, worst", runs, at_worst, gy, better))
     rows += _goal_rows(runs)
+    if any("difference" in run.metrics for run in runs):
+        rows += _dose_rows(runs)
     rows += [
         _row("Cost", "Iterations", runs, lambda m: m["iterations"], whole),
         _row("Cost", "Evaluations", runs, lambda m: m["evaluations"], whole),

@@ -1,0 +1,37 @@
+"""A finished run, read back from its folder: what other commands go on from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torchimpt.case import Case, load_case
+from torchimpt.checks import InputError
+from torchimpt.files import input_folder
+from torchimpt.io.plan import read_plan
+from torchimpt.machine import Machine
+from torchimpt.patient import Patient
+from torchimpt.planning.load import load_machine, load_patient, resolve_beams
+from torchimpt.spots import Spots
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """The resolved case, and what was planned: patient on the dose grid, machine, spots with the weights of the course."""
+
+    case: Case
+    patient: Patient
+    machine: Machine
+    spots: Spots
+
+
+def read_finished(run: str | Path) -> FinishedRun:
+    """Read a run folder's case and plan, and the patient and the machine that the case names, which must be those of the plan."""
+    run = input_folder(run, "run")
+    missing = [name for name in ("metrics.json", "case.toml", "plan.json", "dose.mha") if not (run / name).is_file()]
+    if missing:
+        raise InputError(f"{run} has no {', '.join(missing)}: it is no run folder, or its run did not finish")
+    case = load_case(run)
+    patient, machine = load_patient(case), load_machine(case)
+    beams = resolve_beams(case, patient, run / "plan.json")
+    return FinishedRun(case, patient, machine, read_plan(run / "plan.json", beams, machine=machine, rbe=case.dose.rbe, strict=True))

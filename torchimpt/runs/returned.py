@@ -1,0 +1,91 @@
+"""Doses of a run's plan that other programs computed, as records to compare the run with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from torchimpt.checks import InputError
+from torchimpt.evaluate.dvh import dvh_curves
+from torchimpt.evaluate.goals import check_goals
+from torchimpt.evaluate.tables import roi_doses, scenario_table
+from torchimpt.geometry import Grid
+from torchimpt.io.image import read_dose
+from torchimpt.io.mcsquare.dose import read_mcsquare_dose
+from torchimpt.report.compare import RunRecord, read_run, read_runs, short_names
+from torchimpt.runs.finished import FinishedRun, read_finished
+from torchimpt.scenarios import NOMINAL
+from torchimpt.sums import mean, total
+
+MCSQUARE, GRAY = ".mhd", ".mha"
+"""Names that end so are MCsquare's dose as it wrote it, and a dose in Gy (RBE-weighted, of the whole course) with its place in LPS."""
+
+LOOK_AT = 0.1
+"""Share of the run's highest dose from which on voxels count in the differences."""
+
+MOST = 3.0
+"""A mean dose that is further from the run's than this factor is in another unit, or of another plan."""
+
+
+def read_records(paths: Sequence[str | Path]) -> list[RunRecord]:
+    """Runs to compare; or one run, and doses of its plan that came back."""
+    doses = [Path(path) for path in paths if Path(path).suffix.lower() in (MCSQUARE, GRAY) and not Path(path).is_dir()]
+    folders = [Path(path) for path in paths if Path(path) not in doses]
+    if not doses:
+        return read_runs(folders)
+    if len(folders) != 1:
+        raise InputError(f"a dose is compared with the run whose plan it is of: name that one run folder, got {len(folders)}")
+    names = short_names([*folders, *doses])
+    record, finished = read_run(folders[0], names[0]), read_finished(folders[0])
+    planned, grid = read_dose(folders[0] / "dose.mha")
+    _same_grid(folders[0] / "dose.mha", grid, finished.patient.grid)
+    return [record, *(_record(path, name, record, finished, planned.double()) for path, name in zip(doses, names[1:], strict=True))]
+
+
+def _same_grid(path: Path, grid: Grid, wanted: Grid) -> None:
+    ends = zip((*grid.spacing, *grid.origin), (*wanted.spacing, *wanted.origin), strict=True)
+    if grid.shape != wanted.shape or max(abs(a - b) for a, b in ends) > 1e-3:
+        raise InputError(
+            f"{path} lies on another grid than the run's dose: {grid.shape} voxels (z, y, x) of {grid.spacing} mm from {grid.origin}, "
+            f"against {wanted.shape} of {wanted.spacing} from {wanted.origin}; resample it"
+        )
+
+
+def _read(path: Path, finished: FinishedRun) -> torch.Tensor:
+    """The dose `(z, y, x)`, Gy, RBE-weighted as the run's."""
+    grid = finished.patient.grid
+    if path.suffix.lower() == MCSQUARE:
+        protons = 1e6 * float(total(finished.spots.weight.detach().double()))
+        return finished.case.quantity().value(read_mcsquare_dose(path, grid, protons))
+    dose, own = read_dose(path)
+    _same_grid(path, own, grid)
+    return dose.double()
+
+
+def _record(path: Path, name: str, run: RunRecord, finished: FinishedRun, planned: torch.Tensor) -> RunRecord:
+    """The dose's DVHs and metrics, the goals at this dose, and how far it is from the run's nominal one."""
+    case, patient = finished.case, finished.patient
+    dose = _read(path, finished)
+    high = planned > LOOK_AT * float(planned.max())
+    if not bool(high.any()):
+        raise InputError(f"the dose of run '{run.name}' is 0 everywhere; there is nothing to compare {path} with")
+    ratio = float(total(dose[high])) / float(total(planned[high]))
+    if not 1.0 / MOST <= ratio <= MOST:
+        unit = "eV/g per proton in MCsquare's order" if path.suffix.lower() == MCSQUARE else "Gy, RBE-weighted, of the whole course"
+        raise InputError(f"{path} is {ratio:.3g} times the run's dose where that is high; it must be of the run's plan, and in {unit}")
+    doses = roi_doses(patient, {NOMINAL.name: dose})
+    inside = {NOMINAL.name: dose[patient.body_and_rois]}
+    goals = check_goals(case.goals(), doses, prescriptions=case.prescriptions(), body=inside)
+    off = (dose - planned)[high]
+    metrics: dict[str, Any] = {
+        "scenarios": scenario_table(doses),
+        # it is of one scenario, which tells nothing of the worst
+        "goals": [{**goal, "worst": None} for goal in goals],
+        "difference": {
+            "ratio": ratio, "mean_gy": float(mean(off)), "rms_gy": float(mean(off.square())) ** 0.5, "max_gy": float(off.abs().max()),
+        },
+    }  # fmt: skip
+    return RunRecord(name, metrics, dvh_curves(doses), run.case)
