@@ -43,7 +43,11 @@ def mean_hu(patient: Patient, name: str) -> float:
     return float(patient.hu[patient.roi(name).mask].mean())
 
 
-@pytest.mark.parametrize("name", PHANTOMS)
+LARGE = ("lung", "prostate")
+"""Some seconds each."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in PHANTOMS])
 def test_every_phantom_has_one_external_a_target_and_no_empty_roi(bodies: dict[str, Patient], name: str) -> None:
     patient = bodies[name]
     assert patient.name == name
@@ -60,7 +64,7 @@ def test_every_phantom_has_one_external_a_target_and_no_empty_roi(bodies: dict[s
     assert not far.any() or float(patient.hu[far].max()) == -1000.0
 
 
-@pytest.mark.parametrize("name", XU_ROIS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in XU_ROIS])
 def test_bodies_have_the_rois_that_xu_plans_with(bodies: dict[str, Patient], name: str) -> None:
     assert XU_ROIS[name] <= set(bodies[name].rois)
     assert bodies[name].targets == ("CTV",)
@@ -119,6 +123,7 @@ def test_head_and_neck_anatomy_lies_as_in_a_patient(bodies: dict[str, Patient]) 
     assert 140 <= extent[0] <= 186 and 190 <= extent[1] <= 222 and extent[2] == pytest.approx(198)
 
 
+@pytest.mark.slow
 def test_lungs_are_air_and_the_tumour_is_in_the_right_one(bodies: dict[str, Patient]) -> None:
     patient = bodies["lung"]
     assert 90 <= volume(patient, "CTV") <= 110
@@ -129,6 +134,7 @@ def test_lungs_are_air_and_the_tumour_is_in_the_right_one(bodies: dict[str, Pati
     assert patient.centroid("SpinalCord")[1] > patient.centroid("Esophagus")[1] > patient.centroid("Heart")[1]
 
 
+@pytest.mark.slow
 def test_prostate_lies_between_bladder_and_rectum(bodies: dict[str, Patient]) -> None:
     patient = bodies["prostate"]
     assert patient.centroid("Bladder")[1] < patient.centroid("CTV")[1] < patient.centroid("Rectum")[1]
@@ -139,6 +145,7 @@ def test_prostate_lies_between_bladder_and_rectum(bodies: dict[str, Patient]) ->
     assert mean_hu(patient, "LeftFemoralHead") > 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["hn", "tg119"])
 def test_spacing_changes_the_grid_not_the_body(bodies: dict[str, Patient], name: str) -> None:
     coarse = phantom(name, spacing=4.0)
@@ -148,6 +155,7 @@ def test_spacing_changes_the_grid_not_the_body(bodies: dict[str, Patient], name:
             assert coarse.centroid(roi) == pytest.approx(bodies[name].centroid(roi), abs=1.0)
 
 
+@pytest.mark.slow
 def test_phantoms_are_the_same_every_time(bodies: dict[str, Patient]) -> None:
     again = phantom("hn")
     assert torch.equal(again.hu, bodies["hn"].hu)

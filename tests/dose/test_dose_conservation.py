@@ -22,7 +22,7 @@ def fan(beam, n=12, seed=5):
     return Spots.from_columns([beam], [0] * n, energy, 30 * x - 15, 30 * y - 15, 1 + 9 * w, dtype=torch.float64)
 
 
-@pytest.mark.parametrize(("step", "tolerance"), [(0.4, 1e-3), (1.0, 1e-3), (2.5, 1e-3), (4.0, 2e-3)])
+@pytest.mark.parametrize(("step", "tolerance"), [pytest.param(0.4, 1e-3, marks=pytest.mark.slow), (1.0, 1e-3), (2.5, 1e-3), (4.0, 2e-3)])
 @pytest.mark.parametrize("machine", ["one", "halo"])
 def test_integral_dose(machine, step, tolerance):
     """In water that stops every proton: dose times volume = sum of weight times the depth dose's integral, whatever the cut-off.

@@ -105,7 +105,7 @@ def test_weights_are_one_and_the_dtype_is_as_asked():
     assert place_spots(patient(), MACHINE, [Beam(0)], "CTV", spacing=8.0).weight.dtype == torch.float32
 
 
-@pytest.mark.parametrize(("gantry", "couch"), [(0, 0), (40, 20)])
+@pytest.mark.parametrize(("gantry", "couch"), [(0, 0), pytest.param(40, 20, marks=pytest.mark.slow)])
 def test_agrees_with_densely_sampled_axes(gantry, couch):
     # The oracle samples each axis every 0.2 mm, asks WEPL and the distance to the target at every sample, and compares with the peaks.
     plan, spacing, margin, blur = patient(lung=True), 7.0, 5.0, 0.3
