@@ -89,7 +89,7 @@ def on_grid(problem: Problem, spots: Spots, spacing: float) -> Seen:
 def on_points(problem: Problem, spots: Spots, spacing: float, count: int) -> Seen:
     """`count` parts of each cell in every scenario."""
     fine = at(problem.case, 0.5 * spacing)
-    masks = torch.stack(problem.objective._masks(fine))
+    masks = torch.stack(problem.objective.masks(fine))
     parts = masks.any(0).nonzero().flatten()
     signature = (masks[:, parts] * (2 ** torch.arange(len(masks)))[:, None]).sum(0)
     z, y, x = torch.unravel_index(parts, fine.grid.shape)

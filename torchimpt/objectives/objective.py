@@ -73,7 +73,7 @@ class Objective:
         if not any(term.weight > 0 for term in self.terms):
             raise InputError("every objective has weight 0: nothing is left to plan for; give one a positive weight")
 
-    def _masks(self, patient: Patient) -> list[Tensor]:
+    def masks(self, patient: Patient) -> list[Tensor]:
         """Flat voxel mask of each term, `(n_grid,)` bool."""
         targets = [term.roi for term in self.terms if patient.roi(term.roi).role == "target"]
         shield = patient.union(targets) if targets and self.overlap == "exclude" else None
@@ -92,13 +92,13 @@ class Objective:
 
     def voxels(self, patient: Patient) -> Tensor:
         """Flat grid indices `(n,)`, ascending, of the voxels that any term needs: all that a planning dose has to cover."""
-        return torch.stack(self._masks(patient)).any(0).nonzero().flatten()
+        return torch.stack(self.masks(patient)).any(0).nonzero().flatten()
 
     def split(self, patient: Patient, above: int) -> Split:
         """Which voxels every term's sum has to have, and which may be sampled: those that only `max_dose` terms see, each of a ROI with
         more than `above` such voxels.
         """
-        masks = self._masks(patient)
+        masks = self.masks(patient)
         needed = torch.zeros(patient.grid.n_voxels, dtype=torch.bool)
         for term, mask in zip(self.terms, masks, strict=True):
             if not isinstance(term, MaxDose):
@@ -125,7 +125,7 @@ class Objective:
             terms then do without voxels that are not there; they are divided by the voxel count of the whole ROI as ever.
         """
         n_grid = patient.grid.n_voxels
-        masks = self._masks(patient)
+        masks = self.masks(patient)
         if voxels is None:
             place, n_voxels = None, n_grid
         else:
