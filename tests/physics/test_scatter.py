@@ -60,7 +60,8 @@ def test_zero_at_the_surface_then_growing_then_held_beyond_the_range():
     depth = torch.tensor([-5.0, 0.0, 1.0, 50.0, 156.0, 200.0])
     variance = scatter.lateral_variance(depth, 156.0)
     assert variance.dtype == torch.float64
-    assert variance[0] == 0 and variance[1] == 0 and variance[-1] == variance[-2]
+    assert variance[0] == 0 and variance[1] == 0
+    assert float(variance[-1]) == pytest.approx(float(variance[-2]), rel=1e-14)  # torch 2.4 rounds them apart
     assert bool((variance[1:-1].diff() > 0).all())
 
 
