@@ -32,7 +32,7 @@ from torchimpt.schemes.schemes import SCHEMES
 from torchimpt.schemes.variables import Packing, SpotProblem
 from torchimpt.watch import Progress
 
-pytestmark = pytest.mark.filterwarnings("ignore:ROI Target .* more than a fifth")  # voxels of 12 mm
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:ROI Target .* more than a fifth")]  # voxels of 12 mm
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "extending.md"
 TEXT = PAGE.read_text(encoding="utf-8")

@@ -241,6 +241,7 @@ def sets(*overrides):
     return [flag for override in overrides for flag in ("--set", override)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [(), ("joint.spots=30", "joint.merge_mm=9", "delivery.min_mu=0.3", "delivery.min_layer_share=0.02")])
 def test_plan_of_moving_spots_reads_back_bit_for_bit_and_gives_the_same_dose(tmp_path, options):
     write_tiny(tmp_path)

@@ -107,6 +107,7 @@ def test_hot_voxels_that_the_first_look_missed_are_taken_in(tmp_path, monkeypatc
     assert found["objective"]["final"] < 1.01 * every < without
 
 
+@pytest.mark.slow
 def test_a_sampled_run_that_stopped_goes_on_to_the_same_plan(tmp_path, monkeypatch):
     monkeypatch.setattr(schemes, "FIRST", 4)
     monkeypatch.setattr(sampling, "STRATA", ())

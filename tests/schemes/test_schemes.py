@@ -135,6 +135,7 @@ def test_the_heaviest_are_kept(built):
     assert torch.equal(found.spots.index, heaviest(last.weight, built.spots.n_spots - 3).nonzero().flatten())
 
 
+@pytest.mark.slow
 def test_a_price_on_weights_leaves_fewer_and_is_not_in_the_objective(built):
     """The solver sees the price; what is told is F."""
     seen, told = [], []
@@ -262,6 +263,7 @@ def test_every_stage_takes_the_method_that_is_asked_for(built, scheme, method):
     assert found.solution.value < 0.5 * found.solution.history[0]["value"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [(), ("joint.spots=60",), ("joint.scheme=alternating",)])
 def test_autograd_finds_the_same_plan_and_no_gradient_is_derived_by_hand(tmp_path, monkeypatch, options):
     small = (*SMALL, "dose.dtype=float64", "optimizer.max_iterations=4", "joint.warm_iterations=3", "joint.box_mm=5", *options)
