@@ -77,8 +77,7 @@ def body_doses(
     options
         `cutoff`, `dtype`, `device`, `model` and `backend` of `scenario_doses`.
     """
-    used = spots.weight.detach() > 0
-    spots = spots.subset(used) if bool(used.any()) else spots
+    spots = spots.weighted()
     position, weight = spots.position.detach(), spots.weight.detach()
     body = patient.body_and_rois.flatten().nonzero().flatten()
     operator = next(scenario_operators(patient, machine, spots, body, (NOMINAL,), **options))

@@ -78,8 +78,7 @@ def _checked(
 
 def _nominal(case: Case, fine: Patient, machine: Machine, spots: Spots, voxels: torch.Tensor, compute: Compute) -> torch.Tensor:
     """Nominal physical dose `(n_voxels,)`, Gy, on the CPU, matrix-free."""
-    used = spots.weight.detach() > 0
-    spots = (spots.subset(used) if bool(used.any()) else spots).to(compute.device)
+    spots = spots.weighted().to(compute.device)
     options: Mapping[str, Any] = {
         "cutoff": case.dose.cutoff_sigma, "dtype": spots.weight.dtype, "device": compute.device, "model": case.dose.model,
     }  # fmt: skip

@@ -137,6 +137,11 @@ class Spots(nn.Module):
         kept, layer = torch.unique(self.layer[mask], return_inverse=True)
         return Spots(self.position[mask], self.weight[mask], layer, self.layer_beam[kept], self.layer_energy[kept], self.beams)
 
+    def weighted(self) -> Spots:
+        """The spots that have a weight, as a new plan: the others cost time and give no dose. All of them where none has."""
+        used = self.weight.detach() > 0
+        return self.subset(used) if bool(used.any()) else self
+
     # torch makes new parameters without their attributes when it copies, converts (by a switch) or assigns a state: the bound goes along.
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
