@@ -106,11 +106,22 @@ def elliptic(machine):
     return dataclasses.replace(machine, optics=optics)
 
 
+def three_gaussians(machine):
+    """The machine with a third Gaussian, twice as wide as its halo, which takes a share of the halo that grows with depth."""
+    curves = machine.curves
+    share = 0.7 * torch.linspace(0.0, 1.0, curves.fraction.shape[-1], dtype=torch.float64)
+    core, halo = curves.fraction
+    fraction = torch.stack((core, (1.0 - share) * halo, share * halo))
+    variance = torch.cat((curves.variance, 4.0 * curves.variance[1:]))
+    return dataclasses.replace(machine, curves=dataclasses.replace(curves, fraction=fraction, variance=variance))
+
+
 MACHINES = {
     "one": generic(),
     "halo": generic(halo=True),
     "two sources": dataclasses.replace(generic(halo=True), sad=(1850.0, 2310.0)),
     "elliptic": dataclasses.replace(elliptic(generic(halo=True)), sad=(1850.0, 2310.0)),
+    "three": three_gaussians(elliptic(generic(halo=True))),
 }
 SCENARIOS = {
     "nominal": NOMINAL,

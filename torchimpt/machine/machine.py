@@ -117,7 +117,7 @@ class Machine:
 
     @property
     def n_components(self) -> int:
-        """Number of lateral Gaussians: 1, or 2 with a nuclear halo."""
+        """Number of lateral Gaussians: 1, 2 with a nuclear halo, or as many as the machine's curves have."""
         return self.curves.variance.shape[0]
 
     def layers(self, energies: float | Sequence[float] | torch.Tensor) -> LayerTables:

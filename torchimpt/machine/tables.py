@@ -63,7 +63,7 @@ class LayerTables:
 
     @property
     def n_components(self) -> int:
-        """Number of lateral Gaussians: 1, or 2 with a nuclear halo."""
+        """Number of lateral Gaussians: 1, 2 with a nuclear halo, or as many as the machine's curves have."""
         return self.variance.shape[0]
 
     def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> LayerTables:
