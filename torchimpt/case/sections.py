@@ -27,13 +27,15 @@ from torchimpt.case.values import (
     as_grid,
     as_layer_spacing,
     as_names,
+    as_shifter,
 )
-from torchimpt.checks import nearest
+from torchimpt.checks import InputError, nearest
 from torchimpt.dose.cutoff import DEFAULT_CUTOFF, LARGEST_CUTOFF, LEAST_CUTOFF
 from torchimpt.dose.models import DEFAULT_MODEL, MODELS
 from torchimpt.dose.scenarios import ENGINES, GRADIENTS
 from torchimpt.evaluate.dvh import Metric
 from torchimpt.evaluate.goals import Goal
+from torchimpt.geometry import FARTHEST, Beam, RangeShifter
 from torchimpt.io.patient import LATER as LATER_SOURCES
 from torchimpt.io.patient import SOURCES, check_source
 from torchimpt.machine import LATER as LATER_MACHINES
@@ -223,8 +225,32 @@ class BeamConfig(Section):
     """IEC 61217 couch angle."""
     isocenter_mm: Point | None = None
     """LPS; omitted: the target's centroid."""
-    range_shifter_mm: Annotated[Real, Field(ge=0)] = 0.0
-    """Water-equivalent thickness."""
+    range_shifter_mm: Annotated[Literal["auto"] | float | None, BeforeValidator(as_shifter)] = None
+    """Water-equivalent thickness of a range shifter that all of the beam's layers go through, or "auto": the machine's own, for the
+    layers that need it, by the machine's rule. Omitted or 0: none, or that of a given plan."""
+    range_shifter_distance_mm: Annotated[Real, Field(ge=0, le=FARTHEST)] | None = None
+    """From the isocentre to its downstream face; omitted: the machine's, or as near as 5 cm to the body."""
+
+    @model_validator(mode="after")
+    def _distance(self) -> BeamConfig:
+        if self.range_shifter_distance_mm is not None and not self.range_shifter_mm:
+            raise ValueError("range_shifter_distance_mm says where a range shifter is; give range_shifter_mm, too")
+        return self
+
+    def beam(self, own: RangeShifter | None = None) -> Beam:
+        """The field; `own` is the machine's range shifter."""
+        shifter, place = None, self.range_shifter_distance_mm
+        if self.range_shifter_mm == "auto":
+            if own is None:
+                raise InputError(
+                    "range_shifter_mm = 'auto' is the machine's range shifter, and this machine's files tell of none; give a number, its "
+                    "thickness in mm of water"
+                )
+            shifter = own if place is None else dataclasses.replace(own, distance=place)
+        elif self.range_shifter_mm:
+            # another thickness on the same snout
+            shifter = RangeShifter(self.range_shifter_mm, own.distance if place is None and own is not None else place)
+        return Beam(self.gantry_deg, self.couch_deg, self.isocenter_mm, shifter)
 
 
 class RobustnessConfig(OpenSection):
@@ -330,6 +356,8 @@ class DeliveryConfig(Section):
     """Protons a second while the beam is on; 6.24e9 are 1 nA."""
     spill_protons: Annotated[float, Field(strict=True, gt=0)] | None = None
     """Protons of a synchrotron's filling; inf for a cyclotron."""
+    shifter_s: Annotated[Real, Field(ge=0)] | None = None
+    """Seconds that it takes to put a range shifter in."""
 
     @model_validator(mode="before")
     @classmethod
@@ -347,6 +375,7 @@ class DeliveryConfig(Section):
         given = {
             "energy_switch_s": self.energy_switch_s, "spot_s": self.spot_s, "speed_x": self.speed_x_mm_per_s,
             "speed_y": self.speed_y_mm_per_s, "protons_per_s": self.protons_per_s, "spill_protons": self.spill_protons,
+            "shifter_s": self.shifter_s,
         }  # fmt: skip
         own = {name: value for name, value in given.items() if value is not None}
         return dataclasses.replace(MACHINES[self.machine], fractions=self.fractions, min_mu=self.min_mu, **own)

@@ -28,6 +28,7 @@ from torchimpt.patient import Patient
 from torchimpt.physics.stopping import relative_stopping_power
 from torchimpt.scenarios import NOMINAL, Scenario
 from torchimpt.spots import Spots
+from torchimpt.spots.shifter import check_gaps
 
 
 class LinearDose(Protocol):
@@ -269,6 +270,7 @@ def scenario_operators(
     """The operators of `scenario_doses`, made one after the other: for those that need each one once, and not the memory of all."""
     compute, device = dose_model(model, backend), torch.device(device)
     check_cutoff(cutoff)
+    check_gaps(patient, spots, machine.sad)
     rsp = relative_stopping_power(patient, machine)
     voxels = voxels.cpu()
     layer_beam, layer_energy, spot_layer = spots.layer_beam.cpu(), spots.layer_energy.cpu(), spots.layer.cpu()
@@ -277,7 +279,8 @@ def scenario_operators(
     used = [b for b in range(len(spots.beams)) if first_spot[b + 1] > first_spot[b]]
     spans = tuple((first_spot[b], first_spot[b + 1]) for b in used)
     layers = tuple((spot_layer[i:j] - first_layer[b]).to(device) for b, (i, j) in zip(used, spans, strict=True))
-    curves = {b: machine.layers(layer_energy[first_layer[b] : first_layer[b + 1]]) for b in used}
+    own = {b: slice(int(first_layer[b]), int(first_layer[b + 1])) for b in used}
+    curves = {b: machine.layers(layer_energy[own[b]], spots.beams[b].shifter, spots.layer_shifted[own[b]]) for b in used}
     by_shift: dict[tuple, dict] = {}
     left = Counter(scenario.shift for scenario in scenarios)
     for scenario in scenarios:

@@ -11,9 +11,11 @@ import numpy as np
 import torch
 
 from torchimpt.checks import InputError
+from torchimpt.geometry import RangeShifter
 from torchimpt.hu_table import HuTable
 from torchimpt.machine.curves import ScaledCurves
 from torchimpt.machine.optics import Optics
+from torchimpt.machine.shifter import behind_shifter
 from torchimpt.machine.tables import LayerTables
 from torchimpt.physics.bragg import RANGE_POWER, range_from_energy
 
@@ -68,6 +70,8 @@ class Machine:
         The machine's own HU-to-stopping-power table, if its files have one.
     calibration
         Of its monitor units, if its files have one.
+    shifter
+        Its range shifter, if it has one.
     """
 
     name: str
@@ -76,6 +80,7 @@ class Machine:
     optics: Optics
     hu_table: HuTable | None = None
     calibration: Calibration | None = None
+    shifter: RangeShifter | None = None
 
     def __post_init__(self) -> None:
         if len(self.sad) != 2 or not all(NEAREST_SOURCE <= s <= FARTHEST_SOURCE for s in self.sad):
@@ -120,15 +125,24 @@ class Machine:
         """Number of lateral Gaussians: 1, 2 with a nuclear halo, or as many as the machine's curves have."""
         return self.curves.variance.shape[0]
 
-    def layers(self, energies: float | Sequence[float] | torch.Tensor) -> LayerTables:
+    def layers(
+        self, energies: float | Sequence[float] | torch.Tensor, shifter: RangeShifter | None = None, shifted: torch.Tensor | None = None
+    ) -> LayerTables:
         """Tables of energy layers, float64.
 
         Parameters
         ----------
         energies
             Nominal energies `(n_layers,)`, MeV, in any order, between `energy_min` and `energy_max`.
+        shifter
+            A range shifter in the beam, with its distance; its tables have one component more.
+        shifted
+            bool `(n_layers,)`: which layers go through it. None: all of them.
         """
-        return self._layers(tuple(self._inside(energies).tolist()))
+        open_air = self._layers(tuple(self._inside(energies).tolist()))
+        if shifter is None or (shifted is not None and not bool(shifted.any())):
+            return open_air
+        return behind_shifter(open_air, shifter, torch.ones(open_air.n_layers, dtype=torch.bool) if shifted is None else shifted.cpu())
 
     @cached_property
     def _layers(self) -> Callable[[tuple[float, ...]], LayerTables]:

@@ -12,8 +12,9 @@ from the distal fall-off. Spots are as wide in x as in y, as the machine's are. 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -44,6 +45,11 @@ MOST_CORRELATION = 0.99
 
 APART = 0.01
 """MeV between rows: MCsquare interpolates in single precision, and crashes where two rows are the same to it."""
+
+LEXAN, LEXAN_DENSITY = 66, 1.20
+"""Lexan's number in MCsquare's list of materials, and its density, g/cm^3."""
+
+NO_SHIFTERS: Mapping[str, float] = MappingProxyType({})
 
 PLANES = 101
 """Distances that the phase space is fitted to."""
@@ -112,7 +118,17 @@ def _apart(energies: Sequence[float]) -> list[float]:
     return sorted(kept)
 
 
-def beam_data(machine: Machine, energies: Sequence[float], low: float, nozzle: float) -> BeamData:
+def _shifter_lines(shifters: Mapping[str, float]) -> list[str]:
+    lines = []
+    for name, thickness in shifters.items():
+        material = (f"RS_material = {LEXAN}", f"RS_density = {LEXAN_DENSITY:g}", f"RS_WET = {thickness:.10g}")
+        lines += ["Range Shifter parameters", f"RS_ID = {name}", "RS_type = binary", *material, ""]
+    return lines
+
+
+def beam_data(
+    machine: Machine, energies: Sequence[float], low: float, nozzle: float, shifters: Mapping[str, float] = NO_SHIFTERS
+) -> BeamData:
     """A beam data library of these nominal energies and of those that the machine's curves are tabulated at.
 
     Parameters
@@ -124,6 +140,8 @@ def beam_data(machine: Machine, energies: Sequence[float], low: float, nozzle: f
         are nearly the same the first has the row.
     low, nozzle
         The phase space starts at `Zg = nozzle` and is fitted from there down to `Zg = low`, mm.
+    shifters
+        Water-equivalent thicknesses, mm, of range shifters of Lexan, by the names that the plan has for them.
     """
     rows = _apart([*sorted(map(float, energies)), *machine.curves.energy.tolist()])
     layers = machine.layers(rows)
@@ -153,6 +171,7 @@ def beam_data(machine: Machine, energies: Sequence[float], low: float, nozzle: f
     head = (
         "--UPenn beam model (double gaussian)--", "# Beam data library, derived by torchimpt", "",
         "Nozzle exit to Isocenter distance", f"{nozzle:.10g}", "", "SMX to Isocenter distance", f"{machine.sad[0]:.10g}", "",
-        "SMY to Isocenter distance", f"{machine.sad[1]:.10g}", "", "Beam parameters", f"{len(lines)} energies", "", " ".join(columns),
+        "SMY to Isocenter distance", f"{machine.sad[1]:.10g}", "", *_shifter_lines(shifters),
+        "Beam parameters", f"{len(lines)} energies", "", " ".join(columns),
     )  # fmt: skip
     return BeamData("\n".join((*head, *lines)) + "\n", nozzle, misfit)
