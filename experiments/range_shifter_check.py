@@ -9,9 +9,9 @@ export`'s own code, simulated by the Monte Carlo code MCsquare and compared: the
 Monte Carlo, the depth where the dose in the middle has fallen to half of the target's, gamma 3 %/3 mm and 2 %/2 mm (global, above 10 % of
 the maximum, with the noise of the simulation in it). Ten minutes on one core with two million protons each.
 
-What came out, two million protons: open 1.001 of the target's mean, 0.999 of the integral, range 0.03 mm short, gamma 99.3 and 96.3 %; 50 mm
-of air 1.006, 1.007, 0.10 mm short, 98.2 and 93.6 %; 200 mm of air 1.011, 1.007, 0.10 mm short, 97.8 and 92.8 %. The share and the angle of
-the shifter's secondaries (`physics.nuclear`) were read off single spots of the same code, not off these fields; nothing else was.
+What came out, two million protons: open 1.001 of the target's mean, 0.999 of the integral, range 0.03 mm short, gamma 99.3 and 96.3 %;
+50 mm of air 1.006, 1.007, 0.10 mm short, 98.2 and 93.6 %; 200 mm of air 1.011, 1.007, 0.10 mm short, 97.8 and 92.8 %. The share and the
+angle of the shifter's secondaries (`physics.nuclear`) were read off single spots of the same code, not off these fields; nothing else was.
 """
 
 from __future__ import annotations

@@ -155,3 +155,10 @@ def test_one_energy_on_both_sides_makes_two_layers():
     spots = Spots.from_columns([beam], [0, 0, 0], [100.0, 100.0, 90.0], [1.0, 2.0, 3.0], [0.0] * 3, [1.0] * 3, shifted=[True, False, False])
     assert spots.layer_energy.tolist() == [100.0, 90.0, 100.0] and spots.layer_shifted.tolist() == [False, False, True]
     assert spots.position[:, 0].tolist() == [2.0, 3.0, 1.0]
+
+
+def test_layers_are_told_apart_by_name():
+    spots = place(patient(5.0, 70.0), rule("layers"))
+    names = [spots.layer_name(layer) for layer in range(spots.n_layers)]
+    assert [name.endswith(" MeV, shifter") for name in names] == spots.layer_shifted.tolist()
+    assert names[0] == f"{float(spots.layer_energy[0]):.1f} MeV"

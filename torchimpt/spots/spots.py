@@ -147,6 +147,10 @@ class Spots(nn.Module):
         """Whether each spot goes through its beam's range shifter `(n_spots,)`, bool."""
         return self.layer_shifted[self.layer]
 
+    def layer_name(self, layer: int) -> str:
+        """What tells a layer from its beam's others, for figures: `"98.3 MeV"`, `"98.3 MeV, shifter"`."""
+        return f"{float(self.layer_energy[layer]):.1f} MeV" + (", shifter" if bool(self.layer_shifted[layer]) else "")
+
     def at(self, position: torch.Tensor, weight: torch.Tensor | None = None, layer: torch.Tensor | None = None) -> Spots:
         """Spots of the same layers and beams at other places; weights, and the layer of each spot, stay where they are not given."""
         weight, layer = self.weight if weight is None else weight, self.layer if layer is None else layer
