@@ -53,7 +53,7 @@ def _step_name(name: str) -> str:
 
 
 def delivery_parts(delivery: Mapping[str, float]) -> list[tuple[str, float]]:
-    """Name and seconds of a fraction's parts: energy switching, refilling and range shifters where there are any, beam on, spots and scanning."""
+    """Name and seconds of a fraction's parts; of those that plans may do without, refilling and range shifters, where there are any."""
     return [
         ("Energy switching", delivery["energy_switch_s"]),
         *([("Filling again", delivery["refill_s"])] if delivery.get("refill_s") else []),
