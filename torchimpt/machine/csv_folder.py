@@ -24,7 +24,7 @@ from torchimpt.files import reader
 from torchimpt.hu_table import read_hu_table
 from torchimpt.machine.curves import DepthCurve, ScaledCurves
 from torchimpt.machine.machine import Machine
-from torchimpt.machine.optics import Optics
+from torchimpt.machine.optics import Optics, drift
 from torchimpt.physics.bragg import peak_position, r80
 
 OPTICS_REACH, OPTICS_STEP = 500.0, 25.0
@@ -133,7 +133,7 @@ def _read_optics(path: Path) -> tuple[Optics, tuple[float, float]]:
         correlation = columns.get(f"correlation_{axis}", torch.zeros_like(energy))[:, None]
         if bool((correlation.abs() > 1).any()):
             raise InputError(f"{path}: correlation_{axis} must lie between -1 and 1")
-        variance.append(size**2 - 2.0 * correlation * size * divergence * z + (divergence * z) ** 2)
+        variance.append(drift(size, divergence, correlation, -z))
     sad = []
     for name in ("smx_to_isocentre_mm", "smy_to_isocentre_mm"):
         if float(columns[name].max() - columns[name].min()) > 1e-6 * float(columns[name].abs().max()):
