@@ -72,6 +72,11 @@ class DepthCurve:
             finite(f"{what}: {name}", getattr(self, name))
         if float(self.depth[0]) != 0.0 or bool((self.depth.diff() <= 0).any()) or float(self.depth[-1]) > DEEPEST:
             raise InputError(f"{what}: depths must ascend from 0 to at most {DEEPEST:g} mm of water")
+        if float(self.idd.min()) < 0:
+            at = int(self.idd.argmin())
+            raise InputError(
+                f"{what}: the depth dose is negative, {float(self.idd[at]):.4g} at {float(self.depth[at]):g} mm; it must be 0 or more"
+            )
         if float(self.idd.max()) <= 0 or float(self.idd[-1]) > 0.5 * float(self.idd.max()):
             raise InputError(f"{what}: the depth dose must be positive and fall below half its maximum at the end; extend the table")
         if float(self.fraction.min()) < 0 or float(self.fraction.max()) > 1:

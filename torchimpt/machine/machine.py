@@ -162,7 +162,8 @@ class Machine:
         if bool(wrong.any()):
             raise InputError(
                 f"a range of {float(depth[wrong].flatten()[0]):.4g} mm of water is beyond machine '{self.name}', which reaches from "
-                f"{low:.4g} to {high:.4g} mm ({self.energy_min:g} to {self.energy_max:g} MeV); {_REMEDY}"
+                f"{low:.4g} to {high:.4g} mm ({self.energy_min:g} to {self.energy_max:g} MeV); choose a beam angle with less tissue "
+                "before the target, or a machine with other energies"
             )
         return self.curves.energy_at(depth.clamp(low, high)).clamp(self.energy_min, self.energy_max)
 
@@ -190,9 +191,6 @@ class Machine:
             raise InputError(
                 f"energy layer {layer} of {float(energy[layer]):.5g} MeV is beyond machine '{self.name}', which has {self.energy_min:g} "
                 f"to {self.energy_max:g} MeV (ranges {float(self.curves.r80[0]):.4g} to {float(self.curves.r80[-1]):.4g} mm of water); "
-                f"{_REMEDY}"
+                "take the machine that the energies are of, or a plan for this one"
             )
         return energy.clamp(self.energy_min, self.energy_max)
-
-
-_REMEDY = "choose a beam angle with less tissue before the target, or a machine with other energies"

@@ -10,9 +10,9 @@ import torch
 
 from torchimpt.checks import InputError, finite
 
-NARROWEST, WIDEST = 0.1, 300.0
+NARROWEST, WIDEST = 1.0, 300.0
 """Sigmas lie between these, mm: no scanned proton beam is thinner than 1 mm in air, and the widest halo has some 30 mm. A table beyond is
-in other units."""
+in other units, centimetres or micrometres."""
 
 
 Values = TypeVar("Values", float, np.ndarray, torch.Tensor)
