@@ -213,7 +213,7 @@ def test_machine_reader(extended: Extended) -> None:
     file.write_text('{"name": "mine", "energies": [{"energy_mev": 70.0}]}')
     assert re.search(r"machine\.json is no machine in JSON: KeyError: 'depth_mm'", extended.command().err)
     assert (
-        "must be one of csv, matrad, emittance, bdl, json, got 'jason' (did you mean 'json'?)"
+        "must be one of csv, matrad, emittance, bdl, torchimpt, json, got 'jason' (did you mean 'json'?)"
         in extended.command("machine.format=jason").err
     )
 

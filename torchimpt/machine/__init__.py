@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from torchimpt.machine.bdl import read_bdl_machine
+from torchimpt.machine.commissioned import read_commissioned_machine
 from torchimpt.machine.csv_folder import read_csv_machine
 from torchimpt.machine.emittance import read_emittance_machine
 from torchimpt.machine.generic import generic
@@ -15,6 +16,7 @@ READERS: dict[str, Callable[..., Machine]] = {
     "matrad": read_matrad_machine,
     "emittance": read_emittance_machine,
     "bdl": read_bdl_machine,
+    "torchimpt": read_commissioned_machine,
 }
 """Formats of machine files, by their name in a case file: from a path, and what else it needs by name, to the machine."""
 
@@ -25,6 +27,7 @@ __all__ = [
     "Machine",
     "generic",
     "read_bdl_machine",
+    "read_commissioned_machine",
     "read_csv_machine",
     "read_emittance_machine",
     "read_matrad_machine",

@@ -86,6 +86,13 @@ class DepthCurve:
             raise InputError(f"{what}: the lateral sigmas must lie between 0 and {WIDEST:g} mm; check their unit")
 
 
+def check_range(what: str, energy: float, found: float) -> None:
+    """A range, mm, that protons of this energy, MeV, may have in water, within `RANGE_SLACK`."""
+    known = float(range_from_energy(energy))
+    if not known / RANGE_SLACK <= found <= known * RANGE_SLACK:
+        raise InputError(f"{what} is {found:.4g} mm, that of protons in water is {known:.4g} mm; check the units of energies and depths")
+
+
 def _spline(x: np.ndarray, y: np.ndarray) -> BSpline:
     """Interpolating spline through all points, cubic where there are four or more; a constant through one."""
     return make_interp_spline(x, y, k=min(3, len(x) - 1))
@@ -123,12 +130,7 @@ class ScaledCurves:
         if any(b <= a for a, b in pairwise(ranges)):
             raise InputError("a machine's ranges must grow with its energies; check its depth doses for exchanged or repeated energies")
         for curve, found in zip(curves, ranges, strict=True):
-            known = float(range_from_energy(curve.energy))
-            if not known / RANGE_SLACK <= found <= known * RANGE_SLACK:
-                raise InputError(
-                    f"a machine's curves of {curve.energy:.5g} MeV: the range is {found:.4g} mm, that of protons in water is {known:.4g} "
-                    "mm; check the units of energies and depths"
-                )
+            check_range(f"a machine's curves of {curve.energy:.5g} MeV: the range", curve.energy, found)
         step = max(float(c.depth[-1]) / r for c, r in zip(curves, ranges, strict=True)) / (SAMPLES - 1)
         t = step * np.arange(SAMPLES)
 
