@@ -150,7 +150,11 @@ def test_case_file_needs_the_curves_and_nothing_else(tmp_path, curves):  # noqa:
     (tmp_path / "curves").symlink_to(curves)
     text = re.sub(r"format = .*\npath = .*\nplane_mm.*\n(curves.*\n)sad_mm.*\n", r'format = "bdl"\npath = "BDL.txt"\n\1', CASE)
     (tmp_path / "case.toml").write_text(text)
-    assert load_machine(load_case(tmp_path / "case.toml")).n_components == 3
+    machine = load_machine(load_case(tmp_path / "case.toml"))
+    assert machine.n_components == 3 and machine.air_from == 600.0
+    assert load_machine(load_case(tmp_path / "case.toml", ["machine.air=false"])).air_from is None
+    with pytest.raises(InputError, match=r"machine\.air must be a valid boolean, got 3"):
+        load_case(tmp_path / "case.toml", ["machine.air=3"])
     with pytest.raises(InputError, match="machine: format = 'bdl' takes no plane_mm"):
         load_case(tmp_path / "case.toml", ["machine.plane_mm=3"])
     with pytest.raises(InputError, match="machine: format = 'bdl' needs curves"):

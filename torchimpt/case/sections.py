@@ -114,7 +114,7 @@ class MaterialConfig(Section):
     """Relative stopping power inside, water is 1; outside the body too."""
 
 
-_OF_READERS = ("plane_mm", "curves", "sad_mm")
+_OF_READERS = ("plane_mm", "curves", "sad_mm", "air")
 """Keys of [machine] that a reader takes where it has a parameter of that name."""
 
 
@@ -133,6 +133,8 @@ class MachineConfig(Section):
     """emittance, bdl: folder of a csv machine, whose depth doses and widths are moved to the table's real energies."""
     sad_mm: Pair | None = None
     """emittance: distances of the virtual sources of x and y from the isocentre."""
+    air: Flag | None = None
+    """emittance, bdl: whether the table's energies are those on its plane, so that the air behind it takes some off; omitted: true."""
     hu_table: ExistingPath | None = None
     """CSV (hu, rsp), matRad's .hlut, or a scanner folder of MCsquare; omitted: the machine's or the CT's own, else the default table."""
 

@@ -283,7 +283,7 @@ def scenario_operators(
     for scenario in scenarios:
         shift, scale = scenario.shift, scenario.range_scale
         if shift not in by_shift:
-            by_shift[shift] = {b: beam_rows(rsp, patient.grid, voxels, spots.beams[b], machine.sad, shift) for b in used}
+            by_shift[shift] = {b: beam_rows(rsp, patient.grid, voxels, spots.beams[b], machine.sad, shift, machine.air_from) for b in used}
         rows = by_shift[shift]
         around = {b: Surroundings(rsp, patient.grid, spots.beams[b], machine.sad, shift, scale) for b in used}
         tables = tuple(compute.tabulate(rows[b], curves[b], around[b], dtype, device) for b in used)

@@ -108,7 +108,7 @@ def read_beam_data_library(path: str | Path) -> BeamDataLibrary:
 
 
 @reader("machine")
-def read_bdl_machine(path: str | Path, *, curves: str | Path) -> Machine:
+def read_bdl_machine(path: str | Path, *, curves: str | Path, air: bool = True) -> Machine:
     """Read a machine from a beam data library (see the module).
 
     Parameters
@@ -118,6 +118,8 @@ def read_bdl_machine(path: str | Path, *, curves: str | Path) -> Machine:
     curves
         Folder of a CSV machine (`torchimpt.machine.csv_folder`) whose depth doses and widths are taken. Its `beam_model.csv` has to tell
         their energy spread, in the column `energy_spread_MeV_1sigma`.
+    air
+        Whether the energies are those on that plane, and the air behind it takes off what it does; False: they hold at the patient.
 
     Returns
     -------
@@ -134,7 +136,7 @@ def read_bdl_machine(path: str | Path, *, curves: str | Path) -> Machine:
     table["spread"] = table["spread"] * table["nominal"] / 100.0
     check_plane(path, f"'{DISTANCES['nozzle']}'", library.nozzle)
     check_beams(path, table, COLUMNS)
-    return upstream_machine(path, table, library.nozzle, curves, (library.smx, library.smy))
+    return upstream_machine(path, table, library.nozzle, curves, (library.smx, library.smy), air)
 
 
 def _place(path: Path, lines: list[tuple[int, str]], name: str) -> int:

@@ -30,7 +30,9 @@ COLUMNS = {
 
 
 @reader("machine")
-def read_emittance_machine(path: str | Path, *, plane_mm: float, curves: str | Path, sad_mm: tuple[float, float]) -> Machine:
+def read_emittance_machine(
+    path: str | Path, *, plane_mm: float, curves: str | Path, sad_mm: tuple[float, float], air: bool = True
+) -> Machine:
     """Read a machine from an emittance table (see the module).
 
     Parameters
@@ -44,6 +46,8 @@ def read_emittance_machine(path: str | Path, *, plane_mm: float, curves: str | P
         their energy spread, in the column `energy_spread_MeV_1sigma`.
     sad_mm
         Distances of the virtual sources `(x, y)` from the isocentre, mm.
+    air
+        Whether the energies are those on that plane, and the air behind it takes off what it does; False: they hold at the patient.
 
     Returns
     -------
@@ -52,7 +56,7 @@ def read_emittance_machine(path: str | Path, *, plane_mm: float, curves: str | P
     """
     path = input_file(path, "machine")
     check_plane(path, "plane_mm", plane_mm)
-    return upstream_machine(path, _read_table(path, plane_mm), plane_mm, curves, sad_mm)
+    return upstream_machine(path, _read_table(path, plane_mm), plane_mm, curves, sad_mm, air)
 
 
 def _read_table(path: Path, plane: float) -> dict[str, np.ndarray]:

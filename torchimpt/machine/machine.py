@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from torchimpt.checks import InputError
+from torchimpt.constants import AIR_DENSITY, AIR_MASS_STOPPING
 from torchimpt.hu_table import HuTable
 from torchimpt.machine.curves import ScaledCurves
 from torchimpt.machine.optics import Optics
@@ -68,6 +69,9 @@ class Machine:
         The machine's own HU-to-stopping-power table, if its files have one.
     calibration
         Of its monitor units, if its files have one.
+    air_from
+        `Zg` of the plane, mm, from which on the beam passes air that the curves leave out: it counts into the WEPL of every point, in the
+        place of all that is outside the body. None: the curves have the air of their measurement in them, or are for none.
     """
 
     name: str
@@ -76,6 +80,7 @@ class Machine:
     optics: Optics
     hu_table: HuTable | None = None
     calibration: Calibration | None = None
+    air_from: float | None = None
 
     def __post_init__(self) -> None:
         if len(self.sad) != 2 or not all(NEAREST_SOURCE <= s <= FARTHEST_SOURCE for s in self.sad):
@@ -109,6 +114,8 @@ class Machine:
         ]  # fmt: skip
         if self.optics.sigma_y is not None:
             parts.append(self.optics.sigma_y)
+        if self.air_from is not None:
+            parts.append(torch.tensor([self.air_from]))
         for table in parts:
             top = float(table.abs().max()) or 1.0
             steps = torch.floor(table.double() / top * 1e4 + 1.0 / 3.0).to(torch.int32)
@@ -179,7 +186,7 @@ class Machine:
         if self.calibration is not None:
             return self.calibration.at(energy)
         stopping_water = 10.0 * energy / (RANGE_POWER * range_from_energy(energy))
-        pairs = 0.885 * stopping_water * 1.2047e-3 * CHAMBER_GAP_CM / 34.44e-6
+        pairs = AIR_MASS_STOPPING * stopping_water * AIR_DENSITY * CHAMBER_GAP_CM / 34.44e-6
         return CHARGE_PER_MU / (pairs * 1.602176634e-19) / 1e6
 
     def _inside(self, energies: float | Sequence[float] | torch.Tensor) -> torch.Tensor:

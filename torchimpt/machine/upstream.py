@@ -3,6 +3,10 @@
 From its plane the beam drifts: at a distance d downstream its variance is `s^2 + 2 rho s s' d + s'^2 d^2` along each direction (the
 Courant-Snyder invariants of a drift), scatter in air included as far as the fit of s, s' and rho to spots in air has it.
 
+Its energies are those on the plane: from there on air takes off `AIR_RSP` mm of range a mm (`Machine.air_from`), as it does in MCsquare.
+Where they hold at the patient's surface instead, the reader is told that there is no air. The spread in air is the drift's alone: the
+scattering of air, 1 mm after 600 mm at 100 MeV, is in s' and rho of every table that gives the spots that were measured.
+
 The table says nothing about depth doses. They are another machine's, whose energies are taken for the table's real ones: its curves at
 that energy by scaled range, broadened as protons of more spread energies are,
 
@@ -112,7 +116,9 @@ def check_beams(path: Path, table: Mapping[str, np.ndarray], names: Mapping[str,
         )
 
 
-def upstream_machine(path: Path, table: Mapping[str, np.ndarray], plane: float, curves: str | Path, sad: tuple[float, float]) -> Machine:
+def upstream_machine(
+    path: Path, table: Mapping[str, np.ndarray], plane: float, curves: str | Path, sad: tuple[float, float], air: bool
+) -> Machine:
     """The machine of a checked table (see the module).
 
     Parameters
@@ -127,6 +133,8 @@ def upstream_machine(path: Path, table: Mapping[str, np.ndarray], plane: float, 
         Folder of a CSV machine whose depth doses and widths are taken.
     sad
         Distances of the virtual sources `(x, y)` from the isocentre, mm.
+    air
+        Whether the real energies are those on the plane, and the air behind it takes off what it does.
     """
     folder = Path(curves)
     source = read_csv_machine(folder)
@@ -150,6 +158,7 @@ def upstream_machine(path: Path, table: Mapping[str, np.ndarray], plane: float, 
         ScaledCurves.of(_curves(path, table, folder, source, share, more)),
         Optics(energy, -OPTICS_REACH, OPTICS_STEP, sigma_x, None if torch.equal(sigma_x, sigma_y) else sigma_y),
         calibration=Calibration(energy, torch.from_numpy(table["protons"]) / 1e6),
+        air_from=plane if air else None,
     )
 
 

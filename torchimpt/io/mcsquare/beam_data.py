@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from scipy.optimize import least_squares
 
+from torchimpt.constants import AIR_RSP
 from torchimpt.machine import Machine
 from torchimpt.machine.bdl import BeamDataLibrary
 from torchimpt.machine.optics import drift
@@ -127,11 +128,14 @@ def beam_data(machine: Machine, energies: Sequence[float], low: float, nozzle: f
     depth = layers.depth_step[:, None] * torch.arange(layers.idd.shape[1], dtype=torch.float64)
     distal = np.array([crossing(z, dose, 0.2, "distal") for z, dose in zip(depth, layers.idd, strict=True)])
     r80 = layers.r80.numpy()
+    fall_off = distal - r80
+    if machine.air_from is not None:  # what the air up to the nozzle has taken off
+        r80 = r80 - AIR_RSP * (machine.air_from - nozzle)
     nominal, count = np.array(rows), len(rows)
     table = {
         "nominal": nominal, "real": mean_energy(r80), "protons": 1e6 * machine.protons_per_mu(rows).numpy(),
         # in percent of the nominal energy
-        "spread": 100.0 * energy_spread(r80, distal - r80) / nominal, "share": np.ones(count), "wide_share": np.zeros(count),
+        "spread": 100.0 * energy_spread(r80, fall_off) / nominal, "share": np.ones(count), "wide_share": np.zeros(count),
     }  # fmt: skip
     planes = layers.optics_start + layers.optics_step * np.arange(layers.optics_variance.shape[1])
     height, misfit = np.linspace(nozzle, low, PLANES), 0.0
