@@ -287,7 +287,9 @@ def scenario_operators(
     for k, (key, scenario) in enumerate(zip(keys, scenarios, strict=True)):
         shift, scale = scenario.shift, scenario.range_scale
         if key not in traced:
-            traced[key] = {b: beam_rows(rsp, patient.grid, points.place(k), spots.beams[b], machine.sad, shift) for b in used}
+            traced[key] = {
+                b: beam_rows(rsp, patient.grid, points.place(k), spots.beams[b], machine.sad, shift, machine.air_from) for b in used
+            }
         rows = traced[key]
         around = {b: Surroundings(rsp, patient.grid, spots.beams[b], machine.sad, shift, scale) for b in used}
         tables = tuple(compute.tabulate(rows[b], curves[b], around[b], dtype, device) for b in used)
