@@ -74,7 +74,7 @@ IMAGE = ("patient={source='image', path='ct'}", "dose.grid_mm=10", "objective[2]
         (["joint.box_mm=-1"], r"joint\.box_mm must be greater than or equal to 0, got -1"),
         (["joint.start=plan.json"], r"joint\.start: no such file or folder: .*plan\.json"),
         (["joint.start=tiny.toml"], r"tiny\.toml: a plan must be plan\.json, a \.csv spot list or a DICOM RT Ion Plan"),
-        (["machine={format='bdl', path='.'}"], r"machine.format = 'bdl' comes with a later version; until then write its curves to CSV tables and use"),
+        (["machine={format='bdl', path='.'}"], "machine: format = 'bdl' needs curves"),
         (["patient={source='dicom', path='.'}"], r"later version"),
     ],
 )  # fmt: skip
@@ -224,6 +224,12 @@ def test_target_deeper_than_the_highest_energy_reaches(refused, images):
 def test_a_spot_list_in_other_units(refused, tmp_path, weight, message):
     (tmp_path / "spots.csv").write_text(f"beam,energy_mev,x_mm,y_mm,weight\n0,120,0,0,{weight}\n1,120,0,0,{weight}\n")
     assert re.search(message, refused(arguments=("dose", "tiny.toml", "--plan", "spots.csv", "--out", "run")))
+
+
+def test_a_plan_for_another_machines_energies(refused, tmp_path):
+    (tmp_path / "spots.csv").write_text("beam,energy_mev,x_mm,y_mm,weight\n0,120,0,0,1\n1,250,0,0,1\n")
+    line = refused(arguments=("dose", "tiny.toml", "--plan", "spots.csv", "--out", "run"))
+    assert re.search(r"energy layer 0 of 250 MeV is beyond machine 'generic', which has 70 to 240 MeV .*; take the machine that the", line)
 
 
 def test_spot_lists_without_a_usable_spot(refused, tmp_path):

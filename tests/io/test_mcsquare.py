@@ -16,7 +16,7 @@ import SimpleITK as sitk
 import torch
 
 from torchimpt.checks import InputError
-from torchimpt.constants import MEV_PER_GRAM_TO_GY
+from torchimpt.constants import AIR_RSP, MEV_PER_GRAM_TO_GY
 from torchimpt.geometry import Beam, Grid, RangeShifter, from_bev
 from torchimpt.hu_table import HuTable
 from torchimpt.io.mcsquare.beam_data import beam_data, phase_space
@@ -78,7 +78,7 @@ def test_range_shifters(tmp_path):
     x, y = (m - i for m, i in zip(middle[:2], BEAMS[1].isocenter[:2], strict=True))
     sin, cos = math.sin(math.radians(75.0)), math.cos(math.radians(75.0))
     corner = x * sin - y * cos + half[0] * sin + half[1] * cos
-    assert thickness == pytest.approx(45.0 - 1.066e-3 * (300.0 - corner), abs=1e-6)
+    assert thickness == pytest.approx(45.0 - AIR_RSP * (300.0 - corner), abs=1e-6)
 
 
 @pytest.fixture(scope="module")

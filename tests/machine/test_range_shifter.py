@@ -153,3 +153,17 @@ def test_beams_know_their_shifter():
 
 def test_generic_peaks_reach_the_skin():
     assert generic().shifter.thickness > float(generic().peak_depth(generic().energy_min))
+
+
+def test_a_wide_gaussian_of_the_beam_itself_stays():
+    """A nozzle's second Gaussian has its share in the open beam, and the shifter takes none of it: only what has grown in it is left out."""
+    machine = generic(halo=True)
+    curves = machine.curves
+    wide = torch.full_like(curves.fraction[:1], 0.05)
+    fraction = torch.cat((0.95 * curves.fraction, wide))
+    variance = torch.cat((curves.variance, 0.01 * torch.ones_like(wide)))
+    beam = dataclasses.replace(machine, curves=dataclasses.replace(curves, fraction=fraction, variance=variance))
+    plain, behind = beam.layers(ENERGIES), beam.layers(ENERGIES, SHIFTER)
+    torch.testing.assert_close(behind.fraction[2], torch.full_like(behind.fraction[2], 0.05), rtol=0, atol=1e-9)
+    torch.testing.assert_close(plain.fraction[2], torch.full_like(plain.fraction[2], 0.05), rtol=0, atol=1e-9)
+    assert float(behind.fraction[1, :, 0].abs().max()) < 1e-6 < 0.01 < float(plain.fraction[1, :, 1000].min())

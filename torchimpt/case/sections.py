@@ -38,7 +38,6 @@ from torchimpt.evaluate.goals import Goal
 from torchimpt.geometry import FARTHEST, Beam, RangeShifter
 from torchimpt.io.patient import LATER as LATER_SOURCES
 from torchimpt.io.patient import SOURCES, check_source
-from torchimpt.machine import LATER as LATER_MACHINES
 from torchimpt.machine import READERS as MACHINE_READERS
 from torchimpt.objectives import KINDS, MODES, RobustMode, Term
 from torchimpt.optim import METHODS
@@ -117,7 +116,7 @@ class MaterialConfig(Section):
     """Relative stopping power inside, water is 1; outside the body too."""
 
 
-_OF_READERS = ("plane_mm", "curves", "sad_mm")
+_OF_READERS = ("plane_mm", "curves", "sad_mm", "air")
 """Keys of [machine] that a reader takes where it has a parameter of that name."""
 
 
@@ -126,16 +125,18 @@ class MachineConfig(Section):
 
     name: Literal["generic"] | None = None
     """A machine that is part of the package; what is taken when no file is named."""
-    format: Annotated[str, OneOf(MACHINE_READERS, LATER_MACHINES)] | None = None
+    format: Annotated[str, OneOf(MACHINE_READERS)] | None = None
     """Format of a machine from a file; needs path."""
     path: ExistingPath | None = None
     """The machine's file or folder."""
     plane_mm: Annotated[Real, Field(ge=0)] | None = None
     """emittance: how far upstream of the isocentre the table's plane lies."""
     curves: ExistingPath | None = None
-    """emittance: folder of a csv machine, whose depth doses and widths are moved to the table's real energies."""
+    """emittance, bdl: folder of a csv machine, whose depth doses and widths are moved to the table's real energies."""
     sad_mm: Pair | None = None
     """emittance: distances of the virtual sources of x and y from the isocentre."""
+    air: Flag | None = None
+    """emittance, bdl: whether the table's energies are those on its plane, so that the air behind it takes some off; omitted: true."""
     hu_table: ExistingPath | None = None
     """CSV (hu, rsp), matRad's .hlut, or a scanner folder of MCsquare; omitted: the machine's or the CT's own, else the default table."""
 
@@ -173,6 +174,9 @@ class DoseConfig(Section):
 
     grid_mm: Annotated[float | tuple[float, float, float] | None, BeforeValidator(lambda v: None if v is None else as_grid(v))] = None
     """Voxel size of the dose grid, one number or [x, y, z]; omitted: the CT's."""
+    target_grid_mm: Annotated[Real, Field(gt=0)] | Literal["auto", "off"] = "auto"
+    """How finely targets are looked at: their voxels, and those around them, are cut into parts of this size at most, other ROIs' at their
+    outline. auto: the width of the narrowest Bragg peak, 1.5 to 2 mm; off: the middles of voxels."""
     check_mm: Annotated[
         float | tuple[float, float, float] | Literal["off"] | None, BeforeValidator(lambda v: v if v in (None, "off") else as_grid(v))
     ] = None

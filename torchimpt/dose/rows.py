@@ -88,12 +88,13 @@ class BeamRows:
 def beam_rows(
     rsp: torch.Tensor,
     grid: Grid,
-    voxels: torch.Tensor,
+    points: torch.Tensor,
     beam: Beam,
     sad: tuple[float, float],
     shift: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    air_from: float | None = None,
 ) -> BeamRows:
-    """Sort the voxels into a beam's rows and trace a ray to each.
+    """Sort points, mostly middles of voxels, into a beam's rows and trace a ray to each.
 
     Parameters
     ----------
@@ -101,16 +102,17 @@ def beam_rows(
         Relative stopping power `(z, y, x)`.
     grid
         Where `rsp` lies.
-    voxels
-        Flat grid indices `(n,)` of the dose vector's entries.
+    points
+        LPS points `(n, 3)` of the dose vector's entries, mm, float64.
     beam
         With its isocenter set.
     sad
         Distances of the two virtual sources from the isocentre `(x, y)`, mm.
     shift
         Setup shift of the patient, LPS, mm.
+    air_from
+        As for `torchimpt.physics.wepl.wepl`.
     """
-    points = grid.centers(voxels)
     u, v, depth = to_bev(points, beam, shift).unbind(dim=1)
     m_x, m_y = magnification(depth, sad)
     p, q = u / m_x, v / m_y
@@ -119,6 +121,6 @@ def beam_rows(
     by_p = torch.argsort(p, stable=True)
     order = by_p[torch.argsort(row[by_p], stable=True)]
     row_start = torch.searchsorted(row[order], torch.arange(int(row.max()) + 2))
-    path = wepl(rsp, grid, beam, sad, points, shift)
+    path = wepl(rsp, grid, beam, sad, points, shift, air_from=air_from)
     values = {"p": p, "q": q, "magnification": m_x, "ratio": (m_y / m_x) ** 2, "depth": depth, "wepl": path}
     return BeamRows(order=order, row_start=row_start, first=first, **{k: t[order].contiguous() for k, t in values.items()})

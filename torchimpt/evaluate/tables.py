@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 
 from torchimpt.checks import InputError
-from torchimpt.evaluate.dvh import common_axis, d, dvh
+from torchimpt.evaluate.dvh import RoiDose, VolumeDoses, common_axis, d, dvh, mean_dose, values, voxel_count
 from torchimpt.evaluate.goals import Doses
 from torchimpt.files import reader, whole_or_nothing
 from torchimpt.patient import Patient
-from torchimpt.sums import mean
+from torchimpt.points import Points
 
 DVH_COLUMNS = ("scenario", "roi", "dose_gy", "volume_percent")
 
@@ -53,17 +53,31 @@ def roi_doses(
     return table
 
 
-def roi_metrics(dose: torch.Tensor) -> dict[str, float]:
-    """The standard metrics of one ROI from its doses `(n_voxels,)`, Gy, units in the names."""
+def point_doses(points: Points, doses: Mapping[str, torch.Tensor], rois: Iterable[str] | None = None) -> dict[str, dict[str, RoiDose]]:
+    """Likewise from doses `(n_points,)` at points: those of the named ROIs, or of all that have a point, with their volumes."""
+    names = [name for name in (points.rois if rois is None else rois) if bool(points.roi(name).mask.any())]
+    own = {name: (roi := points.roi(name), points.volume[roi.mask]) for name in names}
+    table: dict[str, dict[str, RoiDose]] = {}
+    for scenario, dose in doses.items():
+        flat = dose.detach().cpu()
+        table[scenario] = {}
+        for name, (roi, volume) in own.items():
+            here = flat[roi.mask]
+            table[scenario][name] = here if bool((volume == 1.0).all()) else VolumeDoses(here, volume)
+    return table
+
+
+def roi_metrics(dose: RoiDose) -> dict[str, float]:
+    """The standard metrics of one ROI from its doses, Gy, units in the names; `voxels` is its volume in voxels, rounded."""
     d95, d98, d2 = d(dose, 95.0, 98.0, 2.0)
     return {
-        "voxels": dose.numel(),
+        "voxels": round(voxel_count(dose)),
         "d95_gy": d95,
         "d98_gy": d98,
         "d2_gy": d2,
-        "mean_gy": float(mean(dose)),
-        "min_gy": float(dose.min()),
-        "max_gy": float(dose.max()),
+        "mean_gy": mean_dose(dose),
+        "min_gy": float(values(dose).min()),
+        "max_gy": float(values(dose).max()),
     }
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from torchimpt.checks import InputError
+from torchimpt.constants import AIR_DENSITY, AIR_MASS_STOPPING
 from torchimpt.geometry import RangeShifter
 from torchimpt.hu_table import HuTable
 from torchimpt.machine.curves import ScaledCurves
@@ -70,6 +71,9 @@ class Machine:
         The machine's own HU-to-stopping-power table, if its files have one.
     calibration
         Of its monitor units, if its files have one.
+    air_from
+        `Zg` of the plane, mm, from which on the beam passes air that the curves leave out: it counts into the WEPL of every point, in the
+        place of all that is outside the body. None: the curves have the air of their measurement in them, or are for none.
     shifter
         Its range shifter, if it has one.
     """
@@ -80,6 +84,7 @@ class Machine:
     optics: Optics
     hu_table: HuTable | None = None
     calibration: Calibration | None = None
+    air_from: float | None = None
     shifter: RangeShifter | None = None
 
     def __post_init__(self) -> None:
@@ -114,6 +119,8 @@ class Machine:
         ]  # fmt: skip
         if self.optics.sigma_y is not None:
             parts.append(self.optics.sigma_y)
+        if self.air_from is not None:
+            parts.append(torch.tensor([self.air_from]))
         for table in parts:
             top = float(table.abs().max()) or 1.0
             steps = torch.floor(table.double() / top * 1e4 + 1.0 / 3.0).to(torch.int32)
@@ -176,7 +183,8 @@ class Machine:
         if bool(wrong.any()):
             raise InputError(
                 f"a range of {float(depth[wrong].flatten()[0]):.4g} mm of water is beyond machine '{self.name}', which reaches from "
-                f"{low:.4g} to {high:.4g} mm ({self.energy_min:g} to {self.energy_max:g} MeV); {_REMEDY}"
+                f"{low:.4g} to {high:.4g} mm ({self.energy_min:g} to {self.energy_max:g} MeV); choose a beam angle with less tissue "
+                "before the target, or a machine with other energies"
             )
         return self.curves.energy_at(depth.clamp(low, high)).clamp(self.energy_min, self.energy_max)
 
@@ -192,7 +200,7 @@ class Machine:
         if self.calibration is not None:
             return self.calibration.at(energy)
         stopping_water = 10.0 * energy / (RANGE_POWER * range_from_energy(energy))
-        pairs = 0.885 * stopping_water * 1.2047e-3 * CHAMBER_GAP_CM / 34.44e-6
+        pairs = AIR_MASS_STOPPING * stopping_water * AIR_DENSITY * CHAMBER_GAP_CM / 34.44e-6
         return CHARGE_PER_MU / (pairs * 1.602176634e-19) / 1e6
 
     def _inside(self, energies: float | Sequence[float] | torch.Tensor) -> torch.Tensor:
@@ -204,9 +212,6 @@ class Machine:
             raise InputError(
                 f"energy layer {layer} of {float(energy[layer]):.5g} MeV is beyond machine '{self.name}', which has {self.energy_min:g} "
                 f"to {self.energy_max:g} MeV (ranges {float(self.curves.r80[0]):.4g} to {float(self.curves.r80[-1]):.4g} mm of water); "
-                f"{_REMEDY}"
+                "take the machine that the energies are of, or a plan for this one"
             )
         return energy.clamp(self.energy_min, self.energy_max)
-
-
-_REMEDY = "choose a beam angle with less tissue before the target, or a machine with other energies"

@@ -12,7 +12,8 @@ plain distance, `distance - Zg`: scattered protons fly straight through air and 
 patient scatters is taken as the depth t + z of a water tank has it, as everywhere in this package.
 
 Secondaries that leave the shifter spread over the gap: they are a component of their own, the last, with the share and angle of
-`physics.nuclear`. The machine's own halo is then only what grows in the patient, its share at t + z less that at t.
+`physics.nuclear`. Of the machine's own halo, what has grown in the shifter is left out: its share is that at t + z, less that at t, plus
+that of the open beam.
 """
 
 from __future__ import annotations
@@ -76,8 +77,8 @@ def behind_shifter(tables: LayerTables, shifter: RangeShifter, shifted: torch.Te
         square = shifter_angle(mean_range, t) ** 2
         wide[i], wide_drift[i] = _drifted(inside[0], square, square * t / 2.0, square * t**2 / 3.0)
         share[i] = shifter_share(z[i], mean_range, t)
-    # of the machine's own halo what the shifter has made is in the new component, by another account
-    own = fraction[1:] - shifted[:, None] * fraction[1:, :, :1]
+    # of the machine's own halo what the shifter has made is in the new component, by another account; what the beam brings along stays
+    own = fraction[1:] - shifted[:, None] * (fraction[1:, :, :1] - tables.fraction[1:, :, :1])
     wider = torch.cat((own.clamp_min(0.0), share[None]))
     core = torch.where(shifted[:, None], 1.0 - wider.sum(dim=0), fraction[0])
     fraction = torch.cat((core[None], wider))

@@ -11,13 +11,17 @@ import torch
 from torchimpt.case import Case
 from torchimpt.checks import InputError, finite
 from torchimpt.dose.body import BodyDoses, body_doses
+from torchimpt.dose.looks import look_points
+from torchimpt.dose.scenarios import scenario_operators
+from torchimpt.evaluate.dvh import RoiDose
 from torchimpt.evaluate.goals import check_goals
 from torchimpt.evaluate.hottest import hottest_outside_targets
-from torchimpt.evaluate.tables import roi_doses
+from torchimpt.evaluate.tables import point_doses, roi_doses
 from torchimpt.machine import Machine
 from torchimpt.objectives import MaxDose
 from torchimpt.patient import Patient
 from torchimpt.planning.load import Compute
+from torchimpt.points import Points, voxel_points
 from torchimpt.scenarios import NOMINAL, Scenario
 from torchimpt.spots import Spots
 from torchimpt.watch import Progress
@@ -34,8 +38,12 @@ class Assessment:
     ----------
     dose
         Nominal dose `(z, y, x)`, Gy, of the body and of all ROIs; 0 elsewhere.
+    points
+        Where ROIs were looked at.
+    doses
+        `{scenario: (n_points,)}`, Gy, at these points, nominal first.
     roi_doses
-        `{scenario: {roi: (n_roi,)}}`, Gy, nominal first.
+        `{scenario: {roi: doses}}`, Gy, nominal first, with the volumes of its points; of the body's voxels, too, where that was asked for.
     scenario_doses
         `{scenario: (z, y, x)}` where whole doses were asked for, else empty.
     beam_doses
@@ -49,7 +57,9 @@ class Assessment:
     """
 
     dose: torch.Tensor
-    roi_doses: dict[str, dict[str, torch.Tensor]]
+    points: Points
+    doses: dict[str, torch.Tensor]
+    roi_doses: dict[str, dict[str, RoiDose]]
     scenario_doses: dict[str, torch.Tensor]
     beam_doses: dict[int, torch.Tensor]
     goals: list[dict]
@@ -60,7 +70,7 @@ class Assessment:
 def _sound(dose: torch.Tensor, name: str) -> torch.Tensor:
     """The dose, or an error where it is none that a plan can have."""
     finite(f"the dose in the scenario {name}", dose)
-    if float(dose.max()) > HIGHEST:
+    if dose.numel() and float(dose.max()) > HIGHEST:
         raise InputError(
             f"the dose in the scenario {name} reaches {float(dose.max()):.3g} Gy; check the weights, which are in 10^6 protons"
         )
@@ -68,16 +78,35 @@ def _sound(dose: torch.Tensor, name: str) -> torch.Tensor:
 
 
 def asked_voxels(case: Case, patient: Patient, whole: bool = False) -> torch.Tensor:
-    """Mask `(z, y, x)` of the voxels whose doses are told in every scenario: of all ROIs but the body, which is told only where a goal
-    or an objective other than `max_dose` is about it, where there is no other ROI, or when the `whole` is asked for.
+    """Mask `(z, y, x)` of the voxels of the dose grid that are told in every scenario: of the body, where a goal or an objective other than
+    `max_dose` is about it, where there is no other ROI, or when the `whole` is asked for; else none, as ROIs are looked at on points.
     """
-    rois = [name for name, roi in patient.rois.items() if roi.role != "external" and bool(roi.mask.any())]
     body = "" if patient.external is None else patient.external.name
     told = any(goal.roi == body or goal.metric == "ci" for goal in case.goal)
     told = told or any(term.roi == body and not isinstance(term, MaxDose) for term in case.terms())
-    if whole or told or not body or not rois:
-        return patient.body_and_rois
-    return patient.union(rois)
+    return patient.body_and_rois if whole or told or not _organs(patient) else torch.zeros(patient.grid.shape, dtype=torch.bool)
+
+
+def _organs(patient: Patient) -> list[str]:
+    """ROIs with voxels, but the body."""
+    return [name for name, roi in patient.rois.items() if roi.role != "external" and bool(roi.mask.any())]
+
+
+def case_targets(case: Case, patient: Patient) -> list[str]:
+    """ROIs that the case prescribes dose to or covers with spots; the patient's targets where there is none."""
+    return [*dict.fromkeys((*case.prescriptions(), *(case.spots.targets if case.spots else ())))] or [*patient.targets]
+
+
+def targets_mask(case: Case, patient: Patient) -> torch.Tensor:
+    """Mask `(z, y, x)` of `case_targets`; empty where there is none."""
+    targets = [name for name in case_targets(case, patient) if bool(patient.roi(name).mask.any())]
+    return patient.union(targets) if targets else torch.zeros(patient.grid.shape, dtype=torch.bool)
+
+
+def case_points(case: Case, patient: Patient, machine: Machine, spots: Spots, rois: Sequence[str], n_scenarios: int, seed: int) -> Points:
+    """Points in ROIs as the case asks for them, finer in its targets."""
+    targets = [name for name in case_targets(case, patient) if bool(patient.roi(name).mask.any())]
+    return look_points(patient, machine, spots, rois, targets, spacing=case.dose.target_grid_mm, n_scenarios=n_scenarios, seed=seed)
 
 
 def assess(
@@ -94,40 +123,55 @@ def assess(
 ) -> Assessment:
     """Compute a plan's doses without matrices, and check the case's goals.
 
-    Every ROI's voxels have the dose that the model computes there, inside the body or not, in the nominal scenario as in all others and as
-    the optimizer sees them; the nominal dose besides at every voxel of the body, and the other scenarios' wherever it may get hot.
-    All of the external ROI is part of the scenarios' tables only where it is told (`asked_voxels`): it has ten times the voxels of all
-    others. `seen` are doses of these spots in these scenarios that are known already.
+    ROIs are looked at on points of their own, with the dose that the model computes there, inside the body or not, in every scenario: other
+    points than the optimizer saw. The nominal dose is computed besides at every voxel of the body, and the other scenarios' wherever it may
+    get hot outside the targets. All of the external ROI is part of the scenarios' tables only where it is told (`asked_voxels`): it has ten
+    times the voxels of all others. `seen` are doses of these spots in these scenarios that are known already.
     """
     quantity, prescription = case.quantity(), case.highest_prescription()
     level = torch.inf if prescription is None else prescription
     # nominal first, and where it is not among the scenarios it is still what goals compare with
     ordered = (NOMINAL, *(s for s in scenarios if not s.is_nominal))
-    if seen is None or whole or tuple(scenarios) != ordered:
-        with progress.stage("Dose in every scenario", total=len(ordered)) as stage:
+    options: dict[str, Any] = {
+        "cutoff": case.dose.cutoff_sigma, "dtype": spots.weight.dtype, "device": compute.device, "model": case.dose.model,
+    }  # fmt: skip
+    shield, here = targets_mask(case, patient), spots.weighted().to(compute.device)
+    known = seen is not None and not whole and tuple(scenarios) == ordered
+    with progress.stage("Dose in every scenario", total=(1 if known else 2) * len(ordered)) as stage:
+        if seen is None or not known:
             seen = body_doses(
-                patient, machine, spots.to(compute.device), ordered, asked=asked_voxels(case, patient, whole).flatten(),
-                level=level, quantity=quantity, discarded=True, done=stage.advance, cutoff=case.dose.cutoff_sigma,
-                dtype=spots.weight.dtype, device=compute.device, model=case.dose.model,
+                patient, machine, here, ordered, asked=asked_voxels(case, patient, whole).flatten(), level=level, leave=shield.flatten(),
+                quantity=quantity, discarded=True, done=stage.advance, **options,
             )  # fmt: skip
+        # other points than a plan is made with, which has the case's own seed
+        points, doses = voxel_points(patient, torch.zeros(0, dtype=torch.int64)), {s.name: torch.zeros(0) for s in ordered}
+        if organs := _organs(patient):
+            points = case_points(case, patient, machine, spots, organs, len(ordered), case.seed + 1)
+            for operator in scenario_operators(patient, machine, here, points, ordered, **options):
+                dose = operator.dose(here.position.detach(), here.weight.detach()).cpu()
+                doses[operator.scenario.name] = _sound(quantity.value(dose), operator.scenario.name)
+                stage.advance()
     inside, mask = (torch.zeros(patient.grid.n_voxels, dtype=dtype) for dtype in (seen.nominal.dtype, torch.bool))
     inside[seen.body], mask[seen.voxels] = _sound(quantity.value(seen.nominal), NOMINAL.name), True
-    doses = {scenario.name: _sound(quantity.value(dose), scenario.name) for scenario, dose in zip(ordered, seen.doses, strict=True)}
+    voxel_doses = {s.name: _sound(quantity.value(dose), s.name) for s, dose in zip(ordered, seen.doses, strict=True)}
     everywhere = bool(mask[seen.body].all())
-    viewed = patient if everywhere else replace(patient, rois={n: r for n, r in patient.rois.items() if r.role != "external"})
-    tables = roi_doses(viewed, doses, seen.voxels)
-    goals = check_goals(case.goals(), tables, prescriptions=case.prescriptions(), body=doses if everywhere else None)
-    targets = [*dict.fromkeys((*case.prescriptions(), *(case.spots.targets if case.spots else ())))] or patient.targets
+    body = None if not everywhere or patient.external is None else patient.external
+    tables = point_doses(points, doses)
+    if body is not None:
+        for name, own in roi_doses(replace(patient, rois={body.name: body}), voxel_doses, seen.voxels).items():
+            tables[name] |= own
+    goals = check_goals(case.goals(), tables, prescriptions=case.prescriptions(), body=voxel_doses if everywhere else None)
+    targets = case_targets(case, patient)
 
     def whole_grid(dose: torch.Tensor) -> torch.Tensor:
         return torch.zeros(patient.grid.n_voxels, dtype=dose.dtype).index_put_((seen.voxels,), dose).reshape(patient.grid.shape)
 
     dose = inside.reshape(patient.grid.shape)
-    on_grid = ((name, dose if name == NOMINAL.name else whole_grid(one)) for name, one in doses.items())
+    on_grid = ((name, dose if name == NOMINAL.name else whole_grid(one)) for name, one in voxel_doses.items())
     hottest = hottest_outside_targets(patient, on_grid, targets, prescription)
-    full = {name: whole_grid(one) for name, one in doses.items()} if whole else {}
+    full = {name: whole_grid(one) for name, one in voxel_doses.items()} if whole else {}
     by_beam = _beam_doses(case, patient, machine, spots, compute) if case.output.beams_dose else {}
-    return Assessment(dose, tables, full, by_beam, goals, seen.discarded_fraction, hottest)
+    return Assessment(dose, points, doses, tables, full, by_beam, goals, seen.discarded_fraction, hottest)
 
 
 def _beam_doses(case: Case, patient: Patient, machine: Machine, spots: Spots, compute: Compute) -> dict[int, torch.Tensor]:

@@ -17,11 +17,12 @@ import torch
 from scipy.ndimage import distance_transform_edt
 
 from torchimpt.checks import InputError, nearest, positive
+from torchimpt.constants import AIR_RSP
 from torchimpt.geometry import Beam, from_bev, magnification, to_bev
 from torchimpt.machine import Machine
 from torchimpt.patient import Patient
 from torchimpt.physics.stopping import relative_stopping_power
-from torchimpt.physics.wepl import ray_directions, ray_profile
+from torchimpt.physics.wepl import air_way, less_air, ray_directions, ray_profile
 from torchimpt.scenarios import NOMINAL, Scenario
 from torchimpt.spots.layers import beam_layers
 from torchimpt.spots.shifter import nearest_place
@@ -105,7 +106,7 @@ def place_spots(
     for number, beam in enumerate(beams):
         label = f"beam {number} (gantry {beam.gantry:g}, couch {beam.couch:g})"
         nodes = _nodes(points, beam, machine.sad, spacing, pattern, scenarios, label)
-        ray, enter, leave, core = _wanted(patient, rsp, zones, beam, machine.sad, nodes, scenarios)
+        ray, enter, leave, core = _wanted(patient, rsp, zones, beam, machine, nodes, scenarios)
         if ray.numel() == 0:
             raise InputError(f"{label} misses the target: no spot's axis crosses it; check the isocenter {beam.isocenter} and the spacing")
         surface = float(enter[core].min()) if core.any() else math.inf
@@ -234,12 +235,14 @@ def _wanted(
     rsp: torch.Tensor,
     zones: torch.Tensor,
     beam: Beam,
-    sad: tuple[float, float],
+    machine: Machine,
     nodes: torch.Tensor,
     scenarios: Sequence[Scenario],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Crossings of an axis with a voxel that is to be covered, over all scenarios: node, WEPL at entry, at exit, is it the target?"""
-    parts = []
+    parts, sad = [], machine.sad
+    if machine.air_from is not None:
+        rsp = less_air(rsp)
     for shift in dict.fromkeys(s.shift for s in (NOMINAL, *scenarios)):
         scales = dict.fromkeys(s.range_scale for s in (NOMINAL, *scenarios) if s.shift == shift)
         for first in range(0, len(nodes), _RAYS):
@@ -250,7 +253,11 @@ def _wanted(
             zone = zones[voxels]
             ray, slot = zone.nonzero().unbind(1)
             zone = zone[ray, slot]
-            crossing = ray + first, enter[ray, slot], leave[ray, slot], zone == 3
+            above, below = enter[ray, slot], leave[ray, slot]
+            if machine.air_from is not None:  # to the voxel's centre: half a voxel more or less is a thousandth of that
+                air = AIR_RSP * air_way(patient.grid.centers(voxels[ray, slot]), beam, sad, machine.air_from, shift)
+                above, below = above + air, below + air
+            crossing = ray + first, above, below, zone == 3
             for scale in scales:
                 nominal = shift == NOMINAL.shift and scale == NOMINAL.range_scale
                 node, above, below, core = crossing if nominal else (v[zone >= 2] for v in crossing)

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from torchimpt.checks import InputError
+from torchimpt.constants import AIR_RSP
 from torchimpt.files import whole_folder
 from torchimpt.geometry import Beam, Grid, RangeShifter, to_bev
 from torchimpt.io.mcsquare.beam_data import BeamData, beam_data
@@ -37,9 +38,6 @@ ROOM = 100.0
 
 MARGIN = 1.0
 """How far upstream of the CT's box, and of a range shifter, protons start, mm."""
-
-AIR_STOPPING = 1.066e-3
-"""Relative stopping power of air, 1.2048e-3 g/cm^3: 0.885 of water's a gram (PSTAR)."""
 
 
 @dataclass(frozen=True)
@@ -111,14 +109,14 @@ def _name(beam: int) -> str:
     return f"RS_{beam}"
 
 
-def _in_beam(shifter: RangeShifter, beam: Beam, grid: Grid) -> list[str]:
-    """A control point's lines. What MCsquare takes off for the air from the shifter to the CT's box is taken off the shifter's thickness:
-    there is none in this package.
+def _in_beam(shifter: RangeShifter, beam: Beam, grid: Grid, vacuum: bool) -> list[str]:
+    """A control point's lines. Where this package has no air before the body (`vacuum`), what MCsquare takes off for that, from the shifter
+    to the CT's box, is taken off the shifter's thickness.
     """
     assert shifter.distance is not None
-    air = max(shifter.distance - float(to_bev(_corners(grid), beam)[:, 2].max()), 0.0)
+    air = vacuum * max(shifter.distance - float(to_bev(_corners(grid), beam)[:, 2].max()), 0.0)
     rows = {"RangeShifterSetting": "IN", "IsocenterToRangeShifterDistance": f"{shifter.distance:.10g}"}
-    rows["RangeShifterWaterEquivalentThickness"] = f"{shifter.thickness - AIR_STOPPING * air:.10g}"
+    rows["RangeShifterWaterEquivalentThickness"] = f"{shifter.thickness - AIR_RSP * air:.10g}"
     return [line for key, value in rows.items() for line in (f"####{key}", value)]
 
 
@@ -188,7 +186,7 @@ def plan_text(spots: Spots, machine: Machine, grid: Grid, fractions: int, title:
             total += float(mu[here].sum())
             lines += ["####ControlPointIndex", str(index + 1), "####SpotTunnedID", "1", "####CumulativeMetersetWeight", f"{total:.12g}"]
             if bool(spots.layer_shifted[layer]):
-                lines += _in_beam(shifters[number], own, grid)
+                lines += _in_beam(shifters[number], own, grid, machine.air_from is None)
             lines += [
                 "####Energy (MeV)",
                 f"{float(spots.layer_energy[layer]):.10g}",
@@ -229,7 +227,7 @@ shows its dose beside the run's. Num_Primaries in config.txt says how many proto
 What is approximate:
 - Protons start {data.nozzle:.1f} mm upstream of the isocentre, just outside CT and range shifters, with a phase space fitted to the
   machine's sigma in air; the two differ by {data.misfit:.3f} mm at most.
-- Range shifters are plates of Lexan of their beams' water-equivalent thickness, less that of the air behind, which MCsquare counts.
+- Range shifters are plates of Lexan of their beams' water-equivalent thickness, less air that MCsquare counts and torchimpt does not.
 - Mean energies and energy spreads are those whose range and distal fall-off in water are the machine's.
 - Every medium is water of the density that has its stopping power; outside the body there is vacuum. For tissues put the files of a
   scanner's calibration in the place of HU_Density_Conversion.txt and HU_Material_Conversion.txt.
