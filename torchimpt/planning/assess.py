@@ -10,7 +10,7 @@ import torch
 
 from torchimpt.case import Case
 from torchimpt.checks import InputError, finite
-from torchimpt.dose.body import BodyDoses, body_doses
+from torchimpt.dose.body import body_doses
 from torchimpt.dose.looks import look_points
 from torchimpt.dose.scenarios import scenario_operators
 from torchimpt.evaluate.dvh import RoiDose
@@ -119,14 +119,14 @@ def assess(
     progress: Progress,
     *,
     whole: bool = False,
-    seen: BodyDoses | None = None,
 ) -> Assessment:
     """Compute a plan's doses without matrices, and check the case's goals.
 
     ROIs are looked at on points of their own, with the dose that the model computes there, inside the body or not, in every scenario: other
     points than the optimizer saw. The nominal dose is computed besides at every voxel of the body, and the other scenarios' wherever it may
-    get hot outside the targets. All of the external ROI is part of the scenarios' tables only where it is told (`asked_voxels`): it has ten
-    times the voxels of all others. `seen` are doses of these spots in these scenarios that are known already.
+    get hot outside the targets. Doses of voxels are means over them, so that they add up to what the
+    patient gets. All of the external ROI is part of the scenarios' tables only where it is told (`asked_voxels`): it has ten times the
+    voxels of all others.
     """
     quantity, prescription = case.quantity(), case.highest_prescription()
     level = torch.inf if prescription is None else prescription
@@ -136,13 +136,11 @@ def assess(
         "cutoff": case.dose.cutoff_sigma, "dtype": spots.weight.dtype, "device": compute.device, "model": case.dose.model,
     }  # fmt: skip
     shield, here = targets_mask(case, patient), spots.weighted().to(compute.device)
-    known = seen is not None and not whole and tuple(scenarios) == ordered
-    with progress.stage("Dose in every scenario", total=(1 if known else 2) * len(ordered)) as stage:
-        if seen is None or not known:
-            seen = body_doses(
-                patient, machine, here, ordered, asked=asked_voxels(case, patient, whole).flatten(), level=level, leave=shield.flatten(),
-                quantity=quantity, discarded=True, done=stage.advance, **options,
-            )  # fmt: skip
+    with progress.stage("Dose in every scenario", total=2 * len(ordered)) as stage:
+        seen = body_doses(
+            patient, machine, here, ordered, asked=asked_voxels(case, patient, whole).flatten(), level=level, leave=shield.flatten(),
+            quantity=quantity, discarded=True, done=stage.advance, means=True, **options,
+        )  # fmt: skip
         # other points than a plan is made with, which has the case's own seed
         points, doses = voxel_points(patient, torch.zeros(0, dtype=torch.int64)), {s.name: torch.zeros(0) for s in ordered}
         if organs := _organs(patient):
@@ -188,7 +186,7 @@ def _beam_doses(case: Case, patient: Patient, machine: Machine, spots: Spots, co
             seen = body_doses(
                 patient, machine, spots.subset(mine).to(compute.device), (NOMINAL,), asked=nowhere, level=torch.inf,
                 quantity=case.quantity(), cutoff=case.dose.cutoff_sigma, dtype=spots.weight.dtype, device=compute.device,
-                model=case.dose.model,
+                model=case.dose.model, means=True,
             )  # fmt: skip
             dose[seen.body] = case.quantity().value(seen.nominal)
         found[beam] = dose.reshape(patient.grid.shape)
