@@ -22,7 +22,7 @@ from torchimpt.dose.model import Partials, Surroundings
 from torchimpt.dose.models import DEFAULT_MODEL, dose_model
 from torchimpt.dose.operator import DoseOperator
 from torchimpt.dose.rows import COARSER, beam_rows
-from torchimpt.machine import Machine
+from torchimpt.machine import LayerTables, Machine
 from torchimpt.memory import check_memory
 from torchimpt.patient import Patient
 from torchimpt.physics.stopping import relative_stopping_power
@@ -140,6 +140,9 @@ class AutogradDoses(ScenarioDoses):
 GRADIENTS: dict[str, type[ScenarioDoses]] = {"analytic": ScenarioDoses, "autograd": AutogradDoses}
 """Ways to the gradient."""
 
+AMPLITUDES: dict[str, Callable[[Machine, torch.Tensor], LayerTables]] = {"dose": Machine.layers, "letd_dose": Machine.letd_layers}
+"""What the operators sum up, from a machine and the energies of its layers: dose, or dose times LETd, by the same pair kernel."""
+
 PAIR_BYTES = 40
 """About what autograd keeps of a float32 pair of spot and voxel."""
 
@@ -209,6 +212,7 @@ def scenario_doses(
     model: str = DEFAULT_MODEL,
     backend: str = "auto",
     gradient: str = "analytic",
+    amplitude: str = "dose",
 ) -> ScenarioDoses:
     """Physical doses in every scenario, for the beams and layers of `spots`. Scenarios with one setup shift share their ray tracing.
 
@@ -232,6 +236,8 @@ def scenario_doses(
         A key of `torchimpt.dose.models.MODELS`. `"pencil_beam"`: each voxel's own ray.
     gradient
         A key of `GRADIENTS`; `"autograd"` computes every pair of spot and voxel, and stores those of one scenario.
+    amplitude
+        A key of `AMPLITUDES`: what a proton leaves at a depth. `"letd_dose"` gives LETd x dose, Gy keV/um, in the place of dose.
     """
     if gradient not in GRADIENTS:
         raise InputError(f"gradient must be one of {', '.join(GRADIENTS)}, got '{gradient}'{nearest(gradient, GRADIENTS)}")
@@ -244,8 +250,9 @@ def scenario_doses(
         check_memory(what, pairs * PAIR_BYTES * torch.finfo(dtype).bits / 32, device, "use gradient = 'analytic', which stores none")
     operators: list[DoseOperator] = []
     for operator in scenario_operators(
-        patient, machine, spots, voxels, scenarios, cutoff=cutoff, dtype=dtype, device=device, model=model, backend=backend
-    ):
+        patient, machine, spots, voxels, scenarios, cutoff=cutoff, dtype=dtype, device=device, model=model, backend=backend,
+        amplitude=amplitude,
+    ):  # fmt: skip
         operators.append(operator)
         if len(operators) == 1 < len(scenarios):
             rest = operator.n_bytes * (len(scenarios) - 1)
@@ -265,6 +272,7 @@ def scenario_operators(
     device: torch.device | str = "cpu",
     model: str = DEFAULT_MODEL,
     backend: str = "auto",
+    amplitude: str = "dose",
 ) -> Iterator[DoseOperator]:
     """The operators of `scenario_doses`, made one after the other: for those that need each one once, and not the memory of all."""
     compute, device = dose_model(model, backend), torch.device(device)
@@ -277,7 +285,7 @@ def scenario_operators(
     used = [b for b in range(len(spots.beams)) if first_spot[b + 1] > first_spot[b]]
     spans = tuple((first_spot[b], first_spot[b + 1]) for b in used)
     layers = tuple((spot_layer[i:j] - first_layer[b]).to(device) for b, (i, j) in zip(used, spans, strict=True))
-    curves = {b: machine.layers(layer_energy[first_layer[b] : first_layer[b + 1]]) for b in used}
+    curves = {b: AMPLITUDES[amplitude](machine, layer_energy[first_layer[b] : first_layer[b + 1]]) for b in used}
     by_shift: dict[tuple, dict] = {}
     left = Counter(scenario.shift for scenario in scenarios)
     for scenario in scenarios:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from torchimpt.checks import InputError
 from torchimpt.hu_table import HuTable
 from torchimpt.machine.curves import ScaledCurves
+from torchimpt.machine.letd import layer_letd
 from torchimpt.machine.optics import Optics
 from torchimpt.machine.tables import LayerTables
 from torchimpt.physics.bragg import RANGE_POWER, range_from_energy
@@ -141,6 +142,26 @@ class Machine:
             return self.curves.layers(energy, optics.start, optics.step, optics.variance(energy), optics.variance_y(energy))
 
         return tables
+
+    def letd(self, energies: float | Sequence[float] | torch.Tensor) -> torch.Tensor:
+        """LETd of all protons `(n_layers, n_samples)`, keV/um, at the depths of `layers`; arguments as there.
+
+        The machine's own table where its files have one, else the physics' formula at each layer's range and straggling.
+        """
+        return self._letd(tuple(self._inside(energies).tolist()))
+
+    @cached_property
+    def _letd(self) -> Callable[[tuple[float, ...]], torch.Tensor]:
+        """The LETd of some energies, the last ones kept."""
+        return lru_cache(maxsize=16)(lambda energies: layer_letd(self.curves, self._layers(energies)))
+
+    def letd_layers(self, energies: float | Sequence[float] | torch.Tensor) -> LayerTables:
+        """Tables of energy layers whose depth dose is multiplied by its LETd, Gy mm^2 keV/um per 10^6 protons; arguments as of `layers`.
+
+        What is computed with them is LETd x dose: the lateral spread of dose at a depth is that of its LET, too.
+        """
+        tables = self.layers(energies)
+        return replace(tables, idd=tables.idd * self.letd(energies))
 
     def r80(self, energy: float | Sequence[float] | torch.Tensor) -> torch.Tensor:
         """Distal 80 % depth in water, mm, of energies in MeV; shape as given."""
