@@ -9,7 +9,8 @@ MCsquare, LETd that of `torchimpt.physics.letd` at each layer's range and stragg
 widened by 5 %, wherever their mean dose is above 5 % of its maximum. LETd is of dose and LETd x dose averaged over 2 x 2 cm^2, as theirs.
 
 The solid water of 1.032 g/cm^3 is taken as Gammex 457 (by weight H 8.1, C 67.2, N 2.4, O 19.9, Cl 0.1, Ca 2.3 %): 0.972 of water's
-electrons a gram and a mean excitation energy of 68 against 75 eV make a relative stopping power of 1.032 x 0.972 x 1.012 = 1.015; PMMA has 1.158.
+electrons a gram and a mean excitation energy of 68 against 75 eV make a relative stopping power of 1.032 x 0.972 x 1.012 = 1.015; PMMA
+has 1.158.
 
 The file of the second plan holds the upper 12 layers only, 113.119 to 149.419 MeV, whose plateau begins at -10 mm; the codes' doses are
 flat from -45 mm on. So layers are added at the plan's own spacing, down to 83.419 MeV, with the spots of its lowest one and weights that

@@ -1,9 +1,11 @@
 """Objectives: terms for ROIs, bound to voxels, over scenarios in a robust mode."""
 
 from torchimpt.objectives.bound import BoundObjective, BoundTerm
+from torchimpt.objectives.mixed import MixedObjective, letd_entries
 from torchimpt.objectives.mode import OverValues, RobustMode
 from torchimpt.objectives.modes import MODES, Sum
 from torchimpt.objectives.objective import OVERLAPS, Objective, Split
+from torchimpt.objectives.quantities import LETd, LETdDose, LETQuantity, VariableRBE
 from torchimpt.objectives.robust import RobustObjective
 from torchimpt.objectives.terms import GEUD, KINDS, MaxDose, MaxDVH, MeanDose, MinDose, MinDVH, Term, UniformDose
 

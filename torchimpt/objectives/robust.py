@@ -45,6 +45,11 @@ class RobustObjective:
         ]
         self._group_of = [modes.index(one) for one in own]
 
+    @property
+    def start(self) -> RobustObjective:
+        """What a start is scaled by: all terms."""
+        return self
+
     def _values(self, doses: Tensor) -> Tensor:
         """The quantity at the doses."""
         if doses.dim() != 2:

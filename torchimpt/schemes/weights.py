@@ -19,11 +19,13 @@ def best_uniform_weight(linear: LinearDose, objective: RobustObjective, weight: 
 
     The objective on the ray is piecewise quadratic; its slope is bisected to a thousandth.
     """
-    dose = linear.forward(weight)
-    if not bool((dose > 0).any()):
+    image = linear.forward(weight)
+    if not bool((image > 0).any()):
         raise InputError("no spot gives dose to any voxel of the objectives; check the beams, the isocenter and the spots")
-    along = objective.along(torch.zeros_like(dose), dose)
-    low, high = 0.0, 1.0 / float(objective.quantity.value(dose).max())
+    start = objective.start
+    dose = image if start is objective else image[:, : start.bound.n_voxels].contiguous()  # without LETd x dose
+    along = start.along(torch.zeros_like(dose), dose)
+    low, high = 0.0, 1.0 / float(start.quantity.value(dose).max())
     while along(high)[1] < 0 and high < 1e12:
         low, high = high, 2.0 * high
     while high - low > 1e-3 * high and high > 1e-12:
