@@ -41,9 +41,9 @@ def term(kind, dose, quantity="dose", **own):
     return kind("Target", dose, quantity=quantity, **own)
 
 
-def mixed(terms, quantities=QUANTITIES, dose=ConstantRBE(1.1)):
+def mixed(terms, quantities=QUANTITIES):
     bound = Objective(terms).on(PATIENT, VOXELS)
-    return MixedObjective(bound, quantities, letd_entries(bound, frozenset(quantities)), dose=dose)
+    return MixedObjective(bound, quantities, letd_entries(bound, frozenset(quantities)), dose=ConstantRBE(1.1))
 
 
 TERMS = [

@@ -99,10 +99,9 @@ class MixedObjective:
                 moved = [replace(b, index=place[b.index.cpu()]) for b in own]
                 self._groups.append((quantity, RobustObjective(BoundObjective(moved, len(letd)), mode)))
 
-    @property
-    def start(self) -> RobustObjective | MixedObjective:
-        """What a start is scaled by: the terms of dose; LETd does not change when all weights do."""
-        return self if self._plain is None else self._plain
+    def for_start(self, doses: Tensor) -> tuple[RobustObjective | MixedObjective, Tensor]:
+        """What the weights of a start are scaled by, and its doses: the terms of dose; LETd does not change when all weights do."""
+        return (self, doses) if self._plain is None else (self._plain, doses[:, : self.n_dose].contiguous())
 
     def parts(self, doses: Tensor) -> tuple[Tensor, Tensor]:
         """D `(n_scenarios, n_dose)` and LD `(n_scenarios, n_letd)`."""
@@ -184,3 +183,7 @@ class MixedObjective:
                 rows[row["scenario"], place] = row if name == "dose" else {**row, "quantity": name}
             first += count
         return [rows[key] for key in sorted(rows)]
+
+
+PlanObjective = RobustObjective | MixedObjective
+"""What a plan is optimized for."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from torchimpt.checks import InputError
-from torchimpt.physics.rbe import RBEModel
+from torchimpt.physics.rbe import RBE_MODELS, RBEModel
 
 
 class LETQuantity(Protocol):
@@ -126,3 +126,8 @@ class VariableRBE:
     def typical(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """1.1, and what LETd adds."""
         return torch.full_like(like, 1.1), torch.full_like(like, 0.02)
+
+
+UNITS: dict[str, str] = {"dose": "Gy", "letd": LETd.unit, "letd_dose": LETdDose.unit, **dict.fromkeys(RBE_MODELS, VariableRBE.unit)}
+"""The quantities that terms and goals may name, with their units: `"dose"` is the dose as the case weights it, the name of an RBE model the
+dose weighted by that model whatever the case's."""

@@ -45,10 +45,9 @@ class RobustObjective:
         ]
         self._group_of = [modes.index(one) for one in own]
 
-    @property
-    def start(self) -> RobustObjective:
-        """What a start is scaled by: all terms."""
-        return self
+    def for_start(self, doses: Tensor) -> tuple[RobustObjective, Tensor]:
+        """What the weights of a start are scaled by, and its doses: all terms."""
+        return self, doses
 
     def _values(self, doses: Tensor) -> Tensor:
         """The quantity at the doses."""

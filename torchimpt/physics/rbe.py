@@ -58,7 +58,7 @@ class RBEModel:
     def partials(
         self, dose: torch.Tensor, letd_dose: torch.Tensor, alpha_beta: torch.Tensor | float, fractions: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Derivatives of `weighted` by `dose` and by `letd_dose`, hand-derived: `(ab a0 / 2 + b0 m) / root`, `(a1 / 2 + b1 ab^q m) / root`."""
+        """Derivatives of `weighted` by dose and LETd x dose, by hand: `(ab a0 / 2 + b0 m) / root`, `(a1 / 2 + b1 ab^q m) / root`."""
         root, m = self._root(dose, letd_dose, alpha_beta, fractions)
         return (0.5 * self.a0 * alpha_beta + self.b0 * m) / root, (0.5 * self.a1 + self.b1 * alpha_beta**self.q * m) / root
 
@@ -79,5 +79,5 @@ RBE_MODELS: dict[str, RBEModel] = {
         RBEModel("carabe", 0.843, 0.154 * 2.686, 1.09, 0.006 * 2.686, -1.0),
     )
 }
-"""By name: A. L. McNamara et al., Phys. Med. Biol. 60:8399, 2015; M. Wedenberg et al., Acta Oncol. 52:580, 2013; A. Carabe et al., Phys. Med.
-Biol. 57:1159, 2012 (whose 2.686 Gy is the alpha/beta of V79 cells, that their fit is relative to)."""
+"""By name: A. L. McNamara et al., Phys. Med. Biol. 60:8399, 2015; M. Wedenberg et al., Acta Oncol. 52:580, 2013; A. Carabe et al., Phys.
+Med. Biol. 57:1159, 2012 (whose 2.686 Gy is the alpha/beta of V79 cells, that their fit is relative to)."""

@@ -12,12 +12,14 @@ import torch
 
 from torchimpt.case import Case
 from torchimpt.dose.body import BodyDoses, body_doses
+from torchimpt.dose.joined import JoinedLinear, joined
 from torchimpt.dose.scenarios import LinearDose, ScenarioDoses, scenario_doses
 from torchimpt.io.plan import read_plan
 from torchimpt.machine import Machine
-from torchimpt.objectives import BoundObjective, Objective, RobustObjective, Split
+from torchimpt.objectives import BoundObjective, MixedObjective, Objective, PlanObjective, RobustObjective, Split, letd_entries
 from torchimpt.patient import Patient
 from torchimpt.planning.assess import asked_voxels
+from torchimpt.planning.letd import quantity
 from torchimpt.planning.load import Compute, load_machine, load_patient, resolve_beams
 from torchimpt.scenarios import Scenario
 from torchimpt.schemes.sampling import Sampling
@@ -44,7 +46,8 @@ class PlanningProblem:
     voxels
         Flat grid indices that the objective looks at.
     doses, linear
-        Physical doses in the scenarios, and their linear map for the placed spots.
+        Physical doses in the scenarios, after them LETd x dose where terms need it (`MixedObjective`), and their linear map for the placed
+        spots.
     objective
         What is asked of them.
     sampling
@@ -60,7 +63,7 @@ class PlanningProblem:
     voxels: torch.Tensor
     doses: ScenarioDoses
     linear: LinearDose
-    objective: RobustObjective
+    objective: PlanObjective
     sampling: Sampling | None = None
 
     @property
@@ -127,7 +130,9 @@ def build(case: Case, compute: Compute, progress: Progress, times: dict[str, flo
         spots = _start(case, patient, machine, scenarios, compute)
         log.info("%d spots in %d energy layers of %d beams", spots.n_spots, spots.n_layers, len(spots.beams))
         objective = Objective(case.terms(), normalize=case.optimizer.normalize, overlap=case.optimizer.overlap)
-        split = objective.split(patient, case.optimizer.sample_above)
+        mixed = frozenset(term.quantity for term in case.terms()) & case.letd_quantities()
+        # a sample is of doses alone
+        split = objective.split(patient, patient.grid.n_voxels if mixed else case.optimizer.sample_above)
     times["load"] = time.perf_counter() - begin
     begin = time.perf_counter()
     options: dict[str, Any] = {"cutoff": case.dose.cutoff_sigma, "dtype": compute.dtype, "device": compute.device}
@@ -137,19 +142,30 @@ def build(case: Case, compute: Compute, progress: Progress, times: dict[str, flo
     def bind(bound: BoundObjective) -> RobustObjective:
         return RobustObjective(bound, case.mode(), case.quantity())
 
-    def tabulate(voxels: torch.Tensor) -> tuple[ScenarioDoses, LinearDose]:
-        doses = scenario_doses(patient, machine, spots, voxels, scenarios, gradient=case.dose.gradient, **options)
+    def tabulate(voxels: torch.Tensor, amplitude: str = "dose") -> tuple[ScenarioDoses, LinearDose]:
+        doses = scenario_doses(patient, machine, spots, voxels, scenarios, gradient=case.dose.gradient, amplitude=amplitude, **options)
         return doses, doses.at(spots.position, engine)
 
     with progress.stage("Influence matrices" if engine == "matrix" else "Dose tables"):
         sampling: Sampling | None = None
+        robust: PlanObjective
         if split.limits and bool(split.needed.any()):
             look = _look(case, patient, machine, scenarios, split, options)
             sampling = Sampling(patient, objective, split, bind, tabulate=tabulate, look=look, seed=case.seed)
             voxels, doses, linear, robust = sampling.voxels, sampling.doses, sampling.linear, sampling.objective
         else:
             voxels = objective.voxels(patient)
-            (doses, linear), robust = tabulate(voxels), bind(objective.on(patient, voxels))
+            (doses, linear), bound = tabulate(voxels), objective.on(patient, voxels)
+            robust = bind(bound)
+            if mixed:
+                entries = letd_entries(bound, mixed)
+                where = voxels[entries]
+                robust = MixedObjective(
+                    bound, {name: quantity(case, name, patient, where) for name in sorted(mixed)}, entries, case.mode(), case.quantity()
+                )
+                letd_doses, letd_linear = tabulate(where, "letd_dose")
+                sizes = [doses.n_voxels, letd_doses.n_voxels]
+                doses, linear = joined([doses, letd_doses]), JoinedLinear([linear, letd_linear], sizes)
     times["dose"] = time.perf_counter() - begin
     return PlanningProblem(case, compute, patient, machine, scenarios, spots, voxels, doses, linear, robust, sampling)
 
@@ -163,8 +179,9 @@ def _look(
 
     def look(spots: Spots, final: bool) -> BodyDoses:
         return body_doses(
-            patient, machine, spots, scenarios, asked=asked, level=level, quantity=case.quantity(), discarded=final, **options
-        )
+            patient, machine, spots, scenarios, asked=asked, level=level, quantity=case.quantity(), discarded=final,
+            letd=final and case.tells_letd, **options,
+        )  # fmt: skip
 
     return look
 

@@ -19,6 +19,7 @@ from torchimpt.machine import Machine
 from torchimpt.objectives import Objective
 from torchimpt.patient import Patient
 from torchimpt.planning.assess import Assessment
+from torchimpt.planning.letd import weighted
 from torchimpt.planning.load import Compute
 from torchimpt.resampling import cropped, resample
 from torchimpt.scenarios import NOMINAL
@@ -60,11 +61,14 @@ def _checked(
         fine = resample(cropped(read, read.body_and_rois), spacing)
     seen = replace(fine, rois={name: roi for name, roi in fine.rois.items() if roi.role != "external" and bool(roi.mask.any())})
     voxels = seen.union(seen.rois).flatten().nonzero().flatten()
-    dose = case.quantity().value(_nominal(case, fine, machine, spots, voxels, compute))
+    letd_dose = _nominal(case, fine, machine, spots, voxels, compute, "letd_dose") if isinstance(case.dose.rbe, str) else None
+    dose = weighted(case, seen, _nominal(case, fine, machine, spots, voxels, compute), letd_dose, voxels)
     doses = {NOMINAL.name: roi_doses(seen, {NOMINAL.name: dose}, voxels)[NOMINAL.name]}
     rois = {name: roi_metrics(values) for name, values in doses[NOMINAL.name].items()}
     planned = assessment.roi_doses[NOMINAL.name]
-    goals = [goal for goal in case.goals() if goal.roi in rois and goal.roi in planned and goal.metric.kind != "ci"]
+    goals = [
+        goal for goal in case.goals() if goal.roi in rois and goal.roi in planned and goal.metric.kind != "ci" and goal.quantity == "dose"
+    ]
     both = tuple(check_goals(goals, one, prescriptions=case.prescriptions()) for one in ({NOMINAL.name: planned}, doses))
     targets = [name for name in dict.fromkeys((*case.prescriptions(), *(case.spots.targets if case.spots else ()))) if name in planned]
     own = {name: roi_metrics(planned[name]) for name in targets}
@@ -76,11 +80,14 @@ def _checked(
     }  # fmt: skip
 
 
-def _nominal(case: Case, fine: Patient, machine: Machine, spots: Spots, voxels: torch.Tensor, compute: Compute) -> torch.Tensor:
-    """Nominal physical dose `(n_voxels,)`, Gy, on the CPU, matrix-free."""
+def _nominal(
+    case: Case, fine: Patient, machine: Machine, spots: Spots, voxels: torch.Tensor, compute: Compute, amplitude: str = "dose"
+) -> torch.Tensor:
+    """Nominal physical dose `(n_voxels,)`, Gy, or LETd x dose, on the CPU, matrix-free."""
     spots = spots.weighted().to(compute.device)
     options: Mapping[str, Any] = {
         "cutoff": case.dose.cutoff_sigma, "dtype": spots.weight.dtype, "device": compute.device, "model": case.dose.model,
+        "amplitude": amplitude,
     }  # fmt: skip
     parts = []
     for some in voxels.split(_CHUNK):
@@ -93,7 +100,7 @@ def _objectives(
     case: Case, patient: Patient, planned: torch.Tensor, seen: Patient, voxels: torch.Tensor, dose: torch.Tensor
 ) -> dict[str, float]:
     """The nominal objective on both grids, of the terms about ROIs that the finer one has; empty where there are none."""
-    terms = [term for term in case.terms() if term.roi in seen.rois]
+    terms = [term for term in case.terms() if term.roi in seen.rois and term.quantity == "dose"]
     if not any(term.weight > 0 for term in terms):
         return {}
     objective = Objective(terms, normalize=case.optimizer.normalize, overlap=case.optimizer.overlap)

@@ -57,6 +57,11 @@ def _same_grid(path: Path, grid: Grid, wanted: Grid) -> None:
 def _read(path: Path, finished: FinishedRun) -> torch.Tensor:
     """The dose `(z, y, x)`, Gy, RBE-weighted as the run's."""
     grid = finished.patient.grid
+    if isinstance(finished.case.dose.rbe, str) and path.suffix.lower() == MCSQUARE:
+        raise InputError(
+            f"{path} is physical dose, and the run's is weighted by the model '{finished.case.dose.rbe}', which needs LETd, too; compare "
+            "with a run of constant rbe"
+        )
     if path.suffix.lower() == MCSQUARE:
         protons = 1e6 * float(total(finished.spots.weight.detach().double()))
         return finished.case.quantity().value(read_mcsquare_dose(path, grid, protons))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from torchimpt.checks import InputError
 from torchimpt.dose.scenarios import LinearDose, ScenarioDoses
-from torchimpt.objectives import RobustObjective
+from torchimpt.objectives import PlanObjective
 from torchimpt.optim import Composite, Iteration, Penalized, Solution, Status, minimize
 from torchimpt.schemes.moving import MovingSpots
 from torchimpt.schemes.sampling import AGREE, Sampling, Whole
@@ -93,7 +93,7 @@ class Stages:
     """
 
     doses: ScenarioDoses
-    objective: RobustObjective
+    objective: PlanObjective
     placed: Spots
     solver: Solver
     box: float
