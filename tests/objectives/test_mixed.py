@@ -186,3 +186,8 @@ def test_letd_dose_is_letd_of_one_layer_times_dose() -> None:
     index = (depth / tables.depth_step[0]).long().clamp_max(letd.shape[1] - 1)
     # rays of a source 2 m away are longer than the depth by up to a per mille
     assert torch.allclose((letd_dose / dose)[seen], letd[0][index][seen], rtol=0.02)
+
+
+def test_doses_alone_do_not_tell_letd() -> None:
+    with pytest.raises(InputError, match="max_dose of 'Target' asks about 'letd', which doses alone do not tell"):
+        RobustObjective(Objective([term(MaxDose, 3.0, "letd")]).on(PATIENT, VOXELS))

@@ -198,9 +198,9 @@ def test_engines_and_gradients_agree(tmp_path):
 
 
 def test_moving_spots_by_either_gradient(tmp_path):
-    options = ("dose.dtype=float64", "joint.spots=40", "joint.warm_iterations=5", "optimizer.max_iterations=5", "dose.check_mm=off")
+    options = ("dose.dtype=float64", "joint.warm_iterations=3", "optimizer.max_iterations=5", "dose.check_mm=off")
     hand, torchs = (
         plan(with_letd(tmp_path, *options, f"dose.gradient={way}"), device="cpu", threads=1) for way in ("analytic", "autograd")
     )
-    assert float((hand.spots.position - hand.home).norm(dim=1).max()) > 0.5
+    assert float((hand.spots.position.detach() - hand.home).norm(dim=1).max()) > 0.1
     assert torchs.solution.value == pytest.approx(hand.solution.value, rel=1e-5)

@@ -97,7 +97,7 @@ class MixedObjective:
             if own:
                 self._order += [bound.bound_terms.index(b) for b in own]
                 moved = [replace(b, index=place[b.index.cpu()]) for b in own]
-                self._groups.append((quantity, RobustObjective(BoundObjective(moved, len(letd)), mode)))
+                self._groups.append((quantity, RobustObjective(BoundObjective(moved, len(letd)), mode, asks=name)))
 
     def for_start(self, doses: Tensor) -> tuple[RobustObjective | MixedObjective, Tensor]:
         """What the weights of a start are scaled by, and its doses: the terms of dose; LETd does not change when all weights do."""
