@@ -39,8 +39,8 @@ class RobustObjective:
         for b in bound.bound_terms:
             if b.term.quantity != asks:
                 raise InputError(
-                    f"objective {b.term.kind} of '{b.term.roi}' asks about '{b.term.quantity}', which doses alone do not tell; plan it from a "
-                    "case file, or take MixedObjective"
+                    f"objective {b.term.kind} of '{b.term.roi}' asks about '{b.term.quantity}', which doses alone do not tell; plan it "
+                    "from a case file, or take MixedObjective"
                 )
         self.bound, self.mode, self.quantity = bound, mode or Sum(), quantity
         own = [b.term.mode or self.mode for b in bound.bound_terms]

@@ -156,8 +156,9 @@ def build(case: Case, compute: Compute, progress: Progress, times: dict[str, flo
         else:
             voxels = objective.voxels(patient)
             (doses, linear), bound = tabulate(voxels), objective.on(patient, voxels)
-            robust = bind(bound)
-            if mixed:
+            if not mixed:
+                robust = bind(bound)
+            else:
                 entries = letd_entries(bound, mixed)
                 where = voxels[entries]
                 robust = MixedObjective(
