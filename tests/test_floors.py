@@ -18,6 +18,7 @@ FLOORS = (
     {"hu_table"},
     {"patient"},
     {"physics", "resampling"},
+    {"points"},
     {"machine", "phantoms"},
     {"spots"},
     {"dose"},

@@ -26,6 +26,7 @@ name = "water"
 
 [dose]
 grid_mm = 8.0
+target_grid_mm = "off"
 
 [spots]
 target = "Target"

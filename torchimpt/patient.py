@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 
 import torch
 
@@ -57,8 +58,33 @@ class ROI:
         return self.mask.flatten().nonzero().flatten()
 
 
+class Regions:
+    """What has named ROIs: a patient with voxel masks, or points that lie in them."""
+
+    rois: Mapping[str, ROI]
+
+    def roi(self, name: str) -> ROI:
+        """The ROI of this name; an error names those that are there."""
+        if name not in self.rois:
+            raise InputError(f"the patient has no ROI '{name}'{nearest(name, self.rois)}; it has {', '.join(sorted(self.rois)) or 'none'}")
+        return self.rois[name]
+
+    def union(self, names: str | Iterable[str]) -> torch.Tensor:
+        """Mask, in the shape of the ROIs' own, of what lies in any of the named ROIs; an error when it is empty."""
+        names = [names] if isinstance(names, str) else list(names)
+        mask = reduce(torch.logical_or, [self.roi(name).mask for name in names], torch.zeros((), dtype=torch.bool))
+        if not mask.any():
+            raise InputError(f"ROI {', '.join(names)} has no voxel on this grid; use a finer grid_mm, or another ROI")
+        return mask
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Names of the ROIs with the role target."""
+        return tuple(name for name, roi in self.rois.items() if roi.role == "target")
+
+
 @dataclass(frozen=True)
-class Patient:
+class Patient(Regions):
     """CT numbers on a grid, and ROIs on the same grid.
 
     Attributes
@@ -111,22 +137,6 @@ class Patient:
         if sum(roi.role == "external" for roi in self.rois.values()) > 1:
             raise InputError("a patient has at most one ROI with the role 'external'")
 
-    def roi(self, name: str) -> ROI:
-        """The ROI of this name; an error names those that are there."""
-        if name not in self.rois:
-            raise InputError(f"the patient has no ROI '{name}'{nearest(name, self.rois)}; it has {', '.join(sorted(self.rois)) or 'none'}")
-        return self.rois[name]
-
-    def union(self, names: str | Iterable[str]) -> torch.Tensor:
-        """Mask `(z, y, x)` of the voxels in any of the named ROIs; an error when it is empty."""
-        names = [names] if isinstance(names, str) else list(names)
-        mask = torch.zeros(self.grid.shape, dtype=torch.bool)
-        for name in names:
-            mask |= self.roi(name).mask
-        if not mask.any():
-            raise InputError(f"ROI {', '.join(names)} has no voxel on this grid; use a finer grid_mm, or another ROI")
-        return mask
-
     @property
     def body_and_rois(self) -> torch.Tensor:
         """Mask `(z, y, x)` of the body and every ROI, those that reach out of it too."""
@@ -146,11 +156,6 @@ class Patient:
         """Mask `(z, y, x)` of the voxels that get dose: the external ROI, or everything when there is none."""
         external = self.external
         return external.mask if external is not None else torch.ones(self.grid.shape, dtype=torch.bool)
-
-    @property
-    def targets(self) -> tuple[str, ...]:
-        """Names of the ROIs with the role target."""
-        return tuple(name for name, roi in self.rois.items() if roi.role == "target")
 
     def centroid(self, names: str | Iterable[str]) -> tuple[float, float, float]:
         """LPS centroid of the union of the named ROIs, mm: of the ROIs as they were read, so that it is the same on every dose grid."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -26,6 +28,7 @@ from torchimpt.objectives import (
 )
 from torchimpt.phantoms import phantom
 from torchimpt.physics.rbe import RBE_MODELS
+from torchimpt.points import Points, cell_points, voxel_points
 from torchimpt.quantities import ConstantRBE
 from torchimpt.resampling import resample
 from torchimpt.scenarios import NOMINAL, boundary_scenarios
@@ -33,6 +36,7 @@ from torchimpt.spots.placement import place_spots
 
 PATIENT = resample(phantom("water"), 10.0)
 VOXELS = PATIENT.roi("Target").voxels
+POINTS = cell_points(PATIENT, ["Target"], 4.0, n_scenarios=3, targets=["Target"], seed=2)
 RBE = {"mcnamara": VariableRBE(RBE_MODELS["mcnamara"], 2.0, 30), "carabe": VariableRBE(RBE_MODELS["carabe"], 10.0, 30)}
 QUANTITIES = {"letd": LETd(0.5), "letd_dose": LETdDose(), **RBE}
 
@@ -41,8 +45,9 @@ def term(kind, dose, quantity="dose", **own):
     return kind("Target", dose, quantity=quantity, **own)
 
 
-def mixed(terms, quantities=QUANTITIES):
-    bound = Objective(terms).on(PATIENT, VOXELS)
+def mixed(terms, quantities=QUANTITIES, points=None):
+    objective = Objective(terms)
+    bound = objective.on(PATIENT, VOXELS) if points is None else objective.at(points, points.volume)
     return MixedObjective(bound, quantities, letd_entries(bound, frozenset(quantities)), dose=ConstantRBE(1.1))
 
 
@@ -71,11 +76,11 @@ def plain(doses: torch.Tensor) -> torch.Tensor:
     return total
 
 
-def random_doses() -> torch.Tensor:
+def random_doses(n: int = len(VOXELS)) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
-    dose = 100.0 * torch.rand(3, len(VOXELS), generator=generator, dtype=torch.float64)
+    dose = 100.0 * torch.rand(3, n, generator=generator, dtype=torch.float64)
     dose[:, :5], dose[:, 5:9] = 0.0, 0.3  # without dose, and below the least that LETd needs
-    letd = 0.5 + 5.0 * torch.rand(3, len(VOXELS), generator=generator, dtype=torch.float64)
+    letd = 0.5 + 5.0 * torch.rand(3, n, generator=generator, dtype=torch.float64)
     return torch.cat((dose, dose * letd), dim=1)
 
 
@@ -88,6 +93,33 @@ def test_gradient_is_that_of_the_written_out_objective() -> None:
     # voxels without dose lie on no kink of these terms
     assert torch.allclose(grad, expected, rtol=1e-9, atol=1e-12)
     assert bool(grad.isfinite().all())
+
+
+def test_a_point_counts_as_the_voxels_that_it_stands_for() -> None:
+    """Value and gradient of all quantities at once, and the ray: against every point written as often as its volume says."""
+    parts = torch.arange(len(POINTS)) % 3 + 1
+    points = replace(POINTS, volume=parts.double())
+    owner = torch.arange(len(points)).repeat_interleave(parts)
+    each = points.take(owner)
+    each = replace(each, volume=torch.ones(len(each), dtype=torch.float64))
+    # whole points are excused by dose-volume terms, so that theirs excuse others than the voxels' do; tests/test_points.py has them
+    terms = [one for one in TERMS if one.kind != "max_dvh"]
+    own, voxels, doses = mixed(terms, points=points), mixed(terms, points=each), random_doses(len(points))
+    both = torch.cat((owner, len(points) + owner))
+    value, grad = own.value_and_grad(doses)
+    expected, slope = voxels.value_and_grad(doses[:, both])
+    assert float(value) == pytest.approx(float(expected), rel=1e-12) and float(value) > 1.0
+    assert torch.allclose(grad, torch.zeros_like(grad).index_add_(1, both, slope), rtol=1e-9, atol=1e-12)
+    rates = random_doses(len(points)).flip(1)
+    assert own.along(doses, rates)(0.3) == pytest.approx(voxels.along(doses[:, both], rates[:, both])(0.3), rel=1e-10)
+    assert torch.allclose(own.curvature(doses[0]), torch.zeros_like(doses[0]).index_add_(0, both, voxels.curvature(doses[0, both])))
+
+
+def test_the_same_term_twice() -> None:
+    """Rows are found by place: terms that are alike have tensors, which do not compare."""
+    doses, twice = random_doses(), [term(MinDose, 60.0), term(MaxDose, 2.0, "letd"), term(MinDose, 60.0), term(MaxDose, 2.0, "letd")]
+    rows = mixed(twice).terms(doses)
+    assert [row["kind"] for row in rows[:4]] == [one.kind for one in twice] and rows[0] == rows[2] and rows[1] == rows[3]
 
 
 def test_terms_of_dose_alone_are_as_ever() -> None:
@@ -134,15 +166,16 @@ def test_letd_stands_where_it_is_asked_for() -> None:
         objective.value(doses[:, :-1])
 
 
+@pytest.mark.parametrize("points", [voxel_points(PATIENT, VOXELS), POINTS], ids=["voxels", "points"])
 @pytest.mark.parametrize("quantity", ["letd", "letd_dose", "mcnamara", "carabe"])
-def test_gradient_by_weights_and_positions(quantity: str) -> None:
+def test_gradient_by_weights_and_positions(quantity: str, points: Points) -> None:
     """Through the pair kernel and back: against autograd of the dense formula, and finite differences in float64."""
     beams = [Beam(0.0, 0.0, (0.0, 0.0, 0.0)), Beam(60.0, 0.0, (0.0, 0.0, 0.0))]
     spots = place_spots(PATIENT, generic(), beams, PATIENT.targets, spacing=20.0, layer_spacing=15.0, dtype=torch.float64)
     scenarios = boundary_scenarios(3.0, 3.0)[:3]
-    objective = mixed([term(UniformDose, {"letd": 3.0, "letd_dose": 100.0}.get(quantity, 50.0), quantity)])
+    objective = mixed([term(UniformDose, {"letd": 3.0, "letd_dose": 100.0}.get(quantity, 50.0), quantity)], points=points)
     options = {"dtype": torch.float64, "cutoff": 5.0}
-    parts = [scenario_doses(PATIENT, generic(), spots, VOXELS, scenarios, amplitude=a, **options) for a in ("dose", "letd_dose")]
+    parts = [scenario_doses(PATIENT, generic(), spots, points, scenarios, amplitude=a, **options) for a in ("dose", "letd_dose")]
     doses = joined(parts)
     generator = torch.Generator().manual_seed(3)
     weight = 20.0 * torch.rand(spots.n_spots, generator=generator, dtype=torch.float64)

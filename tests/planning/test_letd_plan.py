@@ -11,6 +11,8 @@ from tiny_case import command, tiny, write_tiny
 
 from torchimpt.case import load_case
 from torchimpt.checks import InputError
+from torchimpt.dose.scenarios import AutogradDoses, scenario_doses
+from torchimpt.evaluate.dvh import VolumeDoses, d
 from torchimpt.io.image import read_dose
 from torchimpt.objectives import MixedObjective, RobustObjective
 from torchimpt.physics.rbe import RBE_MODELS
@@ -54,7 +56,7 @@ def problem(case):
 
 def test_nothing_is_built_where_nothing_asks(tmp_path):
     made = problem(tiny(tmp_path))
-    assert isinstance(made.objective, RobustObjective) and made.doses.n_voxels == len(made.voxels)
+    assert isinstance(made.objective, RobustObjective) and made.doses.n_voxels == len(made.points)
     goals = tiny(tmp_path).model_copy(update={"goal": with_letd(tmp_path).goal})
     assert goals.tells_letd and isinstance(problem(goals).objective, RobustObjective)  # goals are of the finished plan
 
@@ -63,7 +65,7 @@ def test_letd_is_tabulated_where_terms_need_it(tmp_path):
     case = with_letd(tmp_path, "objective.3.roi=Target")
     made = problem(case)
     assert isinstance(made.objective, MixedObjective)
-    assert made.doses.n_voxels == len(made.voxels) + int(made.patient.roi("Target").mask.sum())
+    assert made.doses.n_voxels == len(made.points) + int(made.patient.roi("Target").mask.sum())
 
 
 @pytest.mark.parametrize("joint", [False, True])
@@ -185,6 +187,91 @@ def test_missing_level_and_unknown_tissue(tmp_path):
     case = tiny(tmp_path, "goal.0.metric=ci", "goal.0.quantity=letd")
     with pytest.raises(InputError, match="'ci' is of the dose, not of 'letd'"):
         load_patient(case)
+
+
+TISSUE = """
+[[tissue]]
+roi = "Target"
+alpha_beta_gy = 10.0
+
+[spots]"""
+
+
+def on_points(tmp_path, *overrides):
+    """A case with LETd terms, goals of two quantities and a tissue, looked at in parts of voxels."""
+    path = write_tiny(tmp_path, ('\n[[goal]]\nroi = "Target"', LETD), ("\n[spots]", TISSUE))
+    return load_case(path, ("dose.target_grid_mm=4", "objective.2.roi=Target", "objective.3.roi=Target", *overrides))
+
+
+@pytest.mark.parametrize("rbe", [1.1, "mcnamara"])
+def test_gradients_of_a_plan_that_looks_at_points(tmp_path, rbe):
+    """All that a solver asks of a built problem, every scenario at its own points: value and ray, weights and positions."""
+    made = problem(on_points(tmp_path, f"dose.rbe={rbe}", "dose.dtype=float64"))
+    assert isinstance(made.objective, MixedObjective) and len(made.points.places) == 3
+    assert not torch.equal(made.points.place(0), made.points.place(1)) and bool((made.points.volume != 1.0).any())
+    n, spots = len(made.points), made.spots
+    assert made.doses.n_voxels == 2 * n, "all of them are in the target, whose term asks about LETd"
+    generator = torch.Generator().manual_seed(4)
+    position = spots.position.detach()
+    weight = 30.0 * torch.rand(spots.n_spots, generator=generator, dtype=torch.float64)
+    doses = made.doses.dose(position, weight)
+    torch.testing.assert_close(made.linear.forward(weight), doses, rtol=1e-9, atol=1e-9)
+    value, residual = made.objective.value_and_grad(doses)
+    assert bool((doses[:, :n] > 0).all()) and float(value) > 0
+    # LETd x dose stands at the points of the dose of its own scenario: 1 to 10 keV/um there, and 0.5 to 30 at others only by chance
+    letd = doses[:, n:] / doses[:, :n]
+    assert float(letd.min()) > 0.4 and float(letd.max()) < 20.0
+    found = made.doses.gradient(residual, position, weight)
+    torch.testing.assert_close(made.linear.adjoint(residual), found.weight, rtol=1e-8, atol=1e-10 * float(found.weight.abs().max()))
+    torchs = AutogradDoses(made.doses.operators).gradient(residual, position, weight)
+    torch.testing.assert_close(found.weight, torchs.weight, rtol=1e-8, atol=1e-9 * float(torchs.weight.abs().max()))
+    torch.testing.assert_close(found.position, torchs.position, rtol=1e-8, atol=1e-8 * float(torchs.position.abs().max()))
+    step = torch.randn(weight.shape, generator=generator, dtype=torch.float64), torch.randn(position.shape, generator=generator).double()
+    slope = float((found.weight * step[0]).sum() + (found.position * step[1]).sum())
+    around = [float(made.objective.value(made.doses.dose(position + e * step[1], weight + e * step[0]))) for e in (1e-5, -1e-5)]
+    assert (around[0] - around[1]) / 2e-5 == pytest.approx(slope, rel=1e-5)
+    rate = made.linear.forward(step[0])
+    along = made.objective.along(doses, rate)(0.01)
+    there, way = made.objective.value_and_grad(doses + 0.01 * rate)
+    assert along == pytest.approx((float(there), float((way * rate).sum())), rel=1e-8)
+
+
+@pytest.mark.parametrize("rbe", [1.1, "wedenberg"])
+def test_points_are_told_of_in_every_scenario_and_quantity(tmp_path, rbe):
+    """LETd, weighted dose and goals of a finished plan: against dose and LETd x dose computed anew at the points that it was looked at."""
+    case = on_points(tmp_path, f"dose.rbe={rbe}", "optimizer.max_iterations=20", "goal.3.roi=Target", "dose.check_mm=4")
+    result = plan(case, device="cpu", threads=1)
+    told, spots = result.assessment, result.spots
+    points, scenarios = told.points, case.scenarios()
+    assert len(points.places) == len(scenarios) == len(told.roi_letd) == 3 and "Target" in told.roi_letd["nominal"]
+
+    def at(where, some, amplitude):
+        doses = scenario_doses(result.patient, result.machine, spots, where, some, amplitude=amplitude)
+        return doses.dose(spots.position.detach(), spots.weight.detach())
+
+    dose, letd_dose = (at(points, scenarios, amplitude) for amplitude in ("dose", "letd_dose"))
+    model = RBE_MODELS["wedenberg"]
+    weighted = 1.1 * dose if rbe == 1.1 else model.weighted(dose, letd_dose, 10.0, case.delivery.fractions)
+    for k, scenario in enumerate(scenarios):
+        letd = told.roi_letd[scenario.name]["Target"]
+        assert isinstance(letd, VolumeDoses) and torch.equal(letd.volume, points.volume)
+        # float32 tables of the spots without weight, too
+        torch.testing.assert_close(letd.dose, letd_dose[k] / dose[k].clamp_min(0.5), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(told.doses[scenario.name], weighted[k], rtol=1e-4, atol=1e-3)
+    rows = {row.get("quantity", "dose") + " " + row["metric"]: row for row in result.metrics["goals"]}
+    by_hand = [float((letd_dose[k] / dose[k].clamp_min(0.5) * points.volume).sum() / points.volume.sum()) for k in range(3)]
+    assert rows["letd mean"]["nominal"] == pytest.approx(by_hand[0], rel=1e-4)
+    assert rows["letd mean"]["worst"] == pytest.approx(max(by_hand), rel=1e-4)
+    own = [VolumeDoses(model.weighted(dose[k], letd_dose[k], 10.0, case.delivery.fractions), points.volume) for k in range(3)]
+    assert rows["wedenberg d(2)"]["worst"] == pytest.approx(max(d(one, 2.0)[0] for one in own), rel=1e-4)
+    # told of the dose grid, where it is an image
+    assert told.letd is not None
+    voxels = result.patient.roi("Target").voxels
+    middles = [at(voxels, scenarios[:1], amplitude)[0] for amplitude in ("dose", "letd_dose")]
+    torch.testing.assert_close(told.letd.flatten()[voxels], middles[1] / middles[0].clamp_min(0.5), rtol=1e-4, atol=1e-5)
+    # the check on a finer grid weights its dose, too: neither 10 % off with the constant, nor at another alpha/beta
+    fine, planned = (part["Target"]["mean_gy"] for part in (result.metrics["fine"]["rois"], result.metrics["scenarios"][0]["rois"]))
+    assert fine == pytest.approx(planned, rel=0.02)
 
 
 def test_engines_and_gradients_agree(tmp_path):

@@ -14,6 +14,7 @@ from torchimpt.dose.joined import joined
 from torchimpt.objectives import MaxDose, MinDose, Objective
 from torchimpt.planning.build import build
 from torchimpt.planning.load import set_up
+from torchimpt.points import voxel_points
 from torchimpt.schemes import sampling, schemes
 from torchimpt.watch import Progress
 
@@ -50,7 +51,8 @@ def test_the_sum_over_a_sample_is_unbiased(problem):
     for _ in range(400):
         drawn = split.needed | (split.pool & (torch.rand(len(chance), generator=generator, dtype=torch.float64) < chance))
         voxels = drawn.nonzero().flatten()
-        bound = objective.on(patient, voxels, 1.0 / chance[voxels])
+        points = voxel_points(patient, voxels, 1.0 / chance[voxels])
+        bound = objective.at(points, points.volume, [None, float(objective.masks(patient)[1].sum())])
         found.append(float(bound.value(dose[voxels])))
         assert sum(row["value"] for row in bound.terms(dose[voxels])) == pytest.approx(found[-1], rel=1e-12)
     spread = torch.tensor(found)
@@ -83,14 +85,14 @@ def test_the_plan_is_that_of_all_voxels(tmp_path, more):
     """On all voxels, its objective is within 1 % of that of the plan that was optimized on all, or below; so is what it says of itself."""
     few, every = (ti.plan(tiny(tmp_path, *BODY, *more, option)) for option in (SAMPLED, ALL))
     problem = built(tmp_path, *more, ALL)
-    doses = ti.scenario_doses(problem.patient, problem.machine, few.spots, problem.voxels, problem.scenarios, dtype=torch.float64)
+    doses = ti.scenario_doses(problem.patient, problem.machine, few.spots, problem.points, problem.scenarios, dtype=torch.float64)
     truth = float(problem.objective.value(doses.dose(few.spots.position, few.spots.weight)))
     assert truth < 1.01 * every.metrics["objective"]["final"]
     assert few.metrics["objective"]["final"] == pytest.approx(truth, rel=1e-6), "float64 sums in another order"
     told = sum(term["value"] for term in few.metrics["objective"]["terms"])
     assert told == pytest.approx(truth, rel=1e-6)
     assert few.metrics["sampling"]["objective"] == pytest.approx(truth, rel=sampling.AGREE)
-    assert few.metrics["sampling"]["voxels"] < few.metrics["sampling"]["of"] == len(problem.voxels)
+    assert few.metrics["sampling"]["voxels"] < few.metrics["sampling"]["of"] == len(problem.points)
     assert "sampling" not in every.metrics
 
 
@@ -123,7 +125,7 @@ def test_a_sampled_run_that_stopped_goes_on_to_the_same_plan(tmp_path, monkeypat
 
 
 def test_joined_doses_are_those_of_all_voxels_at_once(problem):
-    spots, voxels = problem.spots, problem.voxels
+    spots, voxels = problem.spots, Objective(problem.case.terms()).voxels(problem.patient)
     where = {"dtype": torch.float64}
     whole = ti.scenario_doses(problem.patient, problem.machine, spots, voxels, problem.scenarios, **where)
     parts = [

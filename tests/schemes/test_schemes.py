@@ -65,7 +65,7 @@ def run(built, solver=SOLVER, limits=None, callback=None, state=None, start=None
 def objective_of(built, plan: MovingSpots) -> float:
     """F of a plan, from its spots in operators of their own."""
     spots = plan.spots(built.spots)
-    operators = ti.scenario_doses(built.patient, built.machine, spots, built.voxels, built.scenarios)
+    operators = ti.scenario_doses(built.patient, built.machine, spots, built.points, built.scenarios)
     return float(built.objective.value(operators.dose(spots.position, spots.weight)))
 
 
@@ -237,7 +237,7 @@ def test_coinciding_spots_of_the_start_are_merged_or_move_together(built):
     twice = ti.Spots.from_columns(
         once.beams, *(torch.cat((v, v)) for v in (once.beam, once.energy, *once.position.detach().T, 0.5 * once.weight.detach()))
     )
-    operators = ti.scenario_doses(built.patient, built.machine, twice, built.voxels, built.scenarios)
+    operators = ti.scenario_doses(built.patient, built.machine, twice, built.points, built.scenarios)
     config = Solver(max_iterations=10)
     double = optimize(operators, built.objective, twice, config, Motion(warm_iterations=2, merge_mm=2.0))
     single = run(built, config, warm_iterations=2)
@@ -289,12 +289,12 @@ def test_autograd_finds_the_same_plan_and_no_gradient_is_derived_by_hand(tmp_pat
 def test_autograd_weighs_its_pairs_before_it_stores_them(built, monkeypatch):
     monkeypatch.setattr("torchimpt.memory._system_memory", lambda: 1000)
     with pytest.raises(InputError, match=r"autograd's .* pairs of [\d,]+ voxels and [\d,]+ spots would take .* use gradient = 'analytic'"):
-        ti.scenario_doses(built.patient, built.machine, built.spots, built.voxels, gradient="autograd")
+        ti.scenario_doses(built.patient, built.machine, built.spots, built.points, gradient="autograd")
 
 
 def test_dose_tables_are_weighed_before_they_are_made(built, monkeypatch):
     """A beam's before its own, and those of all scenarios once those of the first are there."""
-    given = built.patient, built.machine, built.spots, built.voxels
+    given = built.patient, built.machine, built.spots, built.points
     one = ti.scenario_doses(*given)[0].n_bytes
     monkeypatch.setattr("torchimpt.memory._system_memory", lambda: one // 8)
     with pytest.raises(
@@ -430,14 +430,23 @@ def test_moved_mm_is_that_of_delivered_spots(tmp_path):
     assert spots["moved_mm"]["max"] > 1.0
 
 
-def test_ti_joint_is_the_case_file(tmp_path):
-    case = tiny(tmp_path, *SMALL, "optimizer.max_iterations=12", "joint.warm_iterations=4", "joint.spots=40", "joint.box_mm=5")
+@pytest.mark.parametrize("looks", ["off", "4.0"])
+def test_ti_joint_is_the_case_file(tmp_path, looks):
+    case = tiny(
+        tmp_path,
+        *SMALL,
+        f"dose.target_grid_mm={looks}",
+        "optimizer.max_iterations=12",
+        "joint.warm_iterations=4",
+        "joint.spots=40",
+        "joint.box_mm=5",
+    )
     planned = ti.plan(case)
     built = build(case, set_up(case, "cpu"), Progress(enabled=False), {})
     seen = []
     found = ti.joint(
         built.patient, built.machine, built.spots, ti.Objective(case.terms()), case.scenarios(),
-        max_iterations=12, tolerance=1e-3, callback=lambda r: seen.append(r.value) and None, warm_iterations=4, spots=40, box_mm=5.0,
+        target_grid=case.dose.target_grid_mm, seed=case.seed, max_iterations=12, tolerance=1e-3, callback=lambda r: seen.append(r.value) and None, warm_iterations=4, spots=40, box_mm=5.0,
     )  # fmt: skip
     assert torch.equal(found.spots.position, planned.spots.position) and torch.equal(found.spots.weight, planned.spots.weight)
     assert torch.equal(found.home, planned.home) and seen == [row["value"] for row in planned.solution.history]

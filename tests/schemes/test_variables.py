@@ -247,10 +247,10 @@ def test_a_scenario_without_dose_adds_its_value_and_no_gradient(built, plan):
     part = plan.spots(built.spots)
     options = {"cutoff": 8.0, "dtype": torch.float64}
     aside = Scenario("aside", (500.0, 500.0, 500.0))
-    operators = scenario_doses(built.patient, built.machine, part, built.voxels, (NOMINAL, aside), **options)
+    operators = scenario_doses(built.patient, built.machine, part, built.points, (NOMINAL, aside), **options)
     both, alone = (SpotProblem(some, built.objective, Packing(JOINT, plan)) for some in (operators, ScenarioDoses(operators[:1])))
     z = both.packing.pack(plan)
     (value, gradient), (own, right) = both.value_and_grad(z), alone.value_and_grad(z)
     assert not both.image(z)[1].any()
-    nothing = float(built.objective.value(torch.zeros(1, len(built.voxels), dtype=torch.float64)))
+    nothing = float(built.objective.value(torch.zeros(1, len(built.points), dtype=torch.float64)))
     assert value == pytest.approx(own + nothing, rel=1e-12) and nothing > 0 and torch.equal(gradient, right)

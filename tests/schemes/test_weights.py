@@ -9,6 +9,7 @@ from tiny_case import tiny
 from torchimpt.checks import InputError
 from torchimpt.dose.cutoff import LARGEST_CUTOFF, LEAST_CUTOFF
 from torchimpt.dose.scenarios import ENGINES, AutogradDoses, StoredDose, scenario_doses
+from torchimpt.objectives import Objective
 from torchimpt.optim import Composite
 from torchimpt.planning.build import build
 from torchimpt.planning.load import set_up
@@ -28,7 +29,7 @@ def built(tmp_path_factory):
 def test_engines_are_one_linear_map(built, generator):
     assert isinstance(built.linear, StoredDose)
     weight = torch.rand(built.spots.n_spots, dtype=torch.float64, generator=generator)
-    residual = torch.randn(3, len(built.voxels), dtype=torch.float64, generator=generator)
+    residual = torch.randn(3, len(built.points), dtype=torch.float64, generator=generator)
     some = torch.arange(0, built.spots.n_spots, 7)
     doses, adjoints, few = {}, {}, {}
     by_torch = AutogradDoses(built.doses.operators)
@@ -74,8 +75,8 @@ def test_start_without_dose_is_an_error(built):
 
 def test_scale_is_the_dense_diagonal(built):
     matrix = 1.1 * built.linear.matrices[0].matrix.to_dense()
-    gain = torch.zeros(len(built.voxels), dtype=torch.float64)
-    place = {int(voxel): i for i, voxel in enumerate(built.voxels)}
+    gain = torch.zeros(len(built.points), dtype=torch.float64)
+    place = {int(voxel): i for i, voxel in enumerate(Objective(built.case.terms()).voxels(built.patient))}
     target = built.patient.roi("Target").voxels.tolist()
     outside = [v for v in built.patient.roi("External").voxels.tolist() if v not in set(target)]
     for roi, weight in ((target, 100.0), (target, 50.0), (outside, 1.0)):
@@ -96,7 +97,7 @@ def test_scale_at_every_cut_off_that_may_be_asked_for(built, backend, dtype):
     position, found = built.spots.position.detach().to(dtype), {}
     for cutoff in (LEAST_CUTOFF, 4.0, 8.0, 9.0, 9.4, LARGEST_CUTOFF):
         options = {"cutoff": cutoff, "dtype": dtype, "backend": backend}
-        operator = scenario_doses(built.patient, built.machine, built.spots, built.voxels, **options)[0]
+        operator = scenario_doses(built.patient, built.machine, built.spots, built.points, **options)[0]
         found[cutoff] = jacobi_scale(operator, position, built.objective)
         assert bool((torch.isfinite(found[cutoff]) & (found[cutoff] > 0)).all()), cutoff
     for cutoff in (9.0, 9.4, LARGEST_CUTOFF):  # beyond 8 sigmas there is exp(-64) of the squares
@@ -108,5 +109,5 @@ def test_nominal_doses_are_those_of_the_rois(built):
     doses = built.nominal_doses(built.linear.forward(weight))
     assert set(doses) == {"Target", "External"}
     whole = torch.zeros(built.patient.grid.n_voxels, dtype=torch.float64)
-    whole[built.voxels] = 1.1 * built.linear.forward(weight)[0]
+    whole[Objective(built.case.terms()).voxels(built.patient)] = 1.1 * built.linear.forward(weight)[0]
     assert torch.equal(doses["Target"], whole[built.patient.roi("Target").voxels])

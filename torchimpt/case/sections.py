@@ -181,6 +181,9 @@ class DoseConfig(Section):
 
     grid_mm: Annotated[float | tuple[float, float, float] | None, BeforeValidator(lambda v: None if v is None else as_grid(v))] = None
     """Voxel size of the dose grid, one number or [x, y, z]; omitted: the CT's."""
+    target_grid_mm: Annotated[Real, Field(gt=0)] | Literal["auto", "off"] = "auto"
+    """How finely targets are looked at: their voxels, and those around them, are cut into parts of this size at most, other ROIs' at their
+    outline. auto: the width of the narrowest Bragg peak, 1.5 to 2 mm; off: the middles of voxels."""
     check_mm: Annotated[
         float | tuple[float, float, float] | Literal["off"] | None, BeforeValidator(lambda v: v if v in (None, "off") else as_grid(v))
     ] = None

@@ -58,6 +58,7 @@ def body_doses(
     *,
     asked: torch.Tensor,
     level: float,
+    leave: torch.Tensor | None = None,
     quantity: Quantity,
     discarded: bool = False,
     letd: bool = False,
@@ -75,6 +76,8 @@ def body_doses(
     level
         Gy, in the `quantity`: what is `WARM` of it or more in the nominal scenario is looked at in all, with what lies within a
         scenario's reach of it.
+    leave
+        Flat mask `(n_grid,)` of voxels that are not looked at for that.
     discarded
         Whether to measure `discarded_fraction`.
     letd
@@ -97,10 +100,12 @@ def body_doses(
     grid[body] = quantity.value(nominal)
     looked_at = asked.clone()
     if others:
-        looked_at |= _beside(grid >= WARM * level, patient.grid, max(_reach(scenarios[k]) for k in others))
+        warm = _beside(grid >= WARM * level, patient.grid, max(_reach(scenarios[k]) for k in others))
+        looked_at |= warm if leave is None else warm & ~leave
     place = looked_at[body]
     voxels = body[place]
     doses = nominal[place].repeat(len(scenarios), 1)
+    others = others if len(voxels) else []
     operators = scenario_operators(patient, machine, spots, voxels, [scenarios[k] for k in others], **options)
     for k, operator in zip(others, operators, strict=True):
         doses[k] = operator.dose(position, weight).cpu()

@@ -88,12 +88,12 @@ class BeamRows:
 def beam_rows(
     rsp: torch.Tensor,
     grid: Grid,
-    voxels: torch.Tensor,
+    points: torch.Tensor,
     beam: Beam,
     sad: tuple[float, float],
     shift: tuple[float, float, float] = (0.0, 0.0, 0.0),
 ) -> BeamRows:
-    """Sort the voxels into a beam's rows and trace a ray to each.
+    """Sort points, mostly middles of voxels, into a beam's rows and trace a ray to each.
 
     Parameters
     ----------
@@ -101,8 +101,8 @@ def beam_rows(
         Relative stopping power `(z, y, x)`.
     grid
         Where `rsp` lies.
-    voxels
-        Flat grid indices `(n,)` of the dose vector's entries.
+    points
+        LPS points `(n, 3)` of the dose vector's entries, mm, float64.
     beam
         With its isocenter set.
     sad
@@ -110,7 +110,6 @@ def beam_rows(
     shift
         Setup shift of the patient, LPS, mm.
     """
-    points = grid.centers(voxels)
     u, v, depth = to_bev(points, beam, shift).unbind(dim=1)
     m_x, m_y = magnification(depth, sad)
     p, q = u / m_x, v / m_y

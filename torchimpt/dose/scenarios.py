@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -26,6 +27,7 @@ from torchimpt.machine import LayerTables, Machine
 from torchimpt.memory import check_memory
 from torchimpt.patient import Patient
 from torchimpt.physics.stopping import relative_stopping_power
+from torchimpt.points import Points, voxel_points
 from torchimpt.scenarios import NOMINAL, Scenario
 from torchimpt.spots import Spots
 
@@ -203,7 +205,7 @@ def scenario_doses(
     patient: Patient,
     machine: Machine,
     spots: Spots,
-    voxels: torch.Tensor,
+    voxels: torch.Tensor | Points,
     scenarios: Sequence[Scenario] = (NOMINAL,),
     *,
     cutoff: float = DEFAULT_CUTOFF,
@@ -225,7 +227,7 @@ def scenario_doses(
     spots
         Read for its beams and layers, not for positions or weights.
     voxels
-        Flat grid indices `(n_voxels,)` that the dose vector stands for.
+        What the dose vector stands for: flat grid indices `(n_voxels,)`, or points anywhere in the patient, of each scenario its own.
     scenarios
         Setup shifts and range scales.
     cutoff
@@ -264,7 +266,7 @@ def scenario_operators(
     patient: Patient,
     machine: Machine,
     spots: Spots,
-    voxels: torch.Tensor,
+    voxels: torch.Tensor | Points,
     scenarios: Sequence[Scenario],
     *,
     cutoff: float = DEFAULT_CUTOFF,
@@ -278,7 +280,7 @@ def scenario_operators(
     compute, device = dose_model(model, backend), torch.device(device)
     check_cutoff(cutoff)
     rsp = relative_stopping_power(patient, machine)
-    voxels = voxels.cpu()
+    points = voxels if isinstance(voxels, Points) else voxel_points(replace(patient, rois={}), voxels.cpu())
     layer_beam, layer_energy, spot_layer = spots.layer_beam.cpu(), spots.layer_energy.cpu(), spots.layer.cpu()
     first_layer = torch.searchsorted(layer_beam, torch.arange(len(spots.beams) + 1))
     first_spot = torch.searchsorted(spot_layer, first_layer).tolist()
@@ -286,16 +288,18 @@ def scenario_operators(
     spans = tuple((first_spot[b], first_spot[b + 1]) for b in used)
     layers = tuple((spot_layer[i:j] - first_layer[b]).to(device) for b, (i, j) in zip(used, spans, strict=True))
     curves = {b: AMPLITUDES[amplitude](machine, layer_energy[first_layer[b] : first_layer[b + 1]]) for b in used}
-    by_shift: dict[tuple, dict] = {}
-    left = Counter(scenario.shift for scenario in scenarios)
-    for scenario in scenarios:
+    # scenarios that look at the same points of a patient who lies in the same place share their rays
+    traced: dict[tuple, dict] = {}
+    keys = [(scenario.shift, k % len(points.places)) for k, scenario in enumerate(scenarios)]
+    left = Counter(keys)
+    for k, (key, scenario) in enumerate(zip(keys, scenarios, strict=True)):
         shift, scale = scenario.shift, scenario.range_scale
-        if shift not in by_shift:
-            by_shift[shift] = {b: beam_rows(rsp, patient.grid, voxels, spots.beams[b], machine.sad, shift) for b in used}
-        rows = by_shift[shift]
+        if key not in traced:
+            traced[key] = {b: beam_rows(rsp, patient.grid, points.place(k), spots.beams[b], machine.sad, shift) for b in used}
+        rows = traced[key]
         around = {b: Surroundings(rsp, patient.grid, spots.beams[b], machine.sad, shift, scale) for b in used}
         tables = tuple(compute.tabulate(rows[b], curves[b], around[b], dtype, device) for b in used)
-        left[shift] -= 1
-        if not left[shift]:
-            del by_shift[shift], rows
-        yield DoseOperator(tables, spans, layers, len(voxels), spots.n_spots, scenario, cutoff)
+        left[key] -= 1
+        if not left[key]:
+            del traced[key], rows
+        yield DoseOperator(tables, spans, layers, len(points), spots.n_spots, scenario, cutoff)

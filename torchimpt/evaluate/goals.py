@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 
 from torchimpt.checks import InputError, nearest
-from torchimpt.evaluate.dvh import Metric
+from torchimpt.evaluate.dvh import Metric, RoiDose
 
-Doses = Mapping[str, Mapping[str, torch.Tensor]]
-"""`doses[scenario][roi]`: `(n_voxels,)`, Gy; the first scenario is the nominal one."""
+Doses = Mapping[str, Mapping[str, RoiDose]]
+"""`doses[scenario][roi]`, Gy; the first scenario is the nominal one."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def check_goals(
     goals
         What to check.
     doses
-        `doses[scenario][roi]`: `(n_voxels,)`, Gy; the first scenario is the nominal one.
+        `doses[scenario][roi]`, Gy; the first scenario is the nominal one.
     prescriptions
         Gy by ROI, for `ci`.
     body

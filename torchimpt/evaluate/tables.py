@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from torchimpt.checks import InputError
-from torchimpt.evaluate.dvh import common_axis, d, dvh
+from torchimpt.evaluate.dvh import RoiDose, VolumeDoses, common_axis, d, dvh, mean_dose, values, voxel_count
 from torchimpt.evaluate.goals import Doses
 from torchimpt.files import reader, whole_or_nothing
 from torchimpt.patient import Patient
-from torchimpt.sums import mean
+from torchimpt.points import Points
 
 DVH_COLUMNS = ("scenario", "roi", "dose_gy", "volume_percent")
 LETD_COLUMNS = ("scenario", "roi", "letd_kev_um", "volume_percent")
@@ -54,30 +54,44 @@ def roi_doses(
     return table
 
 
-def roi_metrics(dose: torch.Tensor) -> dict[str, float]:
-    """The standard metrics of one ROI from its doses `(n_voxels,)`, Gy, units in the names."""
+def point_doses(points: Points, doses: Mapping[str, torch.Tensor], rois: Iterable[str] | None = None) -> dict[str, dict[str, RoiDose]]:
+    """Likewise from doses `(n_points,)` at points: those of the named ROIs, or of all that have a point, with their volumes."""
+    names = [name for name in (points.rois if rois is None else rois) if bool(points.roi(name).mask.any())]
+    own = {name: (roi := points.roi(name), points.volume[roi.mask]) for name in names}
+    table: dict[str, dict[str, RoiDose]] = {}
+    for scenario, dose in doses.items():
+        flat = dose.detach().cpu()
+        table[scenario] = {}
+        for name, (roi, volume) in own.items():
+            here = flat[roi.mask]
+            table[scenario][name] = here if bool((volume == 1.0).all()) else VolumeDoses(here, volume)
+    return table
+
+
+def roi_metrics(dose: RoiDose) -> dict[str, float]:
+    """The standard metrics of one ROI from its doses, Gy, units in the names; `voxels` is its volume in voxels, rounded."""
     d95, d98, d2 = d(dose, 95.0, 98.0, 2.0)
     return {
-        "voxels": dose.numel(),
+        "voxels": round(voxel_count(dose)),
         "d95_gy": d95,
         "d98_gy": d98,
         "d2_gy": d2,
-        "mean_gy": float(mean(dose)),
-        "min_gy": float(dose.min()),
-        "max_gy": float(dose.max()),
+        "mean_gy": mean_dose(dose),
+        "min_gy": float(values(dose).min()),
+        "max_gy": float(values(dose).max()),
     }
 
 
 def letd_table(letd: Doses) -> list[dict]:
-    """The `letd` part of `metrics.json`, keV/um: `L_q` is the LETd that the q % of the voxels with the highest have at least."""
+    """The `letd` part of `metrics.json`, keV/um: `L_q` is the LETd that the q % of the volume with the highest have at least."""
     rows = []
     for name, rois in letd.items():
         own = {}
-        for roi, values in rois.items():
-            l98, l50, l2 = d(values, 98.0, 50.0, 2.0)
+        for roi, one in rois.items():
+            l98, l50, l2 = d(one, 98.0, 50.0, 2.0)
             own[roi] = {
-                "mean_kev_um": float(mean(values)), "l98_kev_um": l98, "l50_kev_um": l50, "l2_kev_um": l2,
-                "max_kev_um": float(values.max()),
+                "mean_kev_um": mean_dose(one), "l98_kev_um": l98, "l50_kev_um": l50, "l2_kev_um": l2,
+                "max_kev_um": float(values(one).max()),
             }  # fmt: skip
         rows.append({"name": name, "rois": own})
     return rows

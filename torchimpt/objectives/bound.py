@@ -30,28 +30,30 @@ class BoundTerm:
         `(n_roi,)` int64.
     factor
         On its value.
-    stands_for
-        `(n_roi,)`: how many voxels each of a sample stands for; None where the index has all. Of hinges only.
+    volume
+        `(n_roi,)`, float64: how many voxels each entry stands for, of points or of a sample; None: one each.
     """
 
     term: Term
     index: Tensor
     factor: float
-    stands_for: Tensor | None = None
+    volume: Tensor | None = None
 
     @property
     def gain(self) -> Tensor:
         """`(n_roi,)` float64: the weight of each voxel."""
-        one = torch.ones(self.index.numel(), dtype=torch.float64) if self.stands_for is None else self.stands_for.cpu().double()
+        one = torch.ones(self.index.numel(), dtype=torch.float64) if self.volume is None else self.volume.cpu().double()
         return self.factor * self.term.weight * one
 
     def value(self, doses: Tensor) -> Tensor:
         """The term's share of the objective `(...)`, float64, at the doses `(..., n_voxels)`."""
         own = doses.index_select(-1, self.index.to(doses.device))
-        if self.stands_for is None:
-            return self.factor * self.term.value_and_grad(own)[0]
-        excess = torch.stack([(sign * (own.double() - self.term.dose)).clamp_min(0).square() for sign in self.term.signs])
-        return total(self.gain.to(own.device) * excess.sum(0))
+        return self.factor * self.term.value_and_grad(own, *_volume(self.volume, own))[0]
+
+
+def _volume(volume: Tensor | None, like: Tensor) -> tuple[Tensor, ...]:
+    """The further argument of a term's `value_and_grad`: none where there are only voxels."""
+    return () if volume is None else (volume.to(like),)
 
 
 class Ray:
@@ -68,6 +70,29 @@ class Ray:
             more, steeper = other(length)
             value, slope = value + more, slope + steeper
         return value, slope
+
+
+@dataclass(frozen=True)
+class _Other:
+    """A term that is no hinge: which of the packed doses it sees, its factor, and its entries' volumes, if they have any."""
+
+    term: Term
+    index: Tensor
+    factor: float
+    volume: tuple[Tensor, ...]
+
+    def value_and_grad(self, dose: Tensor) -> tuple[Tensor, Tensor]:
+        """Value and gradient at its own doses, without the factor."""
+        return self.term.value_and_grad(dose, *self.volume)
+
+    def along(self, dose: Tensor, rate: Tensor) -> Callable[[float], tuple[Tensor, Tensor]]:
+        """Value and slope on a ray of its own doses, times the factor."""
+
+        def restricted(length: float) -> tuple[Tensor, Tensor]:
+            value, grad = self.value_and_grad(torch.add(dose, rate, alpha=length))
+            return self.factor * value, self.factor * total(grad * rate)
+
+        return restricted
 
 
 class _Packed:
@@ -99,7 +124,11 @@ class _Packed:
         slot, used = gain.nonzero(as_tuple=True)
         self.hinged, self.hinge_level = used.to(device), level[slot, used].to(device)
         self.hinge_root = (sign_[slot, used] * gain[slot, used].sqrt()).to(device)
-        self.others = [(b.term, place[b.index.cpu()].to(device), b.factor) for b in terms if not b.term.signs and b.term.weight > 0]
+        self.others = [
+            _Other(b.term, place[b.index.cpu()].to(device), b.factor, _volume(b.volume, self.gain))
+            for b in terms
+            if not b.term.signs and b.term.weight > 0
+        ]
 
     def gather(self, dose: Tensor) -> Tensor:
         return dose if self.voxels is None else dose.index_select(-1, self.voxels)
@@ -146,10 +175,10 @@ class BoundObjective:
             pull = excess * gain
             value += total(pull.mul(excess))
             grad.addcmul_(pull, sign, value=2.0)
-        for term, index, factor in pack.others:
-            more, slope = term.value_and_grad(local.index_select(-1, index))
-            value += factor * more
-            grad.index_copy_(-1, index, grad.index_select(-1, index).add_(slope, alpha=factor))
+        for other in pack.others:
+            more, slope = other.value_and_grad(local.index_select(-1, other.index))
+            value += other.factor * more
+            grad.index_copy_(-1, other.index, grad.index_select(-1, other.index).add_(slope, alpha=other.factor))
         return value, pack.scatter(grad, dose)
 
     def __call__(self, dose: Tensor) -> Tensor:
@@ -185,14 +214,4 @@ class BoundObjective:
         here, gain = (torch.atleast_2d(pack.gather(t)).double() for t in (dose, rate))
         start = here.index_select(-1, pack.hinged).sub_(pack.hinge_level).mul_(pack.hinge_root)
         change = gain.index_select(-1, pack.hinged).mul_(pack.hinge_root)
-        return Ray(start, change, [_other(term, here[:, index], gain[:, index], factor) for term, index, factor in pack.others])
-
-
-def _other(term: Term, dose: Tensor, rate: Tensor, factor: float) -> Callable[[float], tuple[Tensor, Tensor]]:
-    """A term that is no hinge, on the ray, times `factor`."""
-
-    def restricted(length: float) -> tuple[Tensor, Tensor]:
-        value, grad = term.value_and_grad(torch.add(dose, rate, alpha=length))
-        return factor * value, factor * total(grad * rate)
-
-    return restricted
+        return Ray(start, change, [other.along(here[:, other.index], gain[:, other.index]) for other in pack.others])

@@ -89,13 +89,13 @@ class MixedObjective:
         place = torch.full((self.n_dose,), -1)
         place[letd.cpu()] = torch.arange(len(letd))
         plain = [b for b in bound.bound_terms if b.term.quantity not in quantities]
-        self._order = [bound.bound_terms.index(b) for b in plain]
+        self._order = [i for i, b in enumerate(bound.bound_terms) if b.term.quantity not in quantities]
         self._plain = RobustObjective(BoundObjective(plain, self.n_dose), mode, dose) if plain else None
         self._groups: list[tuple[LETQuantity, RobustObjective]] = []
         for name, quantity in quantities.items():
             own = [b for b in bound.bound_terms if b.term.quantity == name]
             if own:
-                self._order += [bound.bound_terms.index(b) for b in own]
+                self._order += [i for i, b in enumerate(bound.bound_terms) if b.term.quantity == name]
                 moved = [replace(b, index=place[b.index.cpu()]) for b in own]
                 self._groups.append((quantity, RobustObjective(BoundObjective(moved, len(letd)), mode, asks=name)))
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torchimpt.checks import InputError, nearest
 from torchimpt.objectives.bound import BoundObjective, BoundTerm
 from torchimpt.objectives.terms import MaxDose, Term
-from torchimpt.patient import Patient
+from torchimpt.patient import Patient, Regions
 
 OVERLAPS = ("exclude", "keep")
 
@@ -73,16 +73,16 @@ class Objective:
         if not any(term.weight > 0 for term in self.terms):
             raise InputError("every objective has weight 0: nothing is left to plan for; give one a positive weight")
 
-    def masks(self, patient: Patient) -> list[Tensor]:
-        """Flat voxel mask of each term, `(n_grid,)` bool."""
-        targets = [term.roi for term in self.terms if patient.roi(term.roi).role == "target"]
-        shield = patient.union(targets) if targets and self.overlap == "exclude" else None
+    def masks(self, regions: Regions, *, some: bool = False) -> list[Tensor]:
+        """Flat mask of each term, `(n,)` bool: of the voxels of a patient's grid, or of points, of which `some` ROIs may have none."""
+        targets = [term.roi for term in self.terms if regions.roi(term.roi).role == "target"]
+        shield = regions.union(targets) if targets and self.overlap == "exclude" else None
         masks = []
         for term in self.terms:
-            mask = patient.union(term.roi)
-            if shield is not None and patient.roi(term.roi).role != "target":
+            mask = regions.roi(term.roi).mask if some else regions.union(term.roi)
+            if shield is not None and regions.roi(term.roi).role != "target":
                 mask = mask & ~shield
-                if not mask.any():
+                if not (some or mask.any()):
                     raise InputError(
                         f"objective {term.kind} of '{term.roi}' has no voxel outside the targets {', '.join(sorted(set(targets)))}; "
                         "take it out, or set overlap = 'keep'"
@@ -110,7 +110,7 @@ class Objective:
         limits = tuple(term for term, is_large in zip(self.terms, large, strict=True) if is_large and term.weight > 0)
         return Split(needed, torch.stack(masks).any(0) & ~needed, limits)
 
-    def on(self, patient: Patient, voxels: Tensor | None = None, stands_for: Tensor | None = None) -> BoundObjective:
+    def on(self, patient: Patient, voxels: Tensor | None = None) -> BoundObjective:
         """Bind the terms to the entries of a dose vector.
 
         Parameters
@@ -119,32 +119,43 @@ class Objective:
             Whose ROIs the terms name.
         voxels
             Flat grid index of each entry of the dose vector `(n_voxels,)`, without repetition; the whole grid in order when left out.
-        stands_for
-            Of a sample, `(n_voxels,)`: how many voxels of its ROIs each entry stands for, the inverse of the probability that it came into
-            the sample (Horvitz and Thompson, J Am Stat Assoc 47:663, 1952), so that the expected sum is that over all voxels. `max_dose`
-            terms then do without voxels that are not there; they are divided by the voxel count of the whole ROI as ever.
         """
         n_grid = patient.grid.n_voxels
-        masks = self.masks(patient)
-        if voxels is None:
-            place, n_voxels = None, n_grid
-        else:
-            place, n_voxels = torch.full((n_grid,), -1), len(voxels)
-            place[voxels.cpu()] = torch.arange(n_voxels)
+        place = torch.arange(n_grid)
+        if voxels is not None:
+            place = torch.full((n_grid,), -1)
+            place[voxels.cpu()] = torch.arange(len(voxels))
         bound = []
-        for term, mask in zip(self.terms, masks, strict=True):
+        for term, mask in zip(self.terms, self.masks(patient), strict=True):
+            index = place[mask.nonzero().flatten()]
+            missing = int((index < 0).sum())
+            if missing:
+                raise InputError(
+                    f"objective {term.kind} of '{term.roi}' needs {missing} voxels that the dose does not cover; "
+                    "compute the dose on Objective.voxels(patient)"
+                )
+            bound.append(BoundTerm(term, index, 1.0 / len(index) if self.normalize else 1.0))
+        return BoundObjective(bound, n_grid if voxels is None else len(voxels))
+
+    def at(self, points: Regions, volume: Tensor, counts: Sequence[float | None] | None = None) -> BoundObjective:
+        """Bind the terms to points that stand for volumes.
+
+        Parameters
+        ----------
+        points
+            ROIs with masks of the dose vector's entries, `(n_points,)`.
+        volume
+            `(n_points,)`, in voxels: of points in cells what they stand for; of a sample of voxels the inverse of the probability that one
+            came into it, so that the expected sum is that over all voxels (Horvitz and Thompson, J Am Stat Assoc 47:663, 1952).
+        counts
+            Of each term the voxels that it is divided by when the objective is normalized; None: the volume of its points. For terms that
+            see a sample.
+        """
+        bound = []
+        masks = self.masks(points, some=counts is not None)
+        for term, mask, count in zip(self.terms, masks, counts or [None] * len(masks), strict=True):
             index = mask.nonzero().flatten()
-            factor, own = 1.0 / len(index) if self.normalize else 1.0, None
-            if place is not None:
-                index = place[index]
-                if stands_for is not None and isinstance(term, MaxDose):
-                    index = index[index >= 0]
-                    own = stands_for.cpu()[index]
-                missing = int((index < 0).sum())
-                if missing:
-                    raise InputError(
-                        f"objective {term.kind} of '{term.roi}' needs {missing} voxels that the dose does not cover; "
-                        "compute the dose on Objective.voxels(patient)"
-                    )
-            bound.append(BoundTerm(term, index, factor, own))
-        return BoundObjective(bound, n_voxels)
+            own = volume[index].double()
+            factor = 1.0 / (count or float(own.sum())) if self.normalize else 1.0
+            bound.append(BoundTerm(term, index, factor, None if bool((own == 1.0).all()) else own))
+        return BoundObjective(bound, len(volume))

@@ -2,6 +2,8 @@
 
 Every term is `weight * sum_v H(d_v - p) (d_v - p)^2` over the voxels of one ROI (Xu et al. 2020, Eq. 1), where `p` is the dose level, Gy,
 and `H` selects the voxels that violate it. A term sees the doses of its own ROI only, `(..., n_voxels)`: leading dimensions are scenarios.
+Where the ROI is seen at points of different volume, each counts as its volume `v_i`, in voxels: sums are `sum_i v_i (...)`, means and
+shares those of the volume.
 Sums are not divided by the voxel count here; `Objective` does that. They accumulate in float64 whatever the dose's dtype, because a
 plan's last per cent is lost in the rounding of float32 sums. A further term is a class here and its place in `KINDS`; its parameters are
 keys of the case file's `[[objective]]` by their names.
@@ -79,13 +81,15 @@ class Term:
         if not (math.isfinite(self.weight) and self.weight >= 0):
             raise InputError(f"objective {self.kind} of '{self.roi}': weight must be zero or more, got {self.weight}")
 
-    def value_and_grad(self, dose: Tensor) -> tuple[Tensor, Tensor]:
+    def value_and_grad(self, dose: Tensor, volume: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Value and its gradient with respect to the ROI's doses.
 
         Parameters
         ----------
         dose
             Gy, `(..., n_voxels)`.
+        volume
+            `(n_voxels,)`, in voxels, positive, in the dose's dtype: what each dose stands for; None: one voxel each.
 
         Returns
         -------
@@ -99,19 +103,30 @@ class Term:
         return as_loss(self.value_and_grad, dose)
 
 
-def _squared_sum(excess: Tensor) -> Tensor:
-    return total(excess.square())
+def _times(values: Tensor, volume: Tensor | None) -> Tensor:
+    return values if volume is None else values * volume
+
+
+def _count(dose: Tensor, volume: Tensor | None) -> float:
+    """Voxels of the ROI."""
+    return dose.shape[-1] if volume is None else float(total(volume))
+
+
+def _mean(values: Tensor, volume: Tensor | None) -> Tensor:
+    """Mean over the volume `(...)`, float64."""
+    return mean(values) if volume is None else total(values * volume) / total(volume)
 
 
 class _Hinge(Term):
     """`weight * sum_v sum_sign max(0, sign (d_v - p))^2`; once differentiable where `d_v = p`."""
 
-    def value_and_grad(self, dose: Tensor) -> tuple[Tensor, Tensor]:
+    def value_and_grad(self, dose: Tensor, volume: Tensor | None = None) -> tuple[Tensor, Tensor]:
         value, grad = dose.new_zeros((), dtype=torch.float64), torch.zeros_like(dose)
         for sign in self.signs:
             excess = (sign * (dose - self.dose)).clamp_min(0)
-            value = value + self.weight * _squared_sum(excess)
-            grad.add_(excess, alpha=2 * self.weight * sign)
+            pull = _times(excess, volume)
+            value = value + self.weight * total(pull * excess)
+            grad.add_(pull, alpha=2 * self.weight * sign)
         return value, grad
 
 
@@ -148,11 +163,11 @@ class UniformDose(_Hinge):
 
 @dataclass(frozen=True)
 class _DoseVolume(Term):
-    """`weight * sum` of the squared violations, without the `excused(n)` largest ones.
+    """`weight * sum` of the squared violations, without the largest ones, which may be `excused_percent` of the volume.
 
     The violators are sorted and the mildest are kept: those that a small change of dose would satisfy (Xu et al. 2020, section 2.1;
     Spirou and Chui, Med Phys 25:321, 1998). As a minimum over subsets of voxels it is continuous and not convex; where two voxels tie at
-    the border, the gradient is that of one of the subsets.
+    the border, the gradient is that of one of the subsets. Voxels, or points with their volumes, are excused as a whole or not at all.
     """
 
     volume_percent: float = field(kw_only=True)
@@ -164,20 +179,28 @@ class _DoseVolume(Term):
         if not 0 <= self.volume_percent <= 100:
             raise InputError(f"objective {self.kind} of '{self.roi}': volume_percent must be 0 to 100, got {self.volume_percent}")
 
-    def excused(self, n_voxels: int) -> int:
-        """How many of `n_voxels` may violate the level."""
-        raise NotImplementedError(f"{type(self).__name__} must define excused")
+    @property
+    def excused_percent(self) -> float:
+        """How much of the volume may violate the level."""
+        raise NotImplementedError(f"{type(self).__name__} must define excused_percent")
 
-    def value_and_grad(self, dose: Tensor) -> tuple[Tensor, Tensor]:
+    def excused(self, n_voxels: float) -> int:
+        """How many of `n_voxels` may violate the level, whole ones."""
+        # 0.07 * 100 is 7.000000000000001 and 0.29 * 100 is 28.999999999999996: neither may gain or lose a voxel.
+        return math.floor(self.excused_percent / 100 * n_voxels + 1e-9)
+
+    def value_and_grad(self, dose: Tensor, volume: Tensor | None = None) -> tuple[Tensor, Tensor]:
         excess = (self.side * (dose - self.dose)).clamp_min(0)
-        excused = excess.topk(self.excused(dose.shape[-1]), dim=-1, sorted=False).indices
-        excess.scatter_(-1, excused, 0.0)
-        return self.weight * _squared_sum(excess), 2 * self.weight * self.side * excess
-
-
-def _whole_voxels(share: float) -> int:
-    # 0.07 * 100 is 7.000000000000001 and 0.29 * 100 is 28.999999999999996: neither may gain or lose a voxel.
-    return math.floor(share + 1e-9)
+        if volume is None:
+            excused = excess.topk(self.excused(dose.shape[-1]), dim=-1, sorted=False).indices
+            excess.scatter_(-1, excused, 0.0)
+        else:
+            ranked, order = excess.sort(dim=-1, descending=True)
+            spent = volume.double()[order].cumsum(-1)
+            allowed = self.excused_percent / 100 * float(total(volume)) + 1e-9
+            excess.scatter_(-1, order, ranked.masked_fill_(spent <= allowed, 0.0))
+        pull = _times(excess, volume)
+        return self.weight * total(pull * excess), 2 * self.weight * self.side * pull
 
 
 @dataclass(frozen=True)
@@ -187,8 +210,9 @@ class MaxDVH(_DoseVolume):
     kind: ClassVar[str] = "max_dvh"
     side: ClassVar[float] = 1.0
 
-    def excused(self, n_voxels: int) -> int:
-        return _whole_voxels(self.volume_percent / 100 * n_voxels)
+    @property
+    def excused_percent(self) -> float:
+        return self.volume_percent
 
 
 @dataclass(frozen=True)
@@ -199,8 +223,9 @@ class MinDVH(_DoseVolume):
     prescribes: ClassVar[bool] = True
     side: ClassVar[float] = -1.0
 
-    def excused(self, n_voxels: int) -> int:
-        return _whole_voxels((100 - self.volume_percent) / 100 * n_voxels)
+    @property
+    def excused_percent(self) -> float:
+        return 100 - self.volume_percent
 
 
 @dataclass(frozen=True)
@@ -209,10 +234,11 @@ class MeanDose(Term):
 
     kind: ClassVar[str] = "mean_dose"
 
-    def value_and_grad(self, dose: Tensor) -> tuple[Tensor, Tensor]:
-        excess = (mean(dose).unsqueeze(-1) - self.dose).clamp_min(0)
-        value = self.weight * dose.shape[-1] * excess.squeeze(-1).square()
-        return value, (2 * self.weight * excess).to(dose.dtype).expand_as(dose).clone()
+    def value_and_grad(self, dose: Tensor, volume: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        excess = (_mean(dose, volume).unsqueeze(-1) - self.dose).clamp_min(0)
+        value = self.weight * _count(dose, volume) * excess.squeeze(-1).square()
+        pull = (2 * self.weight * excess).to(dose.dtype)
+        return value, pull.expand_as(dose).clone() if volume is None else pull * volume
 
 
 def _power(log: Tensor, exponent: float) -> Tensor:
@@ -240,17 +266,18 @@ class GEUD(Term):
                 "for under-dose use min_dose or min_dvh"
             )
 
-    def value_and_grad(self, dose: Tensor) -> tuple[Tensor, Tensor]:
-        n, above = dose.shape[-1], dose.double().clamp_min(0)
+    def value_and_grad(self, dose: Tensor, volume: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        n, above = _count(dose, volume), dose.double().clamp_min(0)
         # Powers of doses relative to the hottest voxel: d^a alone overflows from a = 20 on in float32.
         top = above.amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
         log_ratio = (above / top).log_()
-        share = mean(_power(log_ratio, self.a)).unsqueeze(-1)
+        share = _mean(_power(log_ratio, self.a), volume).unsqueeze(-1)
         geud = top * share.pow(1 / self.a)
         excess = (geud - self.dose).clamp_min(0)
-        slope = _power(log_ratio, self.a - 1) * share.clamp_min(1 / n).pow(1 / self.a - 1) / n
+        least = 1.0 if volume is None else float(volume.min())  # the hottest voxel's own share, where all doses are zero
+        slope = _power(log_ratio, self.a - 1) * share.clamp_min(least / n).pow(1 / self.a - 1) / n
         value = self.weight * n * excess.squeeze(-1).square()
-        return value, (2 * self.weight * n * excess * slope).to(dose.dtype)
+        return value, (2 * self.weight * n * excess * _times(slope, volume)).to(dose.dtype)
 
 
 KINDS: dict[str, type[Term]] = {term.kind: term for term in (MinDose, MaxDose, MinDVH, MaxDVH, MeanDose, UniformDose, GEUD)}

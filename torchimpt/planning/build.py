@@ -14,14 +14,17 @@ from torchimpt.case import Case
 from torchimpt.dose.body import BodyDoses, body_doses
 from torchimpt.dose.joined import JoinedLinear, joined
 from torchimpt.dose.scenarios import LinearDose, ScenarioDoses, scenario_doses
+from torchimpt.evaluate.dvh import RoiDose
+from torchimpt.evaluate.tables import point_doses
 from torchimpt.io.plan import read_plan
 from torchimpt.machine import Machine
 from torchimpt.objectives import BoundObjective, MixedObjective, Objective, PlanObjective, RobustObjective, Split, letd_entries
 from torchimpt.patient import Patient
-from torchimpt.planning.assess import asked_voxels
+from torchimpt.planning.assess import asked_voxels, case_points, targets_mask
 from torchimpt.planning.letd import quantity
 from torchimpt.planning.load import Compute, load_machine, load_patient, resolve_beams
-from torchimpt.scenarios import Scenario
+from torchimpt.points import Points
+from torchimpt.scenarios import NOMINAL, Scenario
 from torchimpt.schemes.sampling import Sampling
 from torchimpt.schemes.stages import PlanIteration
 from torchimpt.spots import Spots
@@ -43,15 +46,15 @@ class PlanningProblem:
         On the dose grid; the beam model; what is planned for.
     spots
         As placed.
-    voxels
-        Flat grid indices that the objective looks at.
+    points
+        Where the objective looks.
     doses, linear
         Physical doses in the scenarios, after them LETd x dose where terms need it (`MixedObjective`), and their linear map for the placed
         spots.
     objective
         What is asked of them.
     sampling
-        Where the objective is sampled: what `voxels`, `doses`, `linear` and `objective` are taken from, as they were at the start.
+        Where the objective is sampled: what `points`, `doses`, `linear` and `objective` are taken from, as they were at the start.
     """
 
     case: Case
@@ -60,7 +63,7 @@ class PlanningProblem:
     machine: Machine
     scenarios: tuple[Scenario, ...]
     spots: Spots
-    voxels: torch.Tensor
+    points: Points
     doses: ScenarioDoses
     linear: LinearDose
     objective: PlanObjective
@@ -68,7 +71,7 @@ class PlanningProblem:
 
     @property
     def now(self) -> PlanningProblem | Sampling:
-        """What has the `voxels`, `doses`, `linear` and `objective` that the solver sees by now."""
+        """What has the `points`, `doses`, `linear` and `objective` that the solver sees by now."""
         return self.sampling or self
 
     def named(self, rows: list[dict]) -> list[dict]:
@@ -79,19 +82,14 @@ class PlanningProblem:
         """The objective's terms at an iteration's doses `(n_scenarios, n_voxels)`, each with the scenario's name."""
         return self.named(self.now.objective.terms(doses))
 
-    def nominal_doses(self, doses: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Of an iteration's doses `(n_scenarios, n_voxels)` the nominal ones of the ROIs that have objectives, `{roi: (n_roi,)}`, as goals
-        see them; a ROI that is sampled is left out.
+    def nominal_doses(self, doses: torch.Tensor) -> dict[str, RoiDose]:
+        """Of an iteration's doses `(n_scenarios, n_points)` the nominal ones of the ROIs that have objectives, as goals see them; a ROI
+        that is sampled is left out.
         """
-        dose, voxels = self.objective.quantity.value(doses[self.doses.nominal]), self.now.voxels
+        dose, points = self.objective.quantity.value(doses[self.doses.nominal]).cpu(), self.now.points
         sampled = {term.roi for term in self.sampling.limits} if self.sampling is not None else ()
-        place = torch.full((self.patient.grid.n_voxels,), -1)
-        place[voxels] = torch.arange(len(voxels))
-        by_roi = {}
-        for name in dict.fromkeys(term.roi for term in self.case.terms() if term.roi not in sampled):
-            index = place[self.patient.roi(name).voxels]
-            by_roi[name] = dose[index[index >= 0].to(dose.device)]
-        return by_roi
+        names = dict.fromkeys(term.roi for term in self.case.terms() if term.roi not in sampled)
+        return point_doses(points, {NOMINAL.name: dose}, names)[NOMINAL.name]
 
     def moving(self, iteration: PlanIteration) -> tuple[Spots, torch.Tensor]:
         """The spots at an iteration, their layers numbered as those of the placed ones, and where each was placed `(n, 2)`, mm."""
@@ -142,33 +140,33 @@ def build(case: Case, compute: Compute, progress: Progress, times: dict[str, flo
     def bind(bound: BoundObjective) -> RobustObjective:
         return RobustObjective(bound, case.mode(), case.quantity())
 
-    def tabulate(voxels: torch.Tensor, amplitude: str = "dose") -> tuple[ScenarioDoses, LinearDose]:
-        doses = scenario_doses(patient, machine, spots, voxels, scenarios, gradient=case.dose.gradient, amplitude=amplitude, **options)
+    def tabulate(points: Points, amplitude: str = "dose") -> tuple[ScenarioDoses, LinearDose]:
+        doses = scenario_doses(patient, machine, spots, points, scenarios, gradient=case.dose.gradient, amplitude=amplitude, **options)
         return doses, doses.at(spots.position, engine)
 
     with progress.stage("Influence matrices" if engine == "matrix" else "Dose tables"):
         sampling: Sampling | None = None
         robust: PlanObjective
-        if split.limits and bool(split.needed.any()):
+        sampled = split.limits if bool(split.needed.any()) else ()
+        asked = [term.roi for term in objective.terms if term not in sampled]
+        points = case_points(case, patient, machine, spots, asked, len(scenarios), case.seed)
+        if sampled:
             look = _look(case, patient, machine, scenarios, split, options)
-            sampling = Sampling(patient, objective, split, bind, tabulate=tabulate, look=look, seed=case.seed)
-            voxels, doses, linear, robust = sampling.voxels, sampling.doses, sampling.linear, sampling.objective
+            sampling = Sampling(patient, objective, split, bind, needed=points, tabulate=tabulate, look=look, seed=case.seed)
+            doses, linear, robust = sampling.doses, sampling.linear, sampling.objective
         else:
-            voxels = objective.voxels(patient)
-            (doses, linear), bound = tabulate(voxels), objective.on(patient, voxels)
+            (doses, linear), bound = tabulate(points), objective.at(points, points.volume)
             if not mixed:
                 robust = bind(bound)
             else:
                 entries = letd_entries(bound, mixed)
-                where = voxels[entries]
-                robust = MixedObjective(
-                    bound, {name: quantity(case, name, patient, where) for name in sorted(mixed)}, entries, case.mode(), case.quantity()
-                )
-                letd_doses, letd_linear = tabulate(where, "letd_dose")
+                asks = {name: quantity(case, name, points, entries) for name in sorted(mixed)}
+                robust = MixedObjective(bound, asks, entries, case.mode(), case.quantity())
+                letd_doses, letd_linear = tabulate(points.take(entries), "letd_dose")
                 sizes = [doses.n_voxels, letd_doses.n_voxels]
                 doses, linear = joined([doses, letd_doses]), JoinedLinear([linear, letd_linear], sizes)
     times["dose"] = time.perf_counter() - begin
-    return PlanningProblem(case, compute, patient, machine, scenarios, spots, voxels, doses, linear, robust, sampling)
+    return PlanningProblem(case, compute, patient, machine, scenarios, spots, points, doses, linear, robust, sampling)
 
 
 def _look(
@@ -176,11 +174,11 @@ def _look(
 ) -> Callable[[Spots, bool], BodyDoses]:
     """What `Sampling` looks at a plan with: as `assess` does, so that a finished plan's doses are computed once."""
     level = min([term.dose for term in split.limits] + [case.highest_prescription() or torch.inf])
-    asked = asked_voxels(case, patient).flatten()
+    asked, leave = asked_voxels(case, patient).flatten(), targets_mask(case, patient).flatten() & ~split.pool
 
     def look(spots: Spots, final: bool) -> BodyDoses:
         return body_doses(
-            patient, machine, spots, scenarios, asked=asked, level=level, quantity=case.quantity(), discarded=final,
+            patient, machine, spots, scenarios, asked=asked, level=level, leave=leave, quantity=case.quantity(), discarded=final,
             letd=final and case.tells_letd, **options,
         )  # fmt: skip
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,20 +13,21 @@ from torchimpt.checks import InputError, PhysicsWarning
 from torchimpt.dose.scenarios import scenario_operators
 from torchimpt.evaluate.fine import fine_warning, moved
 from torchimpt.evaluate.goals import check_goals
-from torchimpt.evaluate.tables import roi_doses, roi_metrics
+from torchimpt.evaluate.tables import point_doses, roi_metrics
 from torchimpt.machine import Machine
 from torchimpt.objectives import Objective
 from torchimpt.patient import Patient
 from torchimpt.planning.assess import Assessment
 from torchimpt.planning.letd import weighted
 from torchimpt.planning.load import Compute
+from torchimpt.points import Points, cell_points
 from torchimpt.resampling import cropped, resample
 from torchimpt.scenarios import NOMINAL
 from torchimpt.spots import Spots
 from torchimpt.watch import Progress
 
 _CHUNK = 1 << 17
-"""Voxels tabulated at once: 80 MB for a hundred energy layers in float32."""
+"""Points tabulated at once: 80 MB for a hundred energy layers in float32."""
 
 
 def fine_check(
@@ -37,9 +37,9 @@ def fine_check(
 
     Returns
     -------
-    `grid_mm`; `rois`, as in a scenario of `metrics.json`; `objective`, the nominal scenario's, and `objective_planned`, on the plan's own
-    grid, both without what is asked of the body; `moved`, rows of `torchimpt.evaluate.fine.moved`; `warning`, a sentence or None. None
-    where no check is asked for, or where it would not fit: that is told as a warning, because the plan is made.
+    `grid_mm`; `rois`, as in a scenario of `metrics.json`; `objective`, the nominal scenario's, and `objective_planned`, on the points that
+    the plan's other numbers are of, both without what is asked of the body; `moved`, rows of `torchimpt.evaluate.fine.moved`; `warning`, a
+    sentence or None. None where no check is asked for, or where it would not fit: that is told as a warning, because the plan is made.
     """
     if case.dose.check_mm == "off":
         return None
@@ -59,11 +59,11 @@ def _checked(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PhysicsWarning)  # what thin ROIs lose was told of the coarser grid
         fine = resample(cropped(read, read.body_and_rois), spacing)
-    seen = replace(fine, rois={name: roi for name, roi in fine.rois.items() if roi.role != "external" and bool(roi.mask.any())})
-    voxels = seen.union(seen.rois).flatten().nonzero().flatten()
-    letd_dose = _nominal(case, fine, machine, spots, voxels, compute, "letd_dose") if isinstance(case.dose.rbe, str) else None
-    dose = weighted(case, seen, _nominal(case, fine, machine, spots, voxels, compute), letd_dose, voxels)
-    doses = {NOMINAL.name: roi_doses(seen, {NOMINAL.name: dose}, voxels)[NOMINAL.name]}
+    organs = [name for name, roi in fine.rois.items() if roi.role != "external" and bool(roi.mask.any())]
+    points = cell_points(fine, organs, jitter=False)
+    letd_dose = _nominal(case, fine, machine, spots, points, compute, "letd_dose") if isinstance(case.dose.rbe, str) else None
+    dose = weighted(case, points, _nominal(case, fine, machine, spots, points, compute), letd_dose, torch.arange(len(points)))
+    doses = point_doses(points, {NOMINAL.name: dose}, organs)
     rois = {name: roi_metrics(values) for name, values in doses[NOMINAL.name].items()}
     planned = assessment.roi_doses[NOMINAL.name]
     goals = [
@@ -75,34 +75,33 @@ def _checked(
     rows = moved(own, rois, (both[0], both[1]), case.prescriptions(), targets)
     grid_mm = list(fine.grid.spacing)
     return {
-        "grid_mm": grid_mm, "rois": rois, **_objectives(case, patient, assessment.dose.flatten(), seen, voxels, dose), "moved": rows,
+        "grid_mm": grid_mm, "rois": rois, **_objectives(case, assessment, organs, points, dose), "moved": rows,
         "warning": fine_warning(grid_mm, rows),
     }  # fmt: skip
 
 
 def _nominal(
-    case: Case, fine: Patient, machine: Machine, spots: Spots, voxels: torch.Tensor, compute: Compute, amplitude: str = "dose"
+    case: Case, fine: Patient, machine: Machine, spots: Spots, points: Points, compute: Compute, amplitude: str = "dose"
 ) -> torch.Tensor:
-    """Nominal physical dose `(n_voxels,)`, Gy, or LETd x dose, on the CPU, matrix-free."""
+    """Nominal physical dose `(n_points,)`, Gy, or LETd x dose, on the CPU, matrix-free."""
     spots = spots.weighted().to(compute.device)
     options: Mapping[str, Any] = {
         "cutoff": case.dose.cutoff_sigma, "dtype": spots.weight.dtype, "device": compute.device, "model": case.dose.model,
         "amplitude": amplitude,
     }  # fmt: skip
     parts = []
-    for some in voxels.split(_CHUNK):
-        operator = next(scenario_operators(fine, machine, spots, some, (NOMINAL,), **options))
+    for place, volume in zip(points.place(0).split(_CHUNK), points.volume.split(_CHUNK), strict=True):
+        operator = next(scenario_operators(fine, machine, spots, Points((place,), volume, {}), (NOMINAL,), **options))
         parts.append(operator.dose(spots.position.detach(), spots.weight.detach()).cpu())
     return torch.cat(parts)
 
 
-def _objectives(
-    case: Case, patient: Patient, planned: torch.Tensor, seen: Patient, voxels: torch.Tensor, dose: torch.Tensor
-) -> dict[str, float]:
-    """The nominal objective on both grids, of the terms about ROIs that the finer one has; empty where there are none."""
-    terms = [term for term in case.terms() if term.roi in seen.rois and term.quantity == "dose"]
+def _objectives(case: Case, assessment: Assessment, organs: Sequence[str], points: Points, dose: torch.Tensor) -> dict[str, float]:
+    """The nominal objective on the finer grid and as planned, of the terms of dose about ROIs that it has; empty where there are none."""
+    terms = [term for term in case.terms() if term.roi in organs and term.quantity == "dose"]
     if not any(term.weight > 0 for term in terms):
         return {}
     objective = Objective(terms, normalize=case.optimizer.normalize, overlap=case.optimizer.overlap)
-    on_both = objective.on(seen, voxels).value(dose), objective.on(patient).value(planned)
+    planned = assessment.points
+    on_both = objective.at(points, points.volume).value(dose), objective.at(planned, planned.volume).value(assessment.doses[NOMINAL.name])
     return {"objective": float(on_both[0]), "objective_planned": float(on_both[1])}

@@ -6,7 +6,7 @@ import torch
 
 from torchimpt.case import Case
 from torchimpt.objectives import LETd, LETdDose, LETQuantity, VariableRBE
-from torchimpt.patient import Patient
+from torchimpt.patient import Regions
 from torchimpt.physics.rbe import RBE_MODELS
 
 LEAST_PERCENT, LEAST_GY = 1.0, 0.1
@@ -21,27 +21,27 @@ def least_dose(case: Case) -> float:
     return LEAST_PERCENT / 100.0 * prescription if prescription else LEAST_GY
 
 
-def alpha_beta(case: Case, patient: Patient, voxels: torch.Tensor) -> torch.Tensor:
-    """Photons' alpha/beta `(n_voxels,)`, Gy, at flat grid indices."""
-    grid = torch.full((patient.grid.n_voxels,), case.dose.alpha_beta_gy, dtype=torch.float64)
+def alpha_beta(case: Case, regions: Regions, entries: torch.Tensor) -> torch.Tensor:
+    """Photons' alpha/beta `(n,)`, Gy, at `entries` `(n,)` of the ROIs' masks: flat indices of a patient's grid, or of points."""
+    found = torch.full(entries.shape, case.dose.alpha_beta_gy, dtype=torch.float64)
     for tissue in case.tissue:
-        if tissue.roi in patient.rois:
-            grid[patient.roi(tissue.roi).mask.flatten()] = tissue.alpha_beta_gy
-    return grid[voxels.cpu()]
+        if tissue.roi in regions.rois:
+            found[regions.roi(tissue.roi).mask.flatten()[entries.cpu()]] = tissue.alpha_beta_gy
+    return found
 
 
-def quantity(case: Case, name: str, patient: Patient, voxels: torch.Tensor) -> LETQuantity:
-    """A quantity of `UNITS` at flat grid indices `(n_voxels,)`; `"dose"` is the model's that the case weights dose by."""
+def quantity(case: Case, name: str, regions: Regions, entries: torch.Tensor) -> LETQuantity:
+    """A quantity of `UNITS` at `entries` `(n,)`, as of `alpha_beta`; `"dose"` is the model's that the case weights dose by."""
     if name == "letd":
         return LETd(least_dose(case))
     if name == "letd_dose":
         return LETdDose()
     model = RBE_MODELS[str(case.dose.rbe) if name == "dose" else name]
-    return VariableRBE(model, alpha_beta(case, patient, voxels), case.delivery.fractions)
+    return VariableRBE(model, alpha_beta(case, regions, entries), case.delivery.fractions)
 
 
-def weighted(case: Case, patient: Patient, dose: torch.Tensor, letd_dose: torch.Tensor | None, voxels: torch.Tensor) -> torch.Tensor:
-    """Dose in the case's own weighting, Gy(RBE), from physical dose and LETd x dose `(..., n_voxels)`, on the CPU."""
+def weighted(case: Case, regions: Regions, dose: torch.Tensor, letd_dose: torch.Tensor | None, entries: torch.Tensor) -> torch.Tensor:
+    """Dose in the case's own weighting, Gy(RBE), from physical dose and LETd x dose `(..., n)`, on the CPU, at `entries` `(n,)`."""
     if letd_dose is None or not isinstance(case.dose.rbe, str):
         return case.quantity().value(dose)
-    return quantity(case, "dose", patient, voxels).value(dose, letd_dose)
+    return quantity(case, "dose", regions, entries).value(dose, letd_dose)

@@ -100,7 +100,7 @@ def plan_metrics(
     metrics["matrix"] |= {"nonzeros": linear.n_nonzeros, "bytes": linear.n_bytes}
     if problem.sampling is not None and optimized.whole is not None:
         sampled = optimized.steps[-1]["objective"]
-        metrics["sampling"] = {"voxels": len(problem.sampling.voxels), "of": problem.sampling.n_all, "objective": sampled}
+        metrics["sampling"] = {"voxels": len(problem.sampling.points), "of": problem.sampling.n_all, "objective": sampled}
     if fine is not None:
         metrics["fine"] = fine
     return metrics

@@ -10,7 +10,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from torchimpt.evaluate.dvh import Metric, common_axis, dvh_band
+from torchimpt.evaluate.dvh import Metric, RoiDose, common_axis, dvh_band
 from torchimpt.report.style import ACCENT, INK, MUTED, new_figure, rc, slug
 
 Curves = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
@@ -33,7 +33,7 @@ def _mark_prescription(axes: Axes, prescription: float | None) -> None:
 
 
 def dvh_figure(
-    doses: Mapping[str, Mapping[str, torch.Tensor]],
+    doses: Mapping[str, Mapping[str, RoiDose]],
     rois: Sequence[str],
     colors: Mapping[str, str],
     *,
@@ -47,7 +47,7 @@ def dvh_figure(
     Parameters
     ----------
     doses
-        `doses[scenario][roi]`: `(n_voxels,)`, Gy; the first scenario is the nominal one.
+        `doses[scenario][roi]`, Gy; the first scenario is the nominal one.
     rois
         Which to draw, the first on top.
     colors

@@ -11,7 +11,7 @@ import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from torchimpt.evaluate.dvh import Metric
+from torchimpt.evaluate.dvh import Metric, RoiDose
 from torchimpt.evaluate.fine import fine_text
 from torchimpt.evaluate.hottest import hottest_text
 from torchimpt.evaluate.tables import letd_table, scenario_table, worst_table
@@ -43,7 +43,7 @@ class ReportData:
     dose
         Nominal dose `(z, y, x)`, Gy.
     roi_doses
-        `roi_doses[scenario][roi]`: `(n_voxels,)`, Gy; the first scenario is the nominal one.
+        `roi_doses[scenario][roi]`, Gy; the first scenario is the nominal one.
     targets
         ROIs that the plan is for; the first heads the numbers.
     prescription
@@ -73,11 +73,11 @@ class ReportData:
     title: str
     patient: Patient
     dose: torch.Tensor
-    roi_doses: Mapping[str, Mapping[str, torch.Tensor]]
+    roi_doses: Mapping[str, Mapping[str, RoiDose]]
     targets: Sequence[str] = ()
     prescription: float | None = None
     goals: Sequence[Mapping[str, Any]] = ()
-    roi_letd: Mapping[str, Mapping[str, torch.Tensor]] = field(default_factory=dict)
+    roi_letd: Mapping[str, Mapping[str, RoiDose]] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     history: Sequence[Mapping[str, Any]] = ()
     hu_table: HuTable | None = None

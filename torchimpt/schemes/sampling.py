@@ -25,6 +25,8 @@ from torchimpt.dose.joined import JoinedLinear, joined
 from torchimpt.dose.scenarios import LinearDose, ScenarioDoses
 from torchimpt.objectives import BoundObjective, Objective, RobustObjective, Split, Term
 from torchimpt.patient import Patient
+from torchimpt.points import Points, together, voxel_points
+from torchimpt.schemes.moving import MovingSpots
 from torchimpt.spots import Spots
 
 FIRST = 20
@@ -61,7 +63,7 @@ class Whole:
 
 
 class Sampling:
-    """The sample and what it makes of the problem: doses, their linear map, and the objective, at `voxels`.
+    """The sample and what it makes of the problem: doses, their linear map, and the objective, at `points`.
 
     Parameters
     ----------
@@ -69,8 +71,10 @@ class Sampling:
         On the dose grid.
     objective, split, bind
         What is asked, of which voxels, and what makes it an objective over scenarios.
+    needed
+        Points of all that is not sampled.
     tabulate
-        Doses of the placed spots at voxels (flat grid indices), and their linear map.
+        Doses of the placed spots at points, and their linear map.
     look
         Doses of any spots in the body; `True` for all that is to be known of a finished plan.
     seed
@@ -78,10 +82,10 @@ class Sampling:
 
     Attributes
     ----------
-    voxels, stands_for
-        Flat grid indices `(n,)`, and how many voxels each stands for.
+    points
+        Those needed, and after them middles of voxels, with the number of voxels that each stands for.
     doses, linear, objective
-        At these voxels.
+        At these points.
     """
 
     def __init__(
@@ -91,15 +95,20 @@ class Sampling:
         split: Split,
         bind: Callable[[BoundObjective], RobustObjective],
         *,
-        tabulate: Callable[[Tensor], tuple[ScenarioDoses, LinearDose]],
+        needed: Points,
+        tabulate: Callable[[Points], tuple[ScenarioDoses, LinearDose]],
         look: Callable[[Spots, bool], BodyDoses],
         seed: int,
     ) -> None:
         self._patient, self._terms, self._split, self._bind = patient, objective, split, bind
-        self._tabulate, self._look, self._seed = tabulate, look, seed
-        self.voxels, self.stands_for = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.float64)
+        self._needed, self._tabulate, self._look, self._seed = needed, tabulate, look, seed
+        self._counts = [
+            float(mask.sum()) if term in split.limits else None
+            for term, mask in zip(objective.terms, objective.masks(patient), strict=True)
+        ]
+        self._voxels, self._stands_for = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.float64)
         self._parts: list[tuple[ScenarioDoses, LinearDose]] = []
-        self._add(split.needed.nonzero().flatten(), 1.0)
+        self._add(needed)
 
     @property
     def limits(self) -> tuple[Term, ...]:
@@ -108,17 +117,24 @@ class Sampling:
 
     @property
     def n_all(self) -> int:
-        """How many voxels the objective asks about."""
-        return int((self._split.needed | self._split.pool).sum())
+        """How many points and voxels the objective asks about."""
+        return len(self._needed) + int(self._split.pool.sum())
 
     def look(self, spots: Spots, final: bool = False) -> BodyDoses:
         """The plan's doses in the body."""
         return self._look(spots, final)
 
-    def judge(self, seen: BodyDoses) -> Whole:
+    def judge(self, seen: BodyDoses, spots: MovingSpots) -> Whole:
         """The objective on all voxels: what was not looked at in every scenario is cold, and adds nothing."""
-        objective = self._bind(self._terms.on(self._patient, seen.voxels, torch.ones(len(seen.voxels))))
-        return Whole(seen, float(objective.value(seen.doses)), objective.terms(seen.doses))
+        here = self._split.pool[seen.voxels]
+        points = together((self._needed, voxel_points(self._patient, seen.voxels[here])))
+        doses = self._parts[0][0].subset(spots.index).dose(spots.position, spots.weight)
+        doses = torch.cat((doses.cpu(), seen.doses[:, here].to(doses.dtype)), dim=1)
+        objective = self._bound(points)
+        return Whole(seen, float(objective.value(doses)), objective.terms(doses))
+
+    def _bound(self, points: Points) -> RobustObjective:
+        return self._bind(self._terms.at(points, points.volume, self._counts))
 
     def choose(self, seen: BodyDoses, draw: bool = False) -> dict[str, Tensor]:
         """What to `take`, from a plan's doses: all hot voxels; with `draw`, of the cooler ones those that the strata draw.
@@ -148,18 +164,18 @@ class Sampling:
         """Bring voxels into the sample; those that it has already stand for the smaller number from now on."""
         grid = torch.full((self._patient.grid.n_voxels,), torch.inf, dtype=torch.float64)
         grid[voxels] = stands_for
-        self.stands_for = torch.minimum(self.stands_for, grid[self.voxels])
-        grid[self.voxels] = torch.inf
+        self._stands_for = torch.minimum(self._stands_for, grid[self._voxels])
+        grid[self._voxels] = torch.inf
         more = grid.isfinite().nonzero().flatten()
-        self._add(more, grid[more])
+        self._voxels, self._stands_for = torch.cat((self._voxels, more)), torch.cat((self._stands_for, grid[more]))
+        self._add(voxel_points(self._patient, more))
 
-    def _add(self, voxels: Tensor, stands_for: Tensor | float) -> None:
-        """Tabulate doses at further voxels, and bind the objective to all."""
-        if len(voxels):
-            self._parts.append(self._tabulate(voxels))
-        self.voxels = torch.cat((self.voxels, voxels))
-        self.stands_for = torch.cat((self.stands_for, torch.as_tensor(stands_for, dtype=torch.float64).expand(len(voxels))))
+    def _add(self, points: Points) -> None:
+        """Tabulate doses at further points, and bind the objective to all."""
+        if len(points):
+            self._parts.append(self._tabulate(points))
+        self.points = together((self._needed, voxel_points(self._patient, self._voxels, self._stands_for)))
         self.doses = joined([doses for doses, _ in self._parts])
         maps = [linear for _, linear in self._parts]
         self.linear = maps[0] if len(maps) == 1 else JoinedLinear(maps, [doses.n_voxels for doses, _ in self._parts])
-        self.objective = self._bind(self._terms.on(self._patient, self.voxels, self.stands_for))
+        self.objective = self._bound(self.points)

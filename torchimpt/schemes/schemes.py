@@ -22,6 +22,7 @@ from torch import Tensor
 
 from torchimpt.checks import InputError, nearest
 from torchimpt.dose.cutoff import DEFAULT_CUTOFF
+from torchimpt.dose.looks import look_points
 from torchimpt.dose.scenarios import LinearDose, ScenarioDoses, scenario_doses
 from torchimpt.machine import Machine
 from torchimpt.objectives import Objective, PlanObjective, RobustObjective
@@ -337,6 +338,8 @@ def joint(
     *,
     cutoff: float = DEFAULT_CUTOFF,
     rbe: float = 1.1,
+    target_grid: float | str = "auto",
+    seed: int = 0,
     max_iterations: int = 300,
     tolerance: float = 1e-4,
     limits: Limits | None = None,
@@ -358,6 +361,8 @@ def joint(
         What is planned for; `boundary_scenarios(3.0, 3.0)` for the nine of 3 mm and 3 %.
     cutoff, rbe
         Lateral cut-off in sigmas; constant factor on physical dose.
+    target_grid, seed
+        How finely the objective looks, mm, `"auto"` or `"off"`, as in `look_points`, with this `seed`.
     max_iterations, tolerance
         Of each stage's solver.
     limits
@@ -375,10 +380,12 @@ def joint(
             raise InputError(f"joint: unknown key '{name}'{nearest(name, allowed)}; allowed: {', '.join(allowed)}")
     motion = Motion(**settings)
     _scheme(motion.scheme)
-    voxels = objective.voxels(patient)
-    robust = RobustObjective(objective.on(patient, voxels), quantity=ConstantRBE(rbe))
+    rois = list(dict.fromkeys(term.roi for term in objective.terms))
+    targets = [name for name in rois if patient.roi(name).role == "target"]
+    points = look_points(patient, machine, spots, rois, targets, spacing=target_grid, n_scenarios=len(scenarios), seed=seed)
+    robust = RobustObjective(objective.at(points, points.volume), quantity=ConstantRBE(rbe))
     weight = spots.weight.detach()
-    doses = scenario_doses(patient, machine, spots, voxels, scenarios, cutoff=cutoff, dtype=weight.dtype, device=weight.device)
+    doses = scenario_doses(patient, machine, spots, points, scenarios, cutoff=cutoff, dtype=weight.dtype, device=weight.device)
     optimized = optimize(
         doses, robust, spots, Solver(max_iterations=max_iterations, tolerance=tolerance), motion, limits=limits,
         uniform=bool((weight == weight[0]).all()), callback=callback,

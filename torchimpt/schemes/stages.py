@@ -208,7 +208,7 @@ class Stages:
         """The plan on all voxels, computed once."""
         assert self.sampling is not None  # asked by those who have it
         if self._judged is None or self._judged[0] is not spots:
-            self._judged = spots, self.sampling.judge(self.sampling.look(spots.spots(self.placed), final=True))
+            self._judged = spots, self.sampling.judge(self.sampling.look(spots.spots(self.placed), final=True), spots)
         return self._judged[1]
 
     def _off(self, whole: Whole) -> bool:

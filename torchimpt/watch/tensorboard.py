@@ -10,12 +10,11 @@ from typing import Any
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from torchimpt.evaluate.dvh import d
+from torchimpt.evaluate.dvh import RoiDose, d, mean_dose
 from torchimpt.report.motion import fullest_layers, motion_figure, moved
 from torchimpt.report.style import slug
 from torchimpt.schemes.stages import PlanIteration
 from torchimpt.spots import Spots
-from torchimpt.sums import mean
 from torchimpt.watch.callbacks import Terms, by_roi
 
 Motion = Callable[[PlanIteration], tuple[Spots, Tensor]]
@@ -35,7 +34,7 @@ class TensorBoard:
     terms
         The objective's terms at an iteration.
     doses
-        The nominal doses at an iteration, `{roi: (n_voxels,)}`, Gy.
+        The nominal doses at an iteration, by ROI, Gy.
     motion
         The spots at an iteration and where they were placed; None where none moves.
     every
@@ -47,7 +46,7 @@ class TensorBoard:
         folder: str | Path,
         *,
         terms: Terms | None = None,
-        doses: Callable[[PlanIteration], Mapping[str, Tensor]] | None = None,
+        doses: Callable[[PlanIteration], Mapping[str, RoiDose]] | None = None,
         motion: Motion | None = None,
         every: int = 10,
     ) -> None:
@@ -68,7 +67,7 @@ class TensorBoard:
             for roi, dose in self._doses(iteration).items():
                 d95, d2 = d(dose, 95.0, 2.0)
                 name = f"dvh/{slug(roi)}"
-                scalars |= {f"{name}_d95": d95, f"{name}_d2": d2, f"{name}_mean": float(mean(dose))}
+                scalars |= {f"{name}_d95": d95, f"{name}_d2": d2, f"{name}_mean": mean_dose(dose)}
         if self._motion is not None:
             spots, home = self._motion(iteration)
             way = moved(spots, home)
