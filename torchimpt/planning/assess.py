@@ -152,7 +152,8 @@ def assess(
         # other points than a plan is made with, which has the case's own seed
         points, at_points = voxel_points(patient, torch.zeros(0, dtype=torch.int64)), torch.zeros(len(ordered), 0)
         letd_at_points = at_points if case.tells_letd else None
-        if organs := _organs(patient):
+        organs = _organs(patient)
+        if organs:
             points = case_points(case, patient, machine, spots, organs, len(ordered), case.seed + 1)
 
             def looked(amplitude: str, done: Callable[[], object] = lambda: None) -> torch.Tensor:
@@ -178,12 +179,13 @@ def assess(
 
     def tables_of(on_points: Mapping[str, torch.Tensor], on_voxels: Mapping[str, torch.Tensor]) -> dict[str, dict[str, RoiDose]]:
         """By scenario and ROI: of points, and of all the body's voxels where they are told."""
-        found = point_doses(points, on_points)
+        # points in organs are in the body, too, but are not all of it
+        found = point_doses(points, on_points, organs)
         if everywhere and patient.external is not None:
             body = patient.external
             for name, own in roi_doses(replace(patient, rois={body.name: body}), on_voxels, seen.voxels).items():
                 found[name] |= own
-        return found
+        return {name: {roi: rois[roi] for roi in patient.rois if roi in rois} for name, rois in found.items()}
 
     def letd_tables(name: str) -> dict[str, dict[str, RoiDose]]:
         """Of a quantity that needs LETd, in its unit."""
