@@ -91,7 +91,7 @@ def main(config: Config) -> dict:
     for name in names:
         built = built_case(name, [f"{key}={value}" for key, value in own.items() if value > 0])
         print(
-            f"{name}: {built.spots.n_spots:,} spots, {len(built.voxels):,} voxels, {len(built.scenarios)} scenarios, "
+            f"{name}: {built.spots.n_spots:,} spots, {len(built.points):,} points, {len(built.scenarios)} scenarios, "
             f"{built.linear.n_nonzeros:,} entries"
         )
         found = curves(built, counts)

@@ -72,7 +72,7 @@ def matrices(built: PlanningProblem, doses: ScenarioDoses, times: int, first: di
     bandwidth = read_bandwidth(times)
     rows.append(Row("memory read bandwidth", "GB/s", *bandwidth))
     weight = torch.rand(built.spots.n_spots, dtype=built.compute.dtype)
-    residual = torch.rand(len(doses), len(built.voxels), dtype=built.compute.dtype)
+    residual = torch.rand(len(doses), len(built.points), dtype=built.compute.dtype)
     size = built.linear.n_bytes / 2e9  # each product reads one of the two matrices
     for name, work in (("products A w", lambda: built.linear.forward(weight)), ("products A' r", lambda: built.linear.adjoint(residual))):
         first[name], taken = first_and_repeats(work, times)
@@ -85,7 +85,7 @@ def matrices(built: PlanningProblem, doses: ScenarioDoses, times: int, first: di
 def kernel(built: PlanningProblem, doses: ScenarioDoses, times: int, first: dict[str, float]) -> list[Row]:
     """Pairs per second of dose and gradients."""
     position, weight = built.spots.position.detach(), torch.rand(built.spots.n_spots, dtype=built.compute.dtype) + 0.1
-    residual = torch.randn(len(built.voxels), dtype=built.compute.dtype)
+    residual = torch.randn(len(built.points), dtype=built.compute.dtype)
     seen = sum(int(candidates(t, layer, position[i:j], o.cutoff).sum()) for o in doses for t, layer, i, j in o.beams()) / 1e9
     kept = sum(int(entry_counts(o, position).sum()) for o in doses) / 1e9
     jobs = {
@@ -122,11 +122,11 @@ def main(config: Config) -> dict:
     own = {"dose.grid_mm": config.grid, "spots.spacing_mm": config.spacing}
     built = built_case(name, [f"{key}={value}" for key, value in own.items() if value > 0])
     doses = scenario_doses(
-        built.patient, built.machine, built.spots, built.voxels, built.scenarios,
+        built.patient, built.machine, built.spots, built.points, built.scenarios,
         cutoff=built.case.dose.cutoff_sigma, dtype=built.compute.dtype,
     )  # fmt: skip
     sizes = {
-        "case": name, "spots": built.spots.n_spots, "voxels": len(built.voxels), "scenarios": len(built.scenarios),
+        "case": name, "spots": built.spots.n_spots, "voxels": len(built.points), "scenarios": len(built.scenarios),
         "entries": built.linear.n_nonzeros, "dtype": str(built.compute.dtype),
     }  # fmt: skip
     print(", ".join(f"{key} {value:,}" if isinstance(value, int) else f"{key} {value}" for key, value in sizes.items()), "\n")

@@ -25,7 +25,7 @@ def main() -> None:
     for factor in (1.0, 1.2, 1.5, 2.0):
         asked = [o.model_copy(update={"weight": o.weight * (factor if o.roi == "Core" else 1.0)}) for o in bench.case.objective]
         terms = bench.case.model_copy(update={"objective": asked}).terms()
-        objective = ti.Objective(terms, normalize=settings.normalize, overlap=settings.overlap).on(bench.patient, bench.voxels)
+        objective = ti.Objective(terms, normalize=settings.normalize, overlap=settings.overlap).at(bench.points, bench.points.volume)
         found = optimize(doses, ti.RobustObjective(objective, quantity=bench.quantity), spots, bench.solver, Motion())
         row = bench.add("joint", f"core x {factor:g}", spots, found, 0.0)
         row["own"] = float(bench.robust.value(found.doses))

@@ -212,7 +212,10 @@ def test_machine_reader(extended: Extended) -> None:
     assert ours.solution.value == pytest.approx(generic.solution.value, rel=0.1)
     file.write_text('{"name": "mine", "energies": [{"energy_mev": 70.0}]}')
     assert re.search(r"machine\.json is no machine in JSON: KeyError: 'depth_mm'", extended.command().err)
-    assert "must be one of csv, matrad, emittance, json, got 'jason' (did you mean 'json'?)" in extended.command("machine.format=jason").err
+    assert (
+        "must be one of csv, matrad, emittance, bdl, torchimpt, json, got 'jason' (did you mean 'json'?)"
+        in extended.command("machine.format=jason").err
+    )
 
 
 @section("A patient source")

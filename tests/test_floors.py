@@ -25,7 +25,7 @@ FLOORS = (
     {"objectives"},
     {"optim"},
     {"schemes"},
-    {"evaluate", "io"},
+    {"commissioning", "evaluate", "io"},
     {"report"},
     {"watch"},
     {"case"},

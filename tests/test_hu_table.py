@@ -97,11 +97,21 @@ def test_warns_above_the_last_entry_only():
         ([0.0, math.nan], [1.0, 1.0], "NaN"),
         ([0.0, -10.0], [1.0, 0.9], "must ascend in hu, but -10 follows 0"),
         ([-1000.0, 0.0], [-0.1, 1.0], "negative rsp"),
+        (
+            [-1000.0, 0.0, 100.0, 200.0],
+            [0.0, 1.0, 1.7, 1.2],
+            r"'x' falls from rsp 1\.7 to 1\.2 at 200 HU \(entry 4\); stopping power grows with HU",
+        ),
     ],
 )
 def test_wrong_tables(hu, rsp, message):
     with pytest.raises(InputError, match=message):
         HuTable(torch.tensor(hu), torch.tensor(rsp), "x")
+
+
+def test_small_steps_back_are_those_of_real_tables():
+    """MCsquare's scanners have 0.017 where the material changes."""
+    assert HuTable([-1000.0, 0.0, 0.0, 500.0], [0.0, 1.017, 1.0, 1.3], "x")(torch.tensor(0.0)) == 1.0
 
 
 def test_reads_both_column_names_and_ignores_others(tmp_path):

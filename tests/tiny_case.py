@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import sys
 import warnings
 from pathlib import Path
@@ -122,8 +123,10 @@ class Outcome(NamedTuple):
 
 
 def command(*arguments: object, cwd: Path) -> Outcome:
-    """`torchimpt ...` in this process, in the folder `cwd`; torch's threads and Python's warnings are put back."""
+    """`torchimpt ...` in this process, in the folder `cwd`; torch's threads, Python's warnings and the log's level are put back."""
     out, err, argv, threads = io.StringIO(), io.StringIO(), sys.argv, torch.get_num_threads()
+    logger = logging.getLogger("torchimpt")
+    level = logger.level
     status = 0
     try:
         sys.argv = ["torchimpt", *map(str, arguments)]
@@ -135,4 +138,5 @@ def command(*arguments: object, cwd: Path) -> Outcome:
     finally:
         sys.argv = argv
         torch.set_num_threads(threads)
+        logger.setLevel(level)
     return Outcome(status, out.getvalue(), err.getvalue())

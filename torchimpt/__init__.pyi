@@ -54,6 +54,7 @@ from .dose.scenarios import ScenarioDoses as ScenarioDoses
 from .dose.scenarios import scenario_doses as scenario_doses
 from .geometry import Beam as Beam
 from .geometry import Grid as Grid
+from .geometry import RangeShifter as RangeShifter
 from .objectives import (
     GEUD as GEUD,
 )

@@ -100,10 +100,15 @@ def _first(column: str | tuple[str, ...]) -> str:
 
 def _number(path: Path, line: int, row: Mapping[str, str | None], column: str) -> float:
     """The finite number in a row's column."""
+    return number(f"{path}, line {line}, column {column}", row[column])
+
+
+def number(where: str, word: str | None) -> float:
+    """The finite number that a word of a file is, or an error that begins with `where`."""
     try:
-        value = float(row[column] or "")
-    except (TypeError, ValueError):
+        value = float(word or "")
+    except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise InputError(f"{path}, line {line}, column {column}: expected a number, got '{row[column]}'")
+        raise InputError(f"{where}: expected a number, got '{str(word)[:80]}'")
     return value

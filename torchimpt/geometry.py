@@ -9,11 +9,21 @@ the couch turns the table about the vertical `Zf`, the gantry turns about `Yf` a
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
-from torchimpt.checks import InputError, triple
+from torchimpt.checks import InputError, nearest, triple
+
+THICKEST = 400.0
+"""No range shifter is thicker, mm of water: the range of 250 MeV is 380 mm."""
+
+FARTHEST = 5000.0
+"""No gantry's nozzle lies farther from the isocentre, mm."""
+
+SHIFTER_RULES = ("all", "layers", "beam")
+"""Which energy layers of a beam go through its range shifter: every one; those that need it, in a group of their own; every one where any
+needs it, and else none."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +89,42 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class RangeShifter:
+    """A plate in the beam, upstream of the patient, that takes a fixed range off the protons that go through it.
+
+    Attributes
+    ----------
+    thickness
+        Water-equivalent, mm.
+    distance
+        From the isocentre to its downstream face, mm. None for one that moves: `place_spots` puts it near the patient.
+    rule
+        One of `SHIFTER_RULES`, for `place_spots`. What became of it stands in the spots' layers, so that it tells no two shifters apart.
+    """
+
+    thickness: float
+    distance: float | None = None
+    rule: str = field(default="all", compare=False)
+
+    def __post_init__(self) -> None:
+        thickness = float(self.thickness)
+        if not 0.0 < thickness <= THICKEST:
+            raise InputError(f"a range shifter must be thicker than 0 and at most {THICKEST:g} mm of water, got {thickness:g}")
+        object.__setattr__(self, "thickness", thickness)
+        if self.distance is not None:
+            distance = float(self.distance)
+            if not 0.0 <= distance <= FARTHEST:
+                raise InputError(
+                    f"a range shifter's downstream face must lie 0 to {FARTHEST:g} mm upstream of the isocentre, got {distance:g}"
+                )
+            object.__setattr__(self, "distance", distance)
+        if self.rule not in SHIFTER_RULES:
+            raise InputError(
+                f"a range shifter's rule must be one of {', '.join(SHIFTER_RULES)}, got '{self.rule}'{nearest(self.rule, SHIFTER_RULES)}"
+            )
+
+
+@dataclass(frozen=True)
 class Beam:
     """One treatment field.
 
@@ -88,6 +134,8 @@ class Beam:
         IEC 61217 angles, degrees.
     isocenter
         LPS point, mm; None means the target's centroid, filled in by `place_spots`.
+    shifter
+        Range shifter that some or all of its energy layers go through; None where there is none.
 
     Examples
     --------
@@ -100,6 +148,7 @@ class Beam:
     gantry: float = 0.0
     couch: float = 0.0
     isocenter: tuple[float, float, float] | None = None
+    shifter: RangeShifter | None = None
 
     def __post_init__(self) -> None:
         for name in ("gantry", "couch"):

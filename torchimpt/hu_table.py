@@ -27,6 +27,10 @@ _THIN = 0.05
 """A relative stopping power of air and thin foam: what is below a table's first entry may well have it."""
 
 
+_FALL = 0.1
+"""Stopping power grows with HU but for small steps back where a table changes material: 0.017 in MCsquare's scanners."""
+
+
 @dataclass(frozen=True, eq=False)
 class HuTable:
     """A piecewise-linear table; two equal HU in a row make a step, whose upper value holds from that HU on.
@@ -58,6 +62,12 @@ class HuTable:
             raise InputError(f"{what} must ascend in hu, but {float(self.hu[row]):g} follows {float(self.hu[row - 1]):g} (entry {row + 1})")
         if float(self.rsp.min()) < 0:
             raise InputError(f"{what} has a negative rsp, {float(self.rsp.min()):g}; stopping powers relative to water are 0 or more")
+        if float(self.rsp.diff().min()) < -_FALL:
+            row = int(self.rsp.diff().argmin()) + 1
+            raise InputError(
+                f"{what} falls from rsp {float(self.rsp[row - 1]):g} to {float(self.rsp[row]):g} at {float(self.hu[row]):g} HU (entry "
+                f"{row + 1}); stopping power grows with HU: mend or sort its entries, and give a ROI of known material a [[material]]"
+            )
 
     def __call__(self, hu: torch.Tensor) -> torch.Tensor:
         """RSP at CT numbers of any shape and dtype, float64. Beyond the ends the end values hold, and a warning is given."""

@@ -13,7 +13,7 @@ from torchimpt import machine
 from torchimpt.case import Case, load_case
 from torchimpt.case.text import dump_toml
 from torchimpt.checks import InputError
-from torchimpt.geometry import Beam
+from torchimpt.geometry import Beam, RangeShifter
 from torchimpt.io import patient
 from torchimpt.objectives import KINDS, MODES, MinDVH, Sum
 from torchimpt.scenarios import NOMINAL, boundary_scenarios
@@ -130,14 +130,12 @@ def test_what_is_registered_later_is_known(case_file, monkeypatch):
     assert load_case(case_file, ["robustness.mode=twice"]).mode() == Sum((2.0,))
     with pytest.raises(InputError, match=r"one of sum.*, twice, got 'twic' \(did you mean 'twice'\?\)"):
         load_case(case_file, ["robustness.mode=twic"])
-    for registry, name, override in (
-        (patient.READERS, "dicom", "patient={source='dicom', path='ct'}"),
-        (machine.READERS, "bdl", "machine={format='bdl', path='ct'}"),
-    ):
-        with pytest.raises(InputError, match="comes with a later version"):
-            load_case(case_file, [override])
-        monkeypatch.setitem(registry, name, lambda path: None)
-        load_case(case_file, [override])
+    with pytest.raises(InputError, match="comes with a later version"):
+        load_case(case_file, ["patient={source='dicom', path='ct'}"])
+    monkeypatch.setitem(patient.READERS, "dicom", lambda path: None)
+    load_case(case_file, ["patient={source='dicom', path='ct'}"])
+    monkeypatch.setitem(machine.READERS, "mine", lambda path: None)
+    load_case(case_file, ["machine={format='mine', path='ct'}"])
 
 
 def test_from_python():
@@ -294,9 +292,38 @@ def test_files_that_are_no_case(tmp_path, case_file):
         assert "\n" not in str(caught.value)
 
 
-def test_later_versions_say_so(case_file):
-    with pytest.raises(InputError, match=r"beam\[0\].range_shifter_mm: range shifters come with a later version"):
-        load_case(case_file, ["beam.0.range_shifter_mm=40"]).beams()
+def test_range_shifters(case_file):
+    own = RangeShifter(45.0, rule="layers")
+
+    def shifter(*overrides, of=own):
+        return load_case(case_file, [f"beam.0.range_shifter_{text}" for text in overrides]).beams(of)[0].shifter
+
+    assert shifter() is None and shifter("mm=0") is None
+    assert shifter("mm=40", "distance_mm=120") == RangeShifter(40.0, 120.0) and shifter("mm=40").rule == "all"
+    # on the machine's snout: where that is
+    assert shifter("mm=40") == RangeShifter(40.0) and shifter("mm=40", of=RangeShifter(45.0, 300.0)) == RangeShifter(40.0, 300.0)
+    auto = shifter("mm=auto")
+    assert auto == own and auto.rule == "layers" and shifter("mm=auto", "distance_mm=150") == RangeShifter(45.0, 150.0)
+    again = load_case(case_file, ["beam.0.range_shifter_mm=auto"])
+    case_file.write_text(again.to_toml())
+    assert load_case(case_file) == again
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["mm=auto"], r"beam\[0\]: range_shifter_mm = 'auto' is the machine's range shifter, and this machine's files tell of none; give a number"),
+        (["distance_mm=100"], r"range_shifter_distance_mm says where a range shifter is; give range_shifter_mm, too"),
+        (["mm=0", "distance_mm=100"], r"give range_shifter_mm, too"),
+        (["mm=-40"], r"range_shifter_mm: must be 'auto' or 0 to 400 mm of water, got -40"),
+        (["mm=atuo"], r"range_shifter_mm: must be 'auto' or 0 to 400 mm of water, got 'atuo'"),
+        (["mm=4000"], r"range_shifter_mm: must be 'auto' or 0 to 400"),
+        (["mm=40", "distance_mm=-1"], r"range_shifter_distance_mm must be greater than or equal to 0, got -1"),
+    ],
+)  # fmt: skip
+def test_range_shifters_that_cannot_be(case_file, overrides, message):
+    with pytest.raises(InputError, match=message):
+        load_case(case_file, [f"beam.0.range_shifter_{text}" for text in overrides]).beams()
 
 
 def test_toml_of_every_scalar():

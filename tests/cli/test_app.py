@@ -15,8 +15,7 @@ from torchimpt.cli.show import show_run
 from torchimpt.dose.models import MODELS
 from torchimpt.io.patient import LATER as LATER_SOURCES
 from torchimpt.io.patient import SOURCES
-from torchimpt.machine import LATER as LATER_MACHINES
-from torchimpt.machine import READERS
+from torchimpt.machine import READERS, generic
 from torchimpt.objectives import KINDS, MODES, Sum
 from torchimpt.optim import METHODS
 from torchimpt.phantoms import phantom
@@ -86,7 +85,9 @@ def test_new_case_loads_and_names_rois_of_its_phantom(run, tmp_path):
     status, out, _ = run("new", "my case")
     assert status == 0 and "torchimpt plan" in out
     case = load_case(tmp_path / "my case.toml")
-    assert case.title == "my case" and len(case.beams()) == 3 and len(case.scenarios()) == 9 and case.prescription() == 70.0
+    assert (
+        case.title == "my case" and len(case.beams(generic().shifter)) == 3 and len(case.scenarios()) == 9 and case.prescription() == 70.0
+    )
     case.check_plan()
     case.check_rois(phantom(case.patient.name).rois)
 
@@ -98,7 +99,7 @@ def test_new_case_names_what_is_registered(run, tmp_path, monkeypatch):
     text = (tmp_path / "case.toml").read_text()
     for names in (SOURCES, READERS, MODELS, METHODS, SCHEMES, MODES, KINDS):
         assert " | ".join(names) in text
-    assert not [name for name in (*LATER_SOURCES, *LATER_MACHINES) if name in text]
+    assert not [name for name in LATER_SOURCES if name in text]
     assert "matrix | matrix_free\n" in text and "float32 | float64\n" in text and "{" not in text
 
 

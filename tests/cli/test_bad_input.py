@@ -66,12 +66,15 @@ IMAGE = ("patient={source='image', path='ct'}", "dose.grid_mm=10", "objective[2]
         (["objective=[]"], r"tiny\.toml: planning needs .*; missing: \[\[objective\]\]"),
         (["beam=[]"], r"missing: \[\[beam\]\]"),
         (["objective[0].dose_gy=nan"], r"objective\[0\]\.dose_gy"),
-        (["beam[0].range_shifter_mm=30"], r"beam\[0\]\.range_shifter_mm: range shifters come with a later version"),
+        (["beam[0].range_shifter_mm=-30"], r"beam\[0\]\.range_shifter_mm: must be 'auto' or 0 to 400 mm of water, got -30"),
+        (["beam[0].range_shifter_mm=390"], r"beam 0 .*: a range shifter of 390 mm of water stops all protons of machine 'generic', whose deepest peak"),
+        (["beam[0].range_shifter_mm=300"], r"beam 0 .*the deepest layer needs its peak at .* behind 300 mm of range shifter reaches .*a thinner range"),
+        (["beam[0].range_shifter_mm=30", "beam[0].range_shifter_distance_mm=70"], r"beam 0 .*, 70 mm from the isocentre, lies inside the body, which reaches 7\d mm upstream; give range_shifter_distance_mm = 7\d or more"),
         (["joint.bx_mm=5"], r"unknown key 'joint\.bx_mm' \(did you mean 'box_mm'\?\); allowed in \[joint\]: scheme"),
         (["joint.box_mm=-1"], r"joint\.box_mm must be greater than or equal to 0, got -1"),
         (["joint.start=plan.json"], r"joint\.start: no such file or folder: .*plan\.json"),
         (["joint.start=tiny.toml"], r"tiny\.toml: a plan must be plan\.json, a \.csv spot list or a DICOM RT Ion Plan"),
-        (["machine={format='bdl', path='.'}"], r"machine.format = 'bdl' comes with a later version; until then write its curves to CSV tables and use"),
+        (["machine={format='bdl', path='.'}"], "machine: format = 'bdl' needs curves"),
         (["patient={source='dicom', path='.'}"], r"later version"),
     ],
 )  # fmt: skip
@@ -221,6 +224,12 @@ def test_target_deeper_than_the_highest_energy_reaches(refused, images):
 def test_a_spot_list_in_other_units(refused, tmp_path, weight, message):
     (tmp_path / "spots.csv").write_text(f"beam,energy_mev,x_mm,y_mm,weight\n0,120,0,0,{weight}\n1,120,0,0,{weight}\n")
     assert re.search(message, refused(arguments=("dose", "tiny.toml", "--plan", "spots.csv", "--out", "run")))
+
+
+def test_a_plan_for_another_machines_energies(refused, tmp_path):
+    (tmp_path / "spots.csv").write_text("beam,energy_mev,x_mm,y_mm,weight\n0,120,0,0,1\n1,250,0,0,1\n")
+    line = refused(arguments=("dose", "tiny.toml", "--plan", "spots.csv", "--out", "run"))
+    assert re.search(r"energy layer 0 of 250 MeV is beyond machine 'generic', which has 70 to 240 MeV .*; take the machine that the", line)
 
 
 def test_spot_lists_without_a_usable_spot(refused, tmp_path):

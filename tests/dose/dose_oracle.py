@@ -3,7 +3,7 @@
     phi(v, s) = IDD(z_v) sum_k a_k(z_v) exp(-p^2 / (2 sigma_kx^2) - q^2 / (2 sigma_ky^2)) / (2 pi sigma_kx sigma_ky),
     p = u_v - m_x x_s,  q = v_v - m_y y_s,  sigma_kx^2 = sigma_optics,x^2(Zg) + variance_k(z_v), and so for y
 
-with the exponential cut off (`cut_exponential`). Also the small cases that the tests of the dose share.
+with the exponential cut off (`cut_exponential`), and behind a range shifter the variance that the distance from it adds. Also the small cases that the tests of the dose share.
 """
 
 import dataclasses
@@ -52,7 +52,8 @@ def oracle_dose(patient, machine, spots, voxels, scenario=NOMINAL, cutoff=4.0):
         m = [(sad - zg) / sad for sad in machine.sad]
         z = scenario.range_scale * wepl(rsp, patient.grid, beam, machine.sad, points, scenario.shift)
         layers = (spots.layer_beam == number).nonzero().flatten().tolist()
-        tables = machine.layers(spots.layer_energy[layers])
+        tables = machine.layers(spots.layer_energy[layers], beam.shifter, spots.layer_shifted[layers])
+        gap = 0.0 * zg if beam.shifter is None else (beam.shifter.distance - zg).clamp_min(0.0)
         zg_grid = tables.optics_start + tables.optics_step * np.arange(tables.optics_variance.shape[1])
         at = lambda x, y, a, **k: torch.from_numpy(np.interp(a.numpy(), x, y.numpy(), **k))  # noqa: E731
         for row, layer in enumerate(layers):
@@ -62,6 +63,8 @@ def oracle_dose(patient, machine, spots, voxels, scenario=NOMINAL, cutoff=4.0):
             optics_y = optics if tables.optics_variance_y is None else at(zg_grid, tables.optics_variance_y[row], zg)
             for k in range(tables.n_components):
                 added = at(depth, tables.variance[k, row], z)
+                if tables.drift is not None:
+                    added = added + tables.drift[k, row, 0] * gap + tables.drift[k, row, 1] * gap**2
                 amplitude = idd * at(depth, tables.fraction[k, row], z)
                 terms.append((spots.layer == layer, u, v, m, amplitude, optics + added, optics_y + added))
 
@@ -87,8 +90,8 @@ def blocks(seed=3, shape=(15, 17, 16), spacing=(5.0, 4.5, 5.5)):
     return Patient(hu, grid)
 
 
-def two_beams(n=24, seed=7, dtype=torch.float64):
-    """Spots of two oblique beams, five energies, unequal weights, at random places."""
+def two_beams(n=24, seed=7, dtype=torch.float64, shifter=None):
+    """Spots of two oblique beams, five energies, unequal weights, at random places; some behind a range shifter of the first beam."""
     generator = torch.Generator().manual_seed(seed)
     beams = (Beam(37.0, 20.0, (4.0, -3.0, 2.0)), Beam(250.0, 345.0, (0.0, 5.0, -4.0)))
     energies = torch.tensor([71.0, 78.5, 84.0, 92.0, 99.0], dtype=torch.float64)
@@ -96,7 +99,11 @@ def two_beams(n=24, seed=7, dtype=torch.float64):
     energy = energies[torch.randint(0, 5, (n,), generator=generator)]
     x, y = (50 * torch.rand(n, generator=generator, dtype=torch.float64) - 25 for _ in range(2))
     weight = 5.0 + 95.0 * torch.rand(n, generator=generator, dtype=torch.float64)
-    return Spots.from_columns(beams, beam, energy, x, y, weight, dtype=dtype)
+    shifted = None
+    if shifter is not None:
+        beams = (dataclasses.replace(beams[0], shifter=shifter), beams[1])
+        shifted = (beam == 0) & (torch.rand(n, generator=generator) < 0.6)
+    return Spots.from_columns(beams, beam, energy, x, y, weight, dtype=dtype, shifted=shifted)
 
 
 def elliptic(machine):
@@ -106,11 +113,22 @@ def elliptic(machine):
     return dataclasses.replace(machine, optics=optics)
 
 
+def three_gaussians(machine):
+    """The machine with a third Gaussian, twice as wide as its halo, which takes a share of the halo that grows with depth."""
+    curves = machine.curves
+    share = 0.7 * torch.linspace(0.0, 1.0, curves.fraction.shape[-1], dtype=torch.float64)
+    core, halo = curves.fraction
+    fraction = torch.stack((core, (1.0 - share) * halo, share * halo))
+    variance = torch.cat((curves.variance, 4.0 * curves.variance[1:]))
+    return dataclasses.replace(machine, curves=dataclasses.replace(curves, fraction=fraction, variance=variance))
+
+
 MACHINES = {
     "one": generic(),
     "halo": generic(halo=True),
     "two sources": dataclasses.replace(generic(halo=True), sad=(1850.0, 2310.0)),
     "elliptic": dataclasses.replace(elliptic(generic(halo=True)), sad=(1850.0, 2310.0)),
+    "three": three_gaussians(elliptic(generic(halo=True))),
 }
 SCENARIOS = {
     "nominal": NOMINAL,

@@ -14,7 +14,7 @@ import torch
 from dicom_files import VALUES, save
 
 from torchimpt.checks import InputError
-from torchimpt.geometry import Beam
+from torchimpt.geometry import Beam, RangeShifter
 from torchimpt.io.dicom import is_dicom, read_ion_plan, read_rt_dose
 from torchimpt.io.plan import read_plan
 from torchimpt.machine import Calibration, generic
@@ -134,7 +134,98 @@ def test_plans_that_are_refused(tmp_path, change, message):
     assert "RP.dcm" in str(error.value)
 
 
-@pytest.mark.parametrize(("key", "what"), [("NumberOfRangeShifters", "range shifter"), ("NumberOfBlocks", "aperture")])
+def settings(point, **values):
+    """Settings of range shifter 1 at a control point."""
+    item = pydicom.Dataset()
+    item.ReferencedRangeShifterNumber = 1
+    for key, value in values.items():
+        setattr(item, key, value)
+    point.RangeShifterSettingsSequence = [*(point.get("RangeShifterSettingsSequence") or ()), item]
+
+
+IN = {"RangeShifterSetting": "IN", "RangeShifterWaterEquivalentThickness": 34.3, "IsocenterToRangeShifterDistance": 135.9}
+
+
+def test_range_shifter_holds_until_it_is_changed(tmp_path):
+    file = dicom_files.ion_plan()
+    first, second = (field.IonControlPointSequence for field in file.IonBeamSequence)
+    settings(first[0], **IN)
+    settings(first[2], RangeShifterSetting="OUT")
+    settings(second[0], **IN)
+    for field in file.IonBeamSequence:
+        field.NumberOfRangeShifters = 1
+    path = save(file, tmp_path / "RP.dcm")
+    fields = read_ion_plan(path).fields
+    shifter = RangeShifter(34.3, 135.9)
+    assert [f.shifter for f in fields] == [shifter, shifter] and all(f.devices == () for f in fields)
+    assert fields[0].shifted.tolist() == [True, True, False] and fields[1].shifted.tolist() == [True, True]
+    spots = read_plan(path, machine=MACHINE)
+    assert [beam.shifter for beam in spots.beams] == [shifter, shifter]
+    # what goes through the shifter comes after what does not
+    assert spots.layer_energy.tolist() == [100.0, 110.0, 105.0] and spots.layer_shifted.tolist() == [False, True, True]
+
+
+def test_the_cases_range_shifter_counts(tmp_path, caplog):
+    file = dicom_files.ion_plan()
+    settings(file.IonBeamSequence[0].IonControlPointSequence[0], **IN)
+    found = read_ion_plan(save(file, tmp_path / "RP.dcm"))
+    beams = [Beam(30.0, 10.0, shifter=RangeShifter(40.0)), Beam(270.0, shifter=RangeShifter(20.0, 99.0))]
+    with caplog.at_level(logging.WARNING):
+        spots = found.spots(MACHINE, beams)
+    assert [beam.shifter for beam in spots.beams] == [RangeShifter(40.0, 135.9), RangeShifter(20.0, 99.0)]
+    assert spots.shifted.all() and "34.3 mm of water at 135.9 mm in the file" in caplog.text
+    caplog.clear()
+    # the machine's, where it is needed: the file knows where that is
+    auto = [Beam(30.0, 10.0, shifter=RangeShifter(45.0, rule="layers")), Beam(270.0, shifter=RangeShifter(45.0, rule="layers"))]
+    assert found.beams(auto) == found.beams() and not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ([{}], "control point 0 puts in a range shifter without its RangeShifterWaterEquivalentThickness; export the plan with it"),
+        ([IN, {**IN, "ReferencedRangeShifterNumber": 2}], "control point 0 has 2 range shifters in the beam at once; fields with one can"),
+        ([{**IN, "RangeShifterWaterEquivalentThickness": -3.0}], "must be thicker than 0 and at most 400 mm of water, got -3"),
+        ([{**IN, "IsocenterToRangeShifterDistance": -3.0}], "must lie 0 to 5000 mm upstream of the isocentre, got -3"),
+    ],
+)
+def test_range_shifters_that_are_refused(tmp_path, changes, message):
+    file = dicom_files.ion_plan()
+    for change in changes:
+        settings(file.IonBeamSequence[0].IonControlPointSequence[0], **change)
+    with pytest.raises(InputError, match=message):
+        read_ion_plan(save(file, tmp_path / "RP.dcm"))
+
+
+def test_range_shifters_that_change_in_a_field_are_refused(tmp_path):
+    file = dicom_files.ion_plan()
+    points = file.IonBeamSequence[0].IonControlPointSequence
+    settings(points[0], **IN)
+    settings(points[2], RangeShifterWaterEquivalentThickness=50.0)
+    with pytest.raises(
+        InputError, match=r"beam 1 'f1' has range shifters of 34\.3 mm of water at 135\.9 mm, 50 mm of water at 135\.9 mm; fields"
+    ):
+        read_ion_plan(save(file, tmp_path / "RP.dcm"))
+
+
+def test_range_shifter_that_is_not_told_well_enough(tmp_path):
+    file = dicom_files.ion_plan()
+    file.IonBeamSequence[1].NumberOfRangeShifters = 1
+    found = read_ion_plan(save(file, tmp_path / "RP.dcm"))
+    assert found.fields[1].devices == ("range shifter",)
+    remedy = r"give range_shifter_mm and range_shifter_distance_mm in the case's \[\[beam\]\]"
+    with pytest.raises(InputError, match=rf"beam 2 'f2' has a range shifter, but not the settings; {remedy}"):
+        found.spots(MACHINE)
+    assert found.spots(MACHINE, [Beam(30.0, 10.0), Beam(270.0, shifter=RangeShifter(20.0, 99.0))]).shifted.tolist() == 3 * [False] + 2 * [
+        True
+    ]
+    settings(file.IonBeamSequence[1].IonControlPointSequence[0], RangeShifterWaterEquivalentThickness=50.0)
+    found = read_ion_plan(save(file, tmp_path / "RP.dcm"))
+    with pytest.raises(InputError, match=rf"has a range shifter, but not the distance from the isocentre; {remedy}"):
+        found.spots(MACHINE)
+
+
+@pytest.mark.parametrize(("key", "what"), [("NumberOfRangeModulators", "range modulator"), ("NumberOfBlocks", "aperture")])
 def test_devices_in_the_beam_are_told_and_not_computed(tmp_path, key, what):
     file = dicom_files.ion_plan()
     setattr(file.IonBeamSequence[1], key, 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import math
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,8 +16,8 @@ import SimpleITK as sitk
 import torch
 
 from torchimpt.checks import InputError
-from torchimpt.constants import MEV_PER_GRAM_TO_GY
-from torchimpt.geometry import Beam, Grid, from_bev
+from torchimpt.constants import AIR_RSP, MEV_PER_GRAM_TO_GY
+from torchimpt.geometry import Beam, Grid, RangeShifter, from_bev
 from torchimpt.hu_table import HuTable
 from torchimpt.io.mcsquare.beam_data import beam_data, phase_space
 from torchimpt.io.mcsquare.dose import read_mcsquare_dose
@@ -49,6 +50,35 @@ def plan() -> Spots:
     rows = [(0, 100.0, -3.1, 2.7, 1.5), (0, 100.0, 4.0, 1.0, 2.5), (0, 88.7654321, 1e-6, 0.0, 3e-4)]
     rows += [(1, 90.0, 0.0, 0.0, 0.0), (2, 120.5, 10.0, -20.0, 7.0), (2, 120.5, 11.0, -20.0, 0.0)]
     return Spots.from_columns(BEAMS, *zip(*rows, strict=True))
+
+
+def test_range_shifters(tmp_path):
+    """Lexan by its number, and in a layer that goes through it place and thickness, less the air that MCsquare counts behind it."""
+    shifter = RangeShifter(45.0, 300.0)
+    beams = [BEAMS[0], replace(BEAMS[1], shifter=shifter)]
+    rows = [(0, 100.0, 0.0, 0.0, 1.0, False), (1, 100.0, 0.0, 0.0, 1.0, False), (1, 100.0, 0.0, 0.0, 2.0, True)]
+    *columns, shifted = zip(*rows, strict=True)
+    water = Patient(torch.zeros(GRID.shape), GRID)
+    done = export_mcsquare(tmp_path / "mc", water, generic(), Spots.from_columns(beams, *columns, shifted=shifted), 1)
+    library, text = ((tmp_path / "mc" / name).read_text() for name in ("BDL.txt", "PlanPencil.txt"))
+    assert done.nozzle == 346.0  # protons start upstream of it
+    block = library.split("Range Shifter parameters\n")[1].split("\n\n")[0].splitlines()
+    assert block == ["RS_ID = RS_1", "RS_type = binary", "RS_material = 66", "RS_density = 1.2", "RS_WET = 45"]
+    first, second = text.split("#FIELD-DESCRIPTION")[1:]
+    assert "RangeShifter" not in first and "###RangeShifterID\nRS_1\n###RangeShifterType\nbinary\n" in second
+    open_air, behind = second.split("####ControlPointIndex")[1:]
+    assert "RangeShifter" not in open_air
+    lines = behind.splitlines()
+    value = {key: lines[lines.index(f"####{key}") + 1] for key in ("RangeShifterSetting", "IsocenterToRangeShifterDistance")}
+    assert value == {"RangeShifterSetting": "IN", "IsocenterToRangeShifterDistance": "300"}
+    thickness = float(lines[lines.index("####RangeShifterWaterEquivalentThickness") + 1])
+    half = [0.5 * n * s for n, s in zip(reversed(GRID.shape), GRID.spacing, strict=True)]
+    middle = [o - 0.5 * s + h for o, s, h in zip(GRID.origin, GRID.spacing, half, strict=True)]
+    assert BEAMS[1].isocenter is not None and BEAMS[1].couch == 0.0
+    x, y = (m - i for m, i in zip(middle[:2], BEAMS[1].isocenter[:2], strict=True))
+    sin, cos = math.sin(math.radians(75.0)), math.cos(math.radians(75.0))
+    corner = x * sin - y * cos + half[0] * sin + half[1] * cos
+    assert thickness == pytest.approx(45.0 - AIR_RSP * (300.0 - corner), abs=1e-6)
 
 
 @pytest.fixture(scope="module")

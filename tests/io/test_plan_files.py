@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from torchimpt.checks import InputError
-from torchimpt.geometry import Beam
+from torchimpt.geometry import Beam, RangeShifter
 from torchimpt.io import read_plan, write_plan
 from torchimpt.machine import Machine, generic
 from torchimpt.spots import Spots
@@ -37,7 +38,7 @@ def random_spots(generator: torch.Generator, dtype: torch.dtype = torch.float32,
 
 
 def assert_same_bits(a: Spots, b: Spots) -> None:
-    for name in ("position", "weight", "layer", "layer_beam", "layer_energy"):
+    for name in ("position", "weight", "layer", "layer_beam", "layer_energy", "layer_shifted"):
         p, q = getattr(a, name).detach(), getattr(b, name).detach()
         assert p.dtype == q.dtype and p.shape == q.shape
         assert p.numpy().tobytes() == q.numpy().tobytes(), name
@@ -52,6 +53,58 @@ def test_json_reads_back_bit_for_bit(tmp_path: Path, machine: Machine, generator
     assert_same_bits(read_plan(tmp_path / "plan.json", spots.beams), spots)
     write_plan(tmp_path / "again.json", read_plan(tmp_path / "plan.json"), machine, title="H&N 109", rbe=1.1)
     assert (tmp_path / "again.json").read_bytes() == (tmp_path / "plan.json").read_bytes()
+
+
+def shifted_spots(generator: torch.Generator) -> Spots:
+    """The second beam has a range shifter that some of its spots go through."""
+    plain, shifter = random_spots(generator), RangeShifter(100.0 / 3.0, 135.9)
+    beams = (BEAMS[0], replace(BEAMS[1], shifter=shifter), BEAMS[2])
+    shifted = (plain.beam == 1) & (torch.arange(plain.n_spots) % 3 == 0)
+    columns = plain.beam, plain.energy, *plain.position.detach().T, plain.weight.detach()
+    return Spots.from_columns(beams, *columns, shifted=shifted)
+
+
+def test_range_shifters_read_back(tmp_path: Path, machine: Machine, generator: torch.Generator) -> None:
+    spots, path = shifted_spots(generator), tmp_path / "plan.json"
+    assert 0 < int(spots.layer_shifted.sum()) < int((spots.layer_beam == 1).sum())
+    write_plan(path, spots, machine)
+    assert_same_bits(read_plan(path), spots)
+    # the case's say: the same, nothing, or the machine's where it is needed
+    for shifter in (spots.beams[1].shifter, None, RangeShifter(100.0 / 3.0, rule="layers"), RangeShifter(100.0 / 3.0)):
+        assert_same_bits(read_plan(path, [BEAMS[0], replace(BEAMS[1], shifter=shifter), BEAMS[2]]), spots)
+    for shifter in (RangeShifter(40.0, 135.9), RangeShifter(100.0 / 3.0, 140.0)):
+        with pytest.raises(InputError, match=r"other beams than the case's: .*with 33\.3333 mm of range shifter at 135\.9 mm"):
+            read_plan(path, [BEAMS[0], replace(BEAMS[1], shifter=shifter), BEAMS[2]])
+    with pytest.raises(InputError, match="other beams than the case's"):
+        read_plan(path, [replace(BEAMS[0], shifter=RangeShifter(40.0, 100.0)), *BEAMS[1:]])
+    path.write_text(path.read_text().replace('"range_shifter": true', '"range_shifter": "in"', 1))
+    with pytest.raises(InputError, match="range_shifter must be true or false, got 'in'"):
+        read_plan(path)
+
+
+def test_plans_without_range_shifters_do_not_speak_of_them(tmp_path: Path, machine: Machine, generator: torch.Generator) -> None:
+    """So that files of before are those of now."""
+    for name in ("plan.json", "plan.csv"):
+        write_plan(tmp_path / name, random_spots(generator), machine)
+        assert "shifter" not in (tmp_path / name).read_text()
+
+
+def test_range_shifters_in_spot_lists(tmp_path: Path, machine: Machine, generator: torch.Generator) -> None:
+    spots, path = shifted_spots(generator), tmp_path / "spots.csv"
+    write_plan(path, spots, machine)
+    assert_same_bits(read_plan(path, spots.beams), spots)
+    with pytest.raises(
+        InputError, match=r"goes through 33\.3333 mm of range shifter, but beam 1 of the case has none; set its range_shifter_mm"
+    ):
+        read_plan(path, BEAMS)
+    # a list that does not say
+    path.write_text("beam,energy_mev,x_mm,y_mm,weight\n0,100,0,0,1\n1,100,0,0,1\n")
+    found = read_plan(path, spots.beams)
+    assert found.layer_shifted.tolist() == [False, True]
+    with pytest.raises(InputError, match="does not say where beam 1's range shifter is; give range_shifter_distance_mm"):
+        read_plan(path, [BEAMS[0], replace(BEAMS[1], shifter=RangeShifter(40.0)), BEAMS[2]])
+    with pytest.raises(InputError, match="which spots of beam 1 go through the range shifter is not in the list; give it a column"):
+        read_plan(path, [BEAMS[0], replace(BEAMS[1], shifter=RangeShifter(45.0, 100.0, "layers")), BEAMS[2]])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

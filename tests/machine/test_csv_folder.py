@@ -189,6 +189,17 @@ def changed(folder: Path, file: str, column: int, change) -> None:
             lambda d: d + 0.09,
             r"the depth dose of 80 MeV ends at 91\.5 mm with 11 % of its maximum; add rows until it is over",
         ),
+        # centimetres for millimetres
+        ("beam_model.csv", 1, lambda s: s / 10, r"sigmas in air must lie between 1 and 300 mm, got 0\.39\d* to .*; check their unit"),
+        ("beam_model.csv", 7, lambda s: s / 10, r"sad must be two positive distances, 500 to 1e\+07 mm, got \(190"),
+        ("sigma.csv", 2, lambda s: s / 10, r"at 80 MeV half of the sigma1_mm are below 0\.4\d*, and in air the spot has 4 mm"),
+        (
+            "sigma.csv",
+            1,
+            lambda z: z / 10,
+            r"at 80 MeV the depths end at 5\.\d+ mm of a range of 5\d\.\d mm; add rows, or check that they are mm",
+        ),
+        ("idd.csv", 1, lambda z: z / 10, r"the depth dose of 80 MeV holds 0\.09\d* times the energy"),
         ("beam_model.csv", 1, lambda s: 1e200 * s, r"sigma_x_mm must be positive and at most 500, got 4e\+200"),
         ("beam_model.csv", 3, lambda d: 1e3 + d, "divergence_x_rad must be between -1 and 1, got 1000"),
         ("beam_model.csv", 7, lambda s: -s, r"sad must be two positive distances, 500 to 1e\+07 mm, got \(-1900"),

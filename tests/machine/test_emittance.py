@@ -60,7 +60,7 @@ def test_spots_drift_from_the_tables_plane_along_each_axis(tmp_path, curves):
     d = 600.0 - z
     np.testing.assert_allclose(tables.optics_variance[0].numpy(), 25.0 + 2 * 0.3 * 5.0 * 0.004 * d + (0.004 * d) ** 2, rtol=1e-12)
     np.testing.assert_allclose(tables.optics_variance_y[0].numpy(), 9.0 - 2 * 0.2 * 3.0 * 0.003 * d + (0.003 * d) ** 2, rtol=1e-12)
-    assert machine.sad == (2000.0, 2560.0) and machine.name == "model"
+    assert machine.sad == (2000.0, 2560.0) and machine.name == "model" and machine.air_from == 600.0
 
 
 def test_energies_are_nominal_and_as_many_as_the_curves_have(tmp_path, curves):

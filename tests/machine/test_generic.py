@@ -111,7 +111,9 @@ def test_no_layers():
 
 
 def test_energy_beyond_the_machine_names_layer_and_remedy():
-    with pytest.raises(InputError, match=r"energy layer 1 of 250 MeV is beyond machine 'generic'.*70 to 240 MeV.*choose a beam angle"):
+    with pytest.raises(
+        InputError, match=r"energy layer 1 of 250 MeV is beyond machine 'generic'.*70 to 240 MeV.*take the machine that the energies are of"
+    ):
         generic().layers([100.0, 250.0])
     with pytest.raises(InputError, match="energy layer 0 of nan MeV"):
         generic().layers([float("nan")])

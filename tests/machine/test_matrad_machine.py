@@ -186,9 +186,13 @@ def test_no_part_of_the_file_ends_in_a_traceback(tmp_path, value):
     [
         (
             lambda e: {"initFocus": {"dist": DISTANCE, "sigma": 0 * DISTANCE}},
-            "sigmas in air must lie between 0.1 and 300 mm, got 0 to 0; check",
+            "sigmas in air must lie between 1 and 300 mm, got 0 to 0; check",
         ),
-        (lambda e: {"initFocus": {"dist": DISTANCE, "sigma": 0 * DISTANCE + 1e9}}, "sigmas in air must lie between 0.1 and 300 mm, got 1e"),
+        (lambda e: {"initFocus": {"dist": DISTANCE, "sigma": 0 * DISTANCE + 1e9}}, "sigmas in air must lie between 1 and 300 mm, got 1e"),
+        (
+            lambda e: {"initFocus": {"dist": DISTANCE, "sigma": 0 * DISTANCE + 0.4}},
+            "between 1 and 300 mm, got 0.4 to 0.4; check their unit",
+        ),
         (lambda e: {"initFocus": {"dist": DISTANCE / 1000, "sigma": 0 * DISTANCE + 4}}, "must reach from the nozzle past the isocentre"),
         (lambda e: {"initFocus": {"dist": DISTANCE[::-1], "sigma": 0 * DISTANCE + 4}}, "two or more distances that ascend"),
         (
@@ -200,7 +204,8 @@ def test_no_part_of_the_file_ends_in_a_traceback(tmp_path, value):
         (lambda e: {"depths": e["depths"] / 10}, r"the range is 6\.\d+ mm, that of protons in water is 6\d\.\d+ mm; check the units"),
         (lambda e: {"depths": e["depths"] * 1e6}, "depths must ascend from 0 to at most 3500 mm"),
         (lambda e: {"energy": e["energy"] * 1e6}, "energies must lie between 1 and 1000 MeV, got 9e"),
-        (lambda e: {"Z": -e["Z"]}, "the depth dose must be positive"),
+        (lambda e: {"Z": -e["Z"]}, r"curves of 90 MeV: the depth dose is negative, -\d.* mm; it must be 0 or more"),
+        (lambda e: {"Z": 0 * e["Z"]}, "the depth dose must be positive"),
         (lambda e: {"Z": 1 + 0 * e["Z"]}, "fall below half its maximum at the end"),
     ],
 )

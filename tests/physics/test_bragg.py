@@ -75,7 +75,7 @@ def test_curve_equals_the_convolution_that_defines_it():
 def test_the_series_meets_the_special_function():
     zeta = torch.tensor([bragg._ASYMPTOTIC - 1e-9, bragg._ASYMPTOTIC + 1e-9], dtype=torch.float64)
     for a in (1 / 1.77, 1 + 1 / 1.77):
-        low, high = bragg._smeared_power(zeta, a)
+        low, high = bragg.smeared_power(zeta, a)
         assert float(high / low) == pytest.approx(1.0, rel=1e-9)
 
 

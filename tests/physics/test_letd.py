@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from torchimpt.geometry import RangeShifter
 from torchimpt.machine import generic, read_matrad_machine
 from torchimpt.physics.bragg import bragg_curve, range_from_energy, range_straggling
 from torchimpt.physics.letd import letd_curve, stopping_power, straggling
@@ -54,6 +55,25 @@ def test_layers_take_their_own_range_and_straggling() -> None:
         assert letd[i][seen].numpy() == pytest.approx(expected[seen].numpy(), rel=0.02)
     weighted = machine.letd_layers([100.0, 200.0])
     assert torch.equal(weighted.idd, tables.idd * letd) and torch.equal(weighted.variance, tables.variance)
+
+
+def test_a_range_shifter_takes_away_its_depth() -> None:
+    """LETd in the patient is that of the depth t + z in open air, for the layers that go through; the others keep theirs."""
+    machine, energies, t = generic(), [110.0, 110.0], 45.0
+    shifter = RangeShifter(t, 200.0)
+    shifted = torch.tensor([True, False])
+    dose, weighted = (made(energies, shifter, shifted) for made in (machine.layers, machine.letd_layers))
+    assert torch.equal(weighted.variance, dose.variance) and torch.equal(weighted.fraction, dose.fraction)
+    assert torch.equal(weighted.drift, dose.drift) and weighted.face == dose.face
+    open_air = machine.layers(energies)
+    deep = open_air.depth_step[0] * torch.arange(open_air.idd.shape[1], dtype=torch.float64)
+    for i, off in ((0, t), (1, 0.0)):
+        z = dose.depth_step[i] * torch.arange(dose.idd.shape[1], dtype=torch.float64)
+        found, expected = weighted.idd[i] / dose.idd[i], np.interp((z + off).numpy(), deep.numpy(), machine.letd(energies)[i].numpy())
+        seen = dose.idd[i] > 0.01 * dose.idd[i].max()
+        # products and quotients of linear interpolations, on samples 0.05 mm apart
+        assert found[seen].numpy() == pytest.approx(expected[seen.numpy()], rel=2e-3)
+    assert float((weighted.idd[0] / dose.idd[0])[0]) > 1.2 * float((weighted.idd[1] / dose.idd[1])[0]), "slower behind it"
 
 
 def test_a_files_own_letd_counts(shared: Path) -> None:

@@ -193,7 +193,7 @@ def test_missing_level_and_unknown_tissue(tmp_path):
 TISSUE = """
 [[tissue]]
 roi = "Target"
-alpha_beta_gy = 10.0
+alpha_beta_gy = 1.0
 
 [spots]"""
 
@@ -253,7 +253,7 @@ def test_points_are_told_of_in_every_scenario_and_quantity(tmp_path, rbe):
 
     dose, letd_dose = (at(points, scenarios, amplitude) for amplitude in ("dose", "letd_dose"))
     model = RBE_MODELS["wedenberg"]
-    weighted = 1.1 * dose if rbe == 1.1 else model.weighted(dose, letd_dose, 10.0, case.delivery.fractions)
+    weighted = 1.1 * dose if rbe == 1.1 else model.weighted(dose, letd_dose, 1.0, case.delivery.fractions)
     for k, scenario in enumerate(scenarios):
         letd = told.roi_letd[scenario.name]["Target"]
         assert isinstance(letd, VolumeDoses) and torch.equal(letd.volume, points.volume)
@@ -264,14 +264,14 @@ def test_points_are_told_of_in_every_scenario_and_quantity(tmp_path, rbe):
     by_hand = [float((letd_dose[k] / dose[k].clamp_min(0.5) * points.volume).sum() / points.volume.sum()) for k in range(3)]
     assert rows["letd mean"]["nominal"] == pytest.approx(by_hand[0], rel=1e-4)
     assert rows["letd mean"]["worst"] == pytest.approx(max(by_hand), rel=1e-4)
-    own = [VolumeDoses(model.weighted(dose[k], letd_dose[k], 10.0, case.delivery.fractions), points.volume) for k in range(3)]
+    own = [VolumeDoses(model.weighted(dose[k], letd_dose[k], 1.0, case.delivery.fractions), points.volume) for k in range(3)]
     assert rows["wedenberg d(2)"]["worst"] == pytest.approx(max(d(one, 2.0)[0] for one in own), rel=1e-4)
     # told of the dose grid, where it is an image
     assert told.letd is not None
     voxels = result.patient.roi("Target").voxels
     middles = [at(voxels, scenarios[:1], amplitude)[0] for amplitude in ("dose", "letd_dose")]
     torch.testing.assert_close(told.letd.flatten()[voxels], middles[1] / middles[0].clamp_min(0.5), rtol=1e-4, atol=1e-5)
-    # the check on a finer grid weights its dose, too: neither 10 % off with the constant, nor at another alpha/beta
+    # the check on a finer grid weights its dose, too: the constant is 16 % off; other points and stopping power were 1.4 %
     fine, planned = (part["Target"]["mean_gy"] for part in (result.metrics["fine"]["rois"], result.metrics["scenarios"][0]["rois"]))
     assert fine == pytest.approx(planned, rel=0.02)
 

@@ -41,6 +41,8 @@ def test_parts_of_the_delivery_make_the_whole():
     assert delivery_text(DELIVERY) == "100 s a fraction: energy switching 70 s, beam on 26 s, spots and scanning 4.0 s"
     refilled = {**DELIVERY, "refill_s": 6.0, "seconds": 106.0}
     assert sum(value for _, value in delivery_parts(refilled)) == 106.0 and "filling again 6.0 s" in delivery_text(refilled)
+    shifted = {**DELIVERY, "shifter_s": 10.0, "seconds": 110.0}
+    assert sum(value for _, value in delivery_parts(shifted)) == 110.0 and "range shifters 10 s" in delivery_text(shifted)
     assert delivery_text({"seconds": 3.14}) == "3.1 s a fraction" and beam_seconds(1234.5) == "1,234 s"
 
 

@@ -12,7 +12,7 @@ import torch
 from scipy.optimize import nnls
 
 from torchimpt.checks import InputError
-from torchimpt.geometry import Beam
+from torchimpt.geometry import Beam, RangeShifter
 from torchimpt.io.plan import read_plan, write_plan
 from torchimpt.machine import generic
 from torchimpt.spots import Spots
@@ -33,6 +33,19 @@ def two_layers() -> Spots:
     return spots_of(
         [0] * 7, [120.0] * 5 + [100.0] * 2, [0, 10, 0, 10, 500, -15, 20], [0, 0, 20, 20, 500, 5, 5], [1, 2, 3, 4, 0, 5.0, 6.0]
     )  # fmt: skip
+
+
+def test_a_range_shifter_is_put_in_once_a_beam():
+    """In beams that have layers behind it which are delivered."""
+    beams = [dataclasses.replace(beam, shifter=RangeShifter(40.0, 200.0)) for beam in BEAMS]
+    rows = [(0, 120.0, True, 1.0), (0, 100.0, True, 1.0), (0, 90.0, False, 1.0), (1, 90.0, False, 1.0), (1, 80.0, True, 0.0)]
+    beam, energy, shifted, weight = zip(*rows, strict=True)
+    spots = Spots.from_columns(beams, beam, energy, [0.0] * 5, [0.0] * 5, weight, shifted=shifted)
+    model = DeliveryModel(shifter_s=7.0)
+    found = delivery_time(spots, MACHINE, model)
+    assert found["shifter_s"] == 7.0
+    assert found["seconds"] == pytest.approx(7.0 + delivery_time(spots, MACHINE, dataclasses.replace(model, shifter_s=0.0))["seconds"])
+    assert delivery_time(two_layers(), MACHINE, model)["shifter_s"] == 0.0
 
 
 def path_length(points: torch.Tensor, order, speed_x: float = 1.0, speed_y: float = 1.0) -> float:

@@ -29,7 +29,7 @@ from torchimpt.case.text import apply_overrides, describe, dump_toml, read_toml,
 from torchimpt.case.values import Seed, Text
 from torchimpt.checks import InputError, nearest
 from torchimpt.evaluate.goals import Goal
-from torchimpt.geometry import Beam
+from torchimpt.geometry import Beam, RangeShifter
 from torchimpt.objectives import KINDS, RobustMode, Sum, Term
 from torchimpt.quantities import ConstantRBE, Quantity
 from torchimpt.scenarios import NOMINAL, Scenario, boundary_scenarios
@@ -91,12 +91,15 @@ class Case(Section):
         """The case file's path, for messages."""
         return self._label
 
-    def beams(self) -> tuple[Beam, ...]:
-        """The fields, in the file's order."""
+    def beams(self, shifter: RangeShifter | None = None) -> tuple[Beam, ...]:
+        """The fields, in the file's order; `shifter` is the machine's range shifter."""
+        found = []
         for i, beam in enumerate(self.beam):
-            if beam.range_shifter_mm > 0:
-                raise InputError(f"{self.label}: beam[{i}].range_shifter_mm: range shifters come with a later version; set it to 0")
-        return tuple(Beam(b.gantry_deg, b.couch_deg, b.isocenter_mm) for b in self.beam)
+            try:
+                found.append(beam.beam(shifter))
+            except InputError as error:
+                raise InputError(f"{self.label}: beam[{i}]: {error}") from None
+        return tuple(found)
 
     def in_fractions(self, fractions: int) -> Case:
         """The case with another number of fractions."""

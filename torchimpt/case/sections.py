@@ -28,16 +28,17 @@ from torchimpt.case.values import (
     as_layer_spacing,
     as_names,
     as_rbe,
+    as_shifter,
 )
-from torchimpt.checks import nearest
+from torchimpt.checks import InputError, nearest
 from torchimpt.dose.cutoff import DEFAULT_CUTOFF, LARGEST_CUTOFF, LEAST_CUTOFF
 from torchimpt.dose.models import DEFAULT_MODEL, MODELS
 from torchimpt.dose.scenarios import ENGINES, GRADIENTS
 from torchimpt.evaluate.dvh import Metric
 from torchimpt.evaluate.goals import Goal
+from torchimpt.geometry import FARTHEST, Beam, RangeShifter
 from torchimpt.io.patient import LATER as LATER_SOURCES
 from torchimpt.io.patient import SOURCES, check_source
-from torchimpt.machine import LATER as LATER_MACHINES
 from torchimpt.machine import READERS as MACHINE_READERS
 from torchimpt.objectives import KINDS, MODES, UNITS, RobustMode, Term
 from torchimpt.optim import METHODS
@@ -125,7 +126,7 @@ class TissueConfig(Section):
     """Photons' alpha/beta inside; where two overlap, the later one's counts."""
 
 
-_OF_READERS = ("plane_mm", "curves", "sad_mm")
+_OF_READERS = ("plane_mm", "curves", "sad_mm", "air")
 """Keys of [machine] that a reader takes where it has a parameter of that name."""
 
 
@@ -134,16 +135,18 @@ class MachineConfig(Section):
 
     name: Literal["generic"] | None = None
     """A machine that is part of the package; what is taken when no file is named."""
-    format: Annotated[str, OneOf(MACHINE_READERS, LATER_MACHINES)] | None = None
+    format: Annotated[str, OneOf(MACHINE_READERS)] | None = None
     """Format of a machine from a file; needs path."""
     path: ExistingPath | None = None
     """The machine's file or folder."""
     plane_mm: Annotated[Real, Field(ge=0)] | None = None
     """emittance: how far upstream of the isocentre the table's plane lies."""
     curves: ExistingPath | None = None
-    """emittance: folder of a csv machine, whose depth doses and widths are moved to the table's real energies."""
+    """emittance, bdl: folder of a csv machine, whose depth doses and widths are moved to the table's real energies."""
     sad_mm: Pair | None = None
     """emittance: distances of the virtual sources of x and y from the isocentre."""
+    air: Flag | None = None
+    """emittance, bdl: whether the table's energies are those on its plane, so that the air behind it takes some off; omitted: true."""
     hu_table: ExistingPath | None = None
     """CSV (hu, rsp), matRad's .hlut, or a scanner folder of MCsquare; omitted: the machine's or the CT's own, else the default table."""
 
@@ -241,8 +244,32 @@ class BeamConfig(Section):
     """IEC 61217 couch angle."""
     isocenter_mm: Point | None = None
     """LPS; omitted: the target's centroid."""
-    range_shifter_mm: Annotated[Real, Field(ge=0)] = 0.0
-    """Water-equivalent thickness."""
+    range_shifter_mm: Annotated[Literal["auto"] | float | None, BeforeValidator(as_shifter)] = None
+    """Water-equivalent thickness of a range shifter that all of the beam's layers go through, or "auto": the machine's own, for the
+    layers that need it, by the machine's rule. Omitted or 0: none, or that of a given plan."""
+    range_shifter_distance_mm: Annotated[Real, Field(ge=0, le=FARTHEST)] | None = None
+    """From the isocentre to its downstream face; omitted: the machine's, or as near as 5 cm to the body."""
+
+    @model_validator(mode="after")
+    def _distance(self) -> BeamConfig:
+        if self.range_shifter_distance_mm is not None and not self.range_shifter_mm:
+            raise ValueError("range_shifter_distance_mm says where a range shifter is; give range_shifter_mm, too")
+        return self
+
+    def beam(self, own: RangeShifter | None = None) -> Beam:
+        """The field; `own` is the machine's range shifter."""
+        shifter, place = None, self.range_shifter_distance_mm
+        if self.range_shifter_mm == "auto":
+            if own is None:
+                raise InputError(
+                    "range_shifter_mm = 'auto' is the machine's range shifter, and this machine's files tell of none; give a number, its "
+                    "thickness in mm of water"
+                )
+            shifter = own if place is None else dataclasses.replace(own, distance=place)
+        elif self.range_shifter_mm:
+            # another thickness on the same snout
+            shifter = RangeShifter(self.range_shifter_mm, own.distance if place is None and own is not None else place)
+        return Beam(self.gantry_deg, self.couch_deg, self.isocenter_mm, shifter)
 
 
 class RobustnessConfig(OpenSection):
@@ -348,6 +375,8 @@ class DeliveryConfig(Section):
     """Protons a second while the beam is on; 6.24e9 are 1 nA."""
     spill_protons: Annotated[float, Field(strict=True, gt=0)] | None = None
     """Protons of a synchrotron's filling; inf for a cyclotron."""
+    shifter_s: Annotated[Real, Field(ge=0)] | None = None
+    """Seconds that it takes to put a range shifter in."""
 
     @model_validator(mode="before")
     @classmethod
@@ -365,6 +394,7 @@ class DeliveryConfig(Section):
         given = {
             "energy_switch_s": self.energy_switch_s, "spot_s": self.spot_s, "speed_x": self.speed_x_mm_per_s,
             "speed_y": self.speed_y_mm_per_s, "protons_per_s": self.protons_per_s, "spill_protons": self.spill_protons,
+            "shifter_s": self.shifter_s,
         }  # fmt: skip
         own = {name: value for name, value in given.items() if value is not None}
         return dataclasses.replace(MACHINES[self.machine], fractions=self.fractions, min_mu=self.min_mu, **own)

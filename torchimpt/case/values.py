@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from torchimpt.checks import is_plain, nearest
+from torchimpt.geometry import THICKEST
 from torchimpt.physics.rbe import RBE_MODELS
 
 
@@ -59,6 +60,15 @@ def as_layer_spacing(value: Any) -> Any:
     if value == "bragg80" or (isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= MOST):
         return value if isinstance(value, str) else float(value)
     raise ValueError(f"must be 'bragg80' or a positive number of mm of water, got {short(value)}")
+
+
+def as_shifter(value: Any) -> Any:
+    """`"auto"` or a number of mm of water, zero for none."""
+    if value is None or value == "auto":
+        return value
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= THICKEST:
+        return float(value)
+    raise ValueError(f"must be 'auto' or 0 to {THICKEST:g} mm of water, got {short(value)}")
 
 
 def as_grid(value: Any) -> Any:

@@ -207,6 +207,27 @@ def export(
 
 
 @app.command()
+def commission(
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG.toml", help="Names the machine and its tables; docs/machine_file.md has an example.")
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="MACHINE", help="The folder to write; empty, or not there yet.")],
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Fit a machine to measured or simulated tables; writes its file with residuals and plots."""
+    from torchimpt.cli.logs import set_up
+    from torchimpt.commissioning import commission as fit
+    from torchimpt.commissioning import read_tables, summary, write_commissioning
+
+    set_up(quiet=quiet, verbose=verbose)
+    result = fit(read_tables(config))
+    files = write_commissioning(out, result)
+    with printing():
+        print(f'{summary(result)}Wrote {", ".join(files)} to {out}. In a case file: [machine] format = "torchimpt", path = "{out}"')
+
+
+@app.command()
 def new(name: Annotated[str, typer.Argument(metavar="NAME", help="Of the case; NAME.toml is written.")]) -> None:
     """Write a commented case file to start from; it runs as it stands."""
     from torchimpt.cli.template import write_case

@@ -93,8 +93,8 @@ class PencilBeamDose(nn.Module):
         if angles != placed:
             raise InputError(f"the spots were placed for gantry and couch angles {placed}, this dose has {angles}")
         key = (
-            spots.beams, tuple(spots.layer_energy.tolist()), tuple(spots.layer_beam.tolist()), spots.layer.cpu().numpy().tobytes(),
-            spots.weight.dtype, spots.weight.device,
+            spots.beams, tuple(spots.layer_energy.tolist()), tuple(spots.layer_beam.tolist()), tuple(spots.layer_shifted.tolist()),
+            spots.layer.cpu().numpy().tobytes(), spots.weight.dtype, spots.weight.device,
         )  # fmt: skip
         if self._operator is None or key != self._key:
             self._operator = scenario_doses(

@@ -92,6 +92,7 @@ def beam_rows(
     beam: Beam,
     sad: tuple[float, float],
     shift: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    air_from: float | None = None,
 ) -> BeamRows:
     """Sort points, mostly middles of voxels, into a beam's rows and trace a ray to each.
 
@@ -109,6 +110,8 @@ def beam_rows(
         Distances of the two virtual sources from the isocentre `(x, y)`, mm.
     shift
         Setup shift of the patient, LPS, mm.
+    air_from
+        As for `torchimpt.physics.wepl.wepl`.
     """
     u, v, depth = to_bev(points, beam, shift).unbind(dim=1)
     m_x, m_y = magnification(depth, sad)
@@ -118,6 +121,6 @@ def beam_rows(
     by_p = torch.argsort(p, stable=True)
     order = by_p[torch.argsort(row[by_p], stable=True)]
     row_start = torch.searchsorted(row[order], torch.arange(int(row.max()) + 2))
-    path = wepl(rsp, grid, beam, sad, points, shift)
+    path = wepl(rsp, grid, beam, sad, points, shift, air_from=air_from)
     values = {"p": p, "q": q, "magnification": m_x, "ratio": (m_y / m_x) ** 2, "depth": depth, "wepl": path}
     return BeamRows(order=order, row_start=row_start, first=first, **{k: t[order].contiguous() for k, t in values.items()})

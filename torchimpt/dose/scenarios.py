@@ -30,6 +30,7 @@ from torchimpt.physics.stopping import relative_stopping_power
 from torchimpt.points import Points, voxel_points
 from torchimpt.scenarios import NOMINAL, Scenario
 from torchimpt.spots import Spots
+from torchimpt.spots.shifter import check_gaps
 
 
 class LinearDose(Protocol):
@@ -142,8 +143,8 @@ class AutogradDoses(ScenarioDoses):
 GRADIENTS: dict[str, type[ScenarioDoses]] = {"analytic": ScenarioDoses, "autograd": AutogradDoses}
 """Ways to the gradient."""
 
-AMPLITUDES: dict[str, Callable[[Machine, torch.Tensor], LayerTables]] = {"dose": Machine.layers, "letd_dose": Machine.letd_layers}
-"""What the operators sum up, from a machine and the energies of its layers: dose, or dose times LETd, by the same pair kernel."""
+AMPLITUDES: dict[str, Callable[..., LayerTables]] = {"dose": Machine.layers, "letd_dose": Machine.letd_layers}
+"""What the operators sum up, from what `Machine.layers` takes: dose, or dose times LETd, by the same pair kernel."""
 
 PAIR_BYTES = 40
 """About what autograd keeps of a float32 pair of spot and voxel."""
@@ -279,6 +280,7 @@ def scenario_operators(
     """The operators of `scenario_doses`, made one after the other: for those that need each one once, and not the memory of all."""
     compute, device = dose_model(model, backend), torch.device(device)
     check_cutoff(cutoff)
+    check_gaps(patient, spots, machine.sad)
     rsp = relative_stopping_power(patient, machine)
     points = voxels if isinstance(voxels, Points) else voxel_points(replace(patient, rois={}), voxels.cpu())
     layer_beam, layer_energy, spot_layer = spots.layer_beam.cpu(), spots.layer_energy.cpu(), spots.layer.cpu()
@@ -287,7 +289,8 @@ def scenario_operators(
     used = [b for b in range(len(spots.beams)) if first_spot[b + 1] > first_spot[b]]
     spans = tuple((first_spot[b], first_spot[b + 1]) for b in used)
     layers = tuple((spot_layer[i:j] - first_layer[b]).to(device) for b, (i, j) in zip(used, spans, strict=True))
-    curves = {b: AMPLITUDES[amplitude](machine, layer_energy[first_layer[b] : first_layer[b + 1]]) for b in used}
+    own = {b: slice(int(first_layer[b]), int(first_layer[b + 1])) for b in used}
+    curves = {b: AMPLITUDES[amplitude](machine, layer_energy[own[b]], spots.beams[b].shifter, spots.layer_shifted[own[b]]) for b in used}
     # scenarios that look at the same points of a patient who lies in the same place share their rays
     traced: dict[tuple, dict] = {}
     keys = [(scenario.shift, k % len(points.places)) for k, scenario in enumerate(scenarios)]
@@ -295,7 +298,9 @@ def scenario_operators(
     for k, (key, scenario) in enumerate(zip(keys, scenarios, strict=True)):
         shift, scale = scenario.shift, scenario.range_scale
         if key not in traced:
-            traced[key] = {b: beam_rows(rsp, patient.grid, points.place(k), spots.beams[b], machine.sad, shift) for b in used}
+            traced[key] = {
+                b: beam_rows(rsp, patient.grid, points.place(k), spots.beams[b], machine.sad, shift, machine.air_from) for b in used
+            }
         rows = traced[key]
         around = {b: Surroundings(rsp, patient.grid, spots.beams[b], machine.sad, shift, scale) for b in used}
         tables = tuple(compute.tabulate(rows[b], curves[b], around[b], dtype, device) for b in used)

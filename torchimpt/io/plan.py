@@ -4,7 +4,9 @@
 `beams`, `layers` and `spots`, one spot a line. Units are in the names: MeV, mm (isocentre plane, gantry frame, as DICOM's Scan Spot
 Position Map), weights in 10^6 protons, MU. `weight` and `mu` are the whole course's, `mu_per_fraction` is a fraction's; it and `fractions`
 are left out where no fractions were given. Neither these nor `machine_tables` are in files of version 0.1. Beams and layers count from 0.
-A CSV spot list has the columns `beam,energy_mev,x_mm,y_mm,weight` in any order; other columns are left alone.
+A beam with a range shifter has `range_shifter_mm` and `range_shifter_distance_mm`, and its layers that go through it `range_shifter: true`.
+A CSV spot list has the columns `beam,energy_mev,x_mm,y_mm,weight` in any order, and `range_shifter_mm`, zero for none, where some spots go
+through one; other columns are left alone.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import torch
 from torchimpt.checks import InputError, finite
 from torchimpt.columns import read_columns
 from torchimpt.files import input_file, reader, whole_or_nothing
-from torchimpt.geometry import Beam
+from torchimpt.geometry import Beam, RangeShifter
 from torchimpt.io.dicom import is_dicom, read_ion_plan
 from torchimpt.machine import Machine
 from torchimpt.spots import Spots
@@ -139,14 +141,36 @@ def _columns(spots: Spots) -> dict[str, list]:
     }
 
 
+def _thickness(spots: Spots) -> list[float]:
+    """Of the range shifter that each spot goes through, mm of water; 0 for none."""
+    own = [0.0 if beam.shifter is None else beam.shifter.thickness for beam in spots.beams]
+    return [own[beam] if shifted else 0.0 for beam, shifted in zip(spots.beam.tolist(), spots.shifted.tolist(), strict=True)]
+
+
+def _beam_row(beam: Beam) -> dict[str, Any]:
+    """A beam in plan.json."""
+    row: dict[str, Any] = {"gantry_deg": beam.gantry, "couch_deg": beam.couch, "isocenter_mm": list(beam.isocenter or ())}
+    if beam.shifter is not None:
+        row |= {"range_shifter_mm": beam.shifter.thickness, "range_shifter_distance_mm": beam.shifter.distance}
+    return row
+
+
+def _beam_of(row: dict[str, Any]) -> Beam:
+    """And back."""
+    thickness = row.get("range_shifter_mm")
+    shifter = None if thickness is None else RangeShifter(thickness, row["range_shifter_distance_mm"])
+    return Beam(row["gantry_deg"], row["couch_deg"], tuple(row["isocenter_mm"]), shifter)
+
+
 def _json(spots: Spots, machine: Machine, title: str, rbe: float | str, fractions: int | None, dtype: str) -> str:
     """The text of plan.json."""
     columns = _columns(spots)
     per_mu = machine.protons_per_mu(spots.energy.cpu())
     mu = spots.weight.detach().cpu().double() / per_mu
     columns["mu"] = mu.tolist()
-    beams = [{"gantry_deg": b.gantry, "couch_deg": b.couch, "isocenter_mm": list(b.isocenter or ())} for b in spots.beams]
-    layers = [{"beam": b, "energy_mev": e} for b, e in zip(spots.layer_beam.tolist(), spots.layer_energy.tolist(), strict=True)]
+    beams = [_beam_row(beam) for beam in spots.beams]
+    of_layers = zip(spots.layer_beam.tolist(), spots.layer_energy.tolist(), spots.layer_shifted.tolist(), strict=True)
+    layers = [{"beam": b, "energy_mev": e, **({"range_shifter": True} if shifted else {})} for b, e, shifted in of_layers]
     head: dict[str, Any] = {"format": FORMAT, "title": title, "machine": machine.name, "machine_tables": machine.fingerprint, "rbe": rbe}
     if fractions is not None:
         columns["mu_per_fraction"] = (mu / fractions).tolist()
@@ -168,6 +192,8 @@ def _csv(spots: Spots) -> str:
     """The text of a spot list."""
     columns = _columns(spots)
     del columns["layer"]
+    if bool(spots.layer_shifted.any()):
+        columns["range_shifter_mm"] = _thickness(spots)
     lines = [",".join(columns), *(",".join(map(repr, row)) for row in zip(*columns.values(), strict=True))]
     return "\n".join(lines) + "\n"
 
@@ -187,10 +213,11 @@ def _load(path: Path) -> dict[str, Any]:
 def _spots(path: Path, plan: dict[str, Any], beams: Sequence[Beam], dtype: torch.dtype | None) -> Spots:
     """The spots of plan.json."""
     try:
-        own = tuple(Beam(b["gantry_deg"], b["couch_deg"], tuple(b["isocenter_mm"])) for b in plan["beams"])
+        own = tuple(_beam_of(row) for row in plan["beams"])
         stored = _DTYPES[plan["dtype"]]
         layer_beam = _column(plan["layers"], "beam", torch.int64)
         layer_energy = _column(plan["layers"], "energy_mev", torch.float64)
+        shifted = torch.tensor([_flag(row, "range_shifter") for row in plan["layers"]])
         beam, layer = (_column(plan["spots"], key, torch.int64) for key in ("beam", "layer"))
         energy, x, y, weight = (_column(plan["spots"], key, torch.float64) for key in ("energy_mev", "x_mm", "y_mm", "weight"))
     except KeyError as error:
@@ -199,12 +226,20 @@ def _spots(path: Path, plan: dict[str, Any], beams: Sequence[Beam], dtype: torch
         raise InputError(f"{path}: the plan has a value of the wrong kind: {error}") from error
     _check_beams(path, own, beams)
     kind = dtype or stored
-    spots = Spots(torch.stack((x, y), dim=1).to(kind), weight.to(kind), layer, layer_beam, layer_energy, own)
+    spots = Spots(torch.stack((x, y), dim=1).to(kind), weight.to(kind), layer, layer_beam, layer_energy, own, shifted)
     for name, said, meant in (("energy_mev", energy, spots.energy), ("beam", beam, spots.beam)):
         if bool((said != meant).any()):
             i = int((said != meant).nonzero()[0])
             raise InputError(f"{path}: spot {i} has {name} {said[i].item():g}, but its layer {int(layer[i])} has {meant[i].item():g}")
     return spots
+
+
+def _flag(row: dict[str, Any], key: str) -> bool:
+    """True or false; false where it is not there."""
+    value = row.get(key, False)
+    if not isinstance(value, bool):
+        raise TypeError(f"{key} must be true or false, got {str(value)[:40]!r}")
+    return value
 
 
 def _column(rows: Any, key: str, dtype: torch.dtype) -> torch.Tensor:
@@ -245,7 +280,7 @@ def _check_beams(path: Path, own: Sequence[Beam], beams: Sequence[Beam]) -> None
             and b.isocenter is not None
             and max(abs(p - q) for p, q in zip(a.isocenter, b.isocenter, strict=True)) > _SAME_POINT
         )
-        return not (turned or moved)
+        return not (turned or moved or _other_shifter(a.shifter, b.shifter))
 
     if len(own) != len(beams) or not all(same(a, b) for a, b in zip(own, beams, strict=True)):
         raise InputError(
@@ -254,11 +289,25 @@ def _check_beams(path: Path, own: Sequence[Beam], beams: Sequence[Beam]) -> None
         )
 
 
+def _other_shifter(own: RangeShifter | None, said: RangeShifter | None) -> bool:
+    """Whether a plan's beam has another range shifter than the case says: one of a thickness, or the machine's where it is needed."""
+    if said is None or (own is None and said.rule != "all"):
+        return False
+    if own is None or own.distance is None:
+        return True
+    moved = said.distance is not None and abs(own.distance - said.distance) > _SAME_POINT
+    return moved or abs(own.thickness - said.thickness) > _SAME_POINT
+
+
 def _describe(beams: Sequence[Beam]) -> str:
     def one(beam: Beam) -> str:
         couch = f" couch {beam.couch:g}" if beam.couch else ""
         at = "" if beam.isocenter is None else " at (" + ", ".join(f"{v:.6g}" for v in beam.isocenter) + ")"
-        return f"gantry {beam.gantry:g}{couch}{at}"
+        shifter = ""
+        if beam.shifter is not None:
+            where = "" if beam.shifter.distance is None else f" at {beam.shifter.distance:g} mm"
+            shifter = f" with {beam.shifter.thickness:g} mm of range shifter{where}"
+        return f"gantry {beam.gantry:g}{couch}{at}{shifter}"
 
     return ", ".join(map(one, beams))
 
@@ -266,7 +315,7 @@ def _describe(beams: Sequence[Beam]) -> str:
 def _read_csv(path: Path, beams: Sequence[Beam], dtype: torch.dtype | None) -> Spots:
     if not beams:
         raise InputError(f"{path}: a spot list says nothing about its beams; give the case's beams")
-    columns = read_columns(path, ["beam", "energy_mev", "x_mm", "y_mm", "weight"])
+    columns = read_columns(path, ["beam", "energy_mev", "x_mm", "y_mm", "weight"], ["range_shifter_mm"])
     number = columns["beam"]
     if (number != number.round()).any():
         raise InputError(f"{path}: beam must be a whole number, got {float(number[number != number.round()][0]):g}")
@@ -279,4 +328,28 @@ def _read_csv(path: Path, beams: Sequence[Beam], dtype: torch.dtype | None) -> S
         raise InputError(f"{path} names beam {wrong}, but the case has {len(beams)}, which count from 0")
     names = ("energy_mev", "x_mm", "y_mm", "weight")
     energy, x, y, weight = (columns[name] for name in names)
-    return Spots.from_columns(beams, number.long(), energy, x, y, weight, dtype or torch.float32)
+    shifted = _shifted_in_csv(path, beams, number.long(), columns.get("range_shifter_mm"))
+    return Spots.from_columns(beams, number.long(), energy, x, y, weight, dtype or torch.float32, shifted)
+
+
+def _shifted_in_csv(path: Path, beams: Sequence[Beam], number: torch.Tensor, thickness: torch.Tensor | None) -> torch.Tensor:
+    """Which spots of a list go through their beams' range shifters `(n_spots,)`: as it says, or all those of beams that have one."""
+    for index, beam in enumerate(beams):
+        if beam.shifter is not None and beam.shifter.distance is None:
+            raise InputError(f"{path}: a spot list does not say where beam {index}'s range shifter is; give range_shifter_distance_mm")
+        if beam.shifter is not None and beam.shifter.rule != "all" and thickness is None:
+            raise InputError(
+                f"{path}: which spots of beam {index} go through the range shifter is not in the list; give it a column range_shifter_mm, "
+                "or the case a number, for all of them"
+            )
+    own = torch.tensor([0.0 if beam.shifter is None else beam.shifter.thickness for beam in beams], dtype=torch.float64)[number]
+    if thickness is None:
+        return own > 0
+    wrong = (thickness != 0) & ((thickness - own).abs() > _SAME_POINT)
+    if bool(wrong.any()):
+        i = int(wrong.nonzero()[0])
+        raise InputError(
+            f"{path}: spot {i} goes through {float(thickness[i]):g} mm of range shifter, but beam {int(number[i])} of the case has "
+            f"{f'one of {float(own[i]):g} mm' if own[i] > 0 else 'none'}; set its range_shifter_mm"
+        )
+    return thickness > 0

@@ -11,6 +11,7 @@ The energies are those of `idd.csv`; `sigma.csv` must have the same, and `beam_m
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from torchimpt.files import reader
 from torchimpt.hu_table import read_hu_table
 from torchimpt.machine.curves import DepthCurve, ScaledCurves
 from torchimpt.machine.machine import Machine
-from torchimpt.machine.optics import Optics
+from torchimpt.machine.optics import Optics, drift
 from torchimpt.physics.bragg import peak_position, r80
 
 OPTICS_REACH, OPTICS_STEP = 500.0, 25.0
@@ -39,6 +40,12 @@ than 2 mm the least is half the gap: a narrower kernel sees one row, and has no 
 
 LEAST_ROWS = 4
 """Rows of lateral tables that must lie within the range of an energy."""
+
+LEAST_REACH = 0.5
+"""Lateral tables reach at least this share of the range: what lies beyond is held, and in centimetres they would end at a tenth."""
+
+LEAST_SIZE = 0.5
+"""Spots in water are wider than in air, along x; a table of half that width is in another unit, or leaves the spread in air out."""
 
 FARTHEST = 1000.0
 """Greatest depth, mm: twice what protons of 330 MeV reach. Curves of `DEPTH_STEP` to there take a megabyte, and none more."""
@@ -133,7 +140,7 @@ def _read_optics(path: Path) -> tuple[Optics, tuple[float, float]]:
         correlation = columns.get(f"correlation_{axis}", torch.zeros_like(energy))[:, None]
         if bool((correlation.abs() > 1).any()):
             raise InputError(f"{path}: correlation_{axis} must lie between -1 and 1")
-        variance.append(size**2 - 2.0 * correlation * size * divergence * z + (divergence * z) ** 2)
+        variance.append(drift(size, divergence, correlation, -z))
     sad = []
     for name in ("smx_to_isocentre_mm", "smy_to_isocentre_mm"):
         if float(columns[name].max() - columns[name].min()) > 1e-6 * float(columns[name].abs().max()):
@@ -158,6 +165,14 @@ def _curve(folder: Path, energy: float, idd: dict[str, np.ndarray], sigma: dict[
         raise InputError(f"{where} a halo_fraction is not between 0 and 1")
     if sizes.min() <= 0 or sizes.max() > WIDEST:
         raise InputError(f"{where} sigma1_mm and sigma2_mm must be positive and at most {WIDEST:g}, got {sizes.min():g} to {sizes.max():g}")
+    if z[-1] < LEAST_REACH * end:
+        raise InputError(f"{where} the depths end at {z[-1]:g} mm of a range of {end - BEYOND:.1f} mm; add rows, or check that they are mm")
+    middle = float(np.median(sizes[: len(z)]))
+    if middle < LEAST_SIZE * math.sqrt(air):
+        raise InputError(
+            f"{where} half of the sigma1_mm are below {middle:.3g}, and in air the spot has {math.sqrt(air):.3g} mm, which they must "
+            "include; check that they are mm"
+        )
     keep = z <= end
     if keep.sum() < LEAST_ROWS:
         raise InputError(f"{where} {keep.sum()} depths lie before the end of the range, {end:.1f} mm, {LEAST_ROWS} are needed; add rows")

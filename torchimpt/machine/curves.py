@@ -78,6 +78,11 @@ class DepthCurve:
             finite(f"{what}: {name}", getattr(self, name))
         if float(self.depth[0]) != 0.0 or bool((self.depth.diff() <= 0).any()) or float(self.depth[-1]) > DEEPEST:
             raise InputError(f"{what}: depths must ascend from 0 to at most {DEEPEST:g} mm of water")
+        if float(self.idd.min()) < 0:
+            at = int(self.idd.argmin())
+            raise InputError(
+                f"{what}: the depth dose is negative, {float(self.idd[at]):.4g} at {float(self.depth[at]):g} mm; it must be 0 or more"
+            )
         if float(self.idd.max()) <= 0 or float(self.idd[-1]) > 0.5 * float(self.idd.max()):
             raise InputError(f"{what}: the depth dose must be positive and fall below half its maximum at the end; extend the table")
         if float(self.fraction.min()) < 0 or float(self.fraction.max()) > 1:
@@ -89,6 +94,13 @@ class DepthCurve:
         # a component without a share may have any width
         if float(self.variance.min()) < 0 or bool((self.variance[self.fraction > NO_SHARE] > WIDEST**2).any()):
             raise InputError(f"{what}: the lateral sigmas must lie between 0 and {WIDEST:g} mm; check their unit")
+
+
+def check_range(what: str, energy: float, found: float) -> None:
+    """A range, mm, that protons of this energy, MeV, may have in water, within `RANGE_SLACK`."""
+    known = float(range_from_energy(energy))
+    if not known / RANGE_SLACK <= found <= known * RANGE_SLACK:
+        raise InputError(f"{what} is {found:.4g} mm, that of protons in water is {known:.4g} mm; check the units of energies and depths")
 
 
 def _spline(x: np.ndarray, y: np.ndarray) -> BSpline:
@@ -131,12 +143,7 @@ class ScaledCurves:
         if any(b <= a for a, b in pairwise(ranges)):
             raise InputError("a machine's ranges must grow with its energies; check its depth doses for exchanged or repeated energies")
         for curve, found in zip(curves, ranges, strict=True):
-            known = float(range_from_energy(curve.energy))
-            if not known / RANGE_SLACK <= found <= known * RANGE_SLACK:
-                raise InputError(
-                    f"a machine's curves of {curve.energy:.5g} MeV: the range is {found:.4g} mm, that of protons in water is {known:.4g} "
-                    "mm; check the units of energies and depths"
-                )
+            check_range(f"a machine's curves of {curve.energy:.5g} MeV: the range", curve.energy, found)
         step = max(float(c.depth[-1]) / r for c, r in zip(curves, ranges, strict=True)) / (SAMPLES - 1)
         t = step * np.arange(SAMPLES)
 

@@ -11,14 +11,20 @@ from functools import cache
 import numpy as np
 import torch
 
+from torchimpt.geometry import RangeShifter
 from torchimpt.machine.curves import DepthCurve, ScaledCurves
 from torchimpt.machine.machine import Machine
 from torchimpt.machine.optics import Optics
 from torchimpt.physics.bragg import bragg_curve, range_from_energy, range_straggling
+from torchimpt.physics.nuclear import halo_fraction, halo_sigma
 from torchimpt.physics.scatter import lateral_variance
 
 ENERGY_MIN, ENERGY_MAX, ENERGY_STEP = 70.0, 240.0, 5.0
 """Tabulated energies, MeV: what clinical accelerators deliver. Peaks within 41 mm of water from the skin need a range shifter."""
+
+SHIFTER = RangeShifter(45.0, rule="layers")
+"""Its range shifter: 45 mm of water (clinics have 20 to 75), a little more than the depth of the shallowest peak, so that peaks reach the
+skin in every scenario; no thicker, because scatter in it widens the spots. It moves with the snout; layers that need it go through it."""
 
 SAD = (2000.0, 2000.0)
 """Virtual sources, mm from the isocentre: the magnets of the common compact nozzles stand 1.9 to 2.6 m away."""
@@ -37,20 +43,6 @@ def sigma_in_air(energy: torch.Tensor) -> torch.Tensor:
     return 6.5 * (70.0 / energy) ** 0.6
 
 
-def halo_fraction(depth: torch.Tensor, mean_range: float, straggling: float) -> torch.Tensor:
-    """Share of the dose at a depth, mm, that nuclear secondaries and large-angle scatter carry into the wide Gaussian.
-
-    `0.119 tanh((z / 143 mm)^1.11)`, falling off across the range: a fit to double-Gaussian fits of Monte Carlo doses in water (MCsquare,
-    100 to 230 MeV), within 0.006 (standard deviation; worst 0.03, just before the peak).
-    """
-    return 0.119 * torch.tanh((depth / 143.0) ** 1.11) * 0.5 * torch.erfc((depth - mean_range) / (straggling * 2.0**0.5))
-
-
-def halo_sigma(mean_range: float) -> float:
-    """Standard deviation of the wide Gaussian, `8.6 mm + 0.056 R`, from the same Monte Carlo fits, within 1.7 mm (standard deviation)."""
-    return 8.6 + 0.056 * mean_range
-
-
 @cache
 def generic(halo: bool = False) -> Machine:
     """The generic machine, 70 to 240 MeV, spot size in air the same at every distance.
@@ -64,7 +56,7 @@ def generic(halo: bool = False) -> Machine:
     fine = torch.arange(ENERGY_MIN, ENERGY_MAX + 0.5, dtype=torch.float64)
     optics = Optics(fine, 0.0, 1.0, sigma_in_air(fine)[:, None])
     name = "generic with halo" if halo else "generic"
-    return Machine(name, SAD, ScaledCurves.of([_curve(float(energy), halo) for energy in energies]), optics)
+    return Machine(name, SAD, ScaledCurves.of([_curve(float(energy), halo) for energy in energies]), optics, shifter=SHIFTER)
 
 
 def _curve(energy: float, halo: bool) -> DepthCurve:

@@ -11,10 +11,13 @@ import numpy as np
 import torch
 
 from torchimpt.checks import InputError
+from torchimpt.constants import AIR_DENSITY, AIR_MASS_STOPPING
+from torchimpt.geometry import RangeShifter
 from torchimpt.hu_table import HuTable
 from torchimpt.machine.curves import ScaledCurves
 from torchimpt.machine.letd import layer_letd
 from torchimpt.machine.optics import Optics
+from torchimpt.machine.shifter import behind_shifter
 from torchimpt.machine.tables import LayerTables
 from torchimpt.physics.bragg import RANGE_POWER, range_from_energy
 
@@ -69,6 +72,11 @@ class Machine:
         The machine's own HU-to-stopping-power table, if its files have one.
     calibration
         Of its monitor units, if its files have one.
+    air_from
+        `Zg` of the plane, mm, from which on the beam passes air that the curves leave out: it counts into the WEPL of every point, in the
+        place of all that is outside the body. None: the curves have the air of their measurement in them, or are for none.
+    shifter
+        Its range shifter, if it has one.
     """
 
     name: str
@@ -77,6 +85,8 @@ class Machine:
     optics: Optics
     hu_table: HuTable | None = None
     calibration: Calibration | None = None
+    air_from: float | None = None
+    shifter: RangeShifter | None = None
 
     def __post_init__(self) -> None:
         if len(self.sad) != 2 or not all(NEAREST_SOURCE <= s <= FARTHEST_SOURCE for s in self.sad):
@@ -110,6 +120,8 @@ class Machine:
         ]  # fmt: skip
         if self.optics.sigma_y is not None:
             parts.append(self.optics.sigma_y)
+        if self.air_from is not None:
+            parts.append(torch.tensor([self.air_from]))
         for table in parts:
             top = float(table.abs().max()) or 1.0
             steps = torch.floor(table.double() / top * 1e4 + 1.0 / 3.0).to(torch.int32)
@@ -118,18 +130,24 @@ class Machine:
 
     @property
     def n_components(self) -> int:
-        """Number of lateral Gaussians: 1, or 2 with a nuclear halo."""
+        """Number of lateral Gaussians: 1, 2 with a nuclear halo, or as many as the machine's curves have."""
         return self.curves.variance.shape[0]
 
-    def layers(self, energies: float | Sequence[float] | torch.Tensor) -> LayerTables:
+    def layers(
+        self, energies: float | Sequence[float] | torch.Tensor, shifter: RangeShifter | None = None, shifted: torch.Tensor | None = None
+    ) -> LayerTables:
         """Tables of energy layers, float64.
 
         Parameters
         ----------
         energies
             Nominal energies `(n_layers,)`, MeV, in any order, between `energy_min` and `energy_max`.
+        shifter
+            A range shifter in the beam, with its distance; its tables have one component more.
+        shifted
+            bool `(n_layers,)`: which layers go through it. None: all of them.
         """
-        return self._layers(tuple(self._inside(energies).tolist()))
+        return _behind(self._layers(tuple(self._inside(energies).tolist())), shifter, shifted)
 
     @cached_property
     def _layers(self) -> Callable[[tuple[float, ...]], LayerTables]:
@@ -144,7 +162,7 @@ class Machine:
         return tables
 
     def letd(self, energies: float | Sequence[float] | torch.Tensor) -> torch.Tensor:
-        """LETd of all protons `(n_layers, n_samples)`, keV/um, at the depths of `layers`; arguments as there.
+        """LETd of all protons `(n_layers, n_samples)`, keV/um, at the depths of `layers` in open air; energies as there.
 
         The machine's own table where its files have one, else the physics' formula at each layer's range and straggling.
         """
@@ -155,13 +173,16 @@ class Machine:
         """The LETd of some energies, the last ones kept."""
         return lru_cache(maxsize=16)(lambda energies: layer_letd(self.curves, self._layers(energies)))
 
-    def letd_layers(self, energies: float | Sequence[float] | torch.Tensor) -> LayerTables:
+    def letd_layers(
+        self, energies: float | Sequence[float] | torch.Tensor, shifter: RangeShifter | None = None, shifted: torch.Tensor | None = None
+    ) -> LayerTables:
         """Tables of energy layers whose depth dose is multiplied by its LETd, Gy mm^2 keV/um per 10^6 protons; arguments as of `layers`.
 
         What is computed with them is LETd x dose: the lateral spread of dose at a depth is that of its LET, too.
+        A range shifter takes away its thickness of depth, as from the depth dose.
         """
         tables = self.layers(energies)
-        return replace(tables, idd=tables.idd * self.letd(energies))
+        return _behind(replace(tables, idd=tables.idd * self.letd(energies)), shifter, shifted)
 
     def r80(self, energy: float | Sequence[float] | torch.Tensor) -> torch.Tensor:
         """Distal 80 % depth in water, mm, of energies in MeV; shape as given."""
@@ -183,7 +204,8 @@ class Machine:
         if bool(wrong.any()):
             raise InputError(
                 f"a range of {float(depth[wrong].flatten()[0]):.4g} mm of water is beyond machine '{self.name}', which reaches from "
-                f"{low:.4g} to {high:.4g} mm ({self.energy_min:g} to {self.energy_max:g} MeV); {_REMEDY}"
+                f"{low:.4g} to {high:.4g} mm ({self.energy_min:g} to {self.energy_max:g} MeV); choose a beam angle with less tissue "
+                "before the target, or a machine with other energies"
             )
         return self.curves.energy_at(depth.clamp(low, high)).clamp(self.energy_min, self.energy_max)
 
@@ -199,7 +221,7 @@ class Machine:
         if self.calibration is not None:
             return self.calibration.at(energy)
         stopping_water = 10.0 * energy / (RANGE_POWER * range_from_energy(energy))
-        pairs = 0.885 * stopping_water * 1.2047e-3 * CHAMBER_GAP_CM / 34.44e-6
+        pairs = AIR_MASS_STOPPING * stopping_water * AIR_DENSITY * CHAMBER_GAP_CM / 34.44e-6
         return CHARGE_PER_MU / (pairs * 1.602176634e-19) / 1e6
 
     def _inside(self, energies: float | Sequence[float] | torch.Tensor) -> torch.Tensor:
@@ -211,9 +233,13 @@ class Machine:
             raise InputError(
                 f"energy layer {layer} of {float(energy[layer]):.5g} MeV is beyond machine '{self.name}', which has {self.energy_min:g} "
                 f"to {self.energy_max:g} MeV (ranges {float(self.curves.r80[0]):.4g} to {float(self.curves.r80[-1]):.4g} mm of water); "
-                f"{_REMEDY}"
+                "take the machine that the energies are of, or a plan for this one"
             )
         return energy.clamp(self.energy_min, self.energy_max)
 
 
-_REMEDY = "choose a beam angle with less tissue before the target, or a machine with other energies"
+def _behind(open_air: LayerTables, shifter: RangeShifter | None, shifted: torch.Tensor | None) -> LayerTables:
+    """Tables with the layers `shifted` (None: all) behind a range shifter, if there is one."""
+    if shifter is None or (shifted is not None and not bool(shifted.any())):
+        return open_air
+    return behind_shifter(open_air, shifter, torch.ones(open_air.n_layers, dtype=torch.bool) if shifted is None else shifted.cpu())

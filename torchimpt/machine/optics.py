@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
+import numpy as np
 import torch
 
 from torchimpt.checks import InputError, finite
 
-NARROWEST, WIDEST = 0.1, 300.0
+NARROWEST, WIDEST = 1.0, 300.0
 """Sigmas lie between these, mm: no scanned proton beam is thinner than 1 mm in air, and the widest halo has some 30 mm. A table beyond is
-in other units."""
+in other units, centimetres or micrometres."""
+
+
+Values = TypeVar("Values", float, np.ndarray, torch.Tensor)
+
+
+def drift(size: Values, divergence: Values, correlation: Values, distance: Values) -> Values:
+    """Variance of a drifting beam, mm^2, `s^2 + 2 rho s s' d + s'^2 d^2` along one direction (the Courant-Snyder invariants of a drift).
+
+    Parameters
+    ----------
+    size, divergence, correlation
+        Standard deviations of position s, mm, and angle s', rad, and their correlation rho, on a plane.
+    distance
+        d downstream of that plane, mm; negative upstream of it. Shapes broadcast.
+    """
+    return size**2 + 2.0 * correlation * size * divergence * distance + (divergence * distance) ** 2
 
 
 @dataclass(frozen=True, eq=False)

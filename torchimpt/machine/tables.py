@@ -14,7 +14,7 @@ class LayerTables:
 
     Sample j of layer l lies at the depth `j depth_step[l]`; beyond the last sample the depth dose is zero, and the lateral curves
     keep their last value. The total variance of component k at a voxel is `optics_variance(Zg) + variance[k](WEPL)` along the beam's x, and
-    along its y the same with `optics_variance_y`.
+    along its y the same with `optics_variance_y`; with a range shifter, `drift[k, l, 0] D + drift[k, l, 1] D^2` more, `D = face - Zg`.
 
     Attributes
     ----------
@@ -36,6 +36,10 @@ class LayerTables:
         In-air variance `(n_layers, n_optics)`, mm^2, at `Zg = optics_start + j optics_step`; the end values hold beyond the ends.
     optics_variance_y
         That along the beam's y; None where spots are round.
+    drift
+        `(n_components, n_layers, 2)`, mm and 1: how the variance grows with the distance behind a range shifter; None where there is none.
+    face
+        Where the shifter's downstream face is, `Zg`, mm.
     """
 
     energy: torch.Tensor
@@ -50,6 +54,8 @@ class LayerTables:
     optics_step: float
     optics_variance: torch.Tensor
     optics_variance_y: torch.Tensor | None = None
+    drift: torch.Tensor | None = None
+    face: float = 0.0
 
     @property
     def round(self) -> bool:
@@ -63,7 +69,7 @@ class LayerTables:
 
     @property
     def n_components(self) -> int:
-        """Number of lateral Gaussians: 1, or 2 with a nuclear halo."""
+        """Number of lateral Gaussians: 1, 2 with a nuclear halo, or as many as the machine's curves have."""
         return self.variance.shape[0]
 
     def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> LayerTables:

@@ -66,7 +66,7 @@ def range_straggling(energy: float | torch.Tensor, energy_spread: float | torch.
     return torch.sqrt(mono**2 + spread**2)
 
 
-def _smeared_power(zeta: torch.Tensor, a: float) -> torch.Tensor:
+def smeared_power(zeta: torch.Tensor, a: float) -> torch.Tensor:
     """`1/sqrt(2 pi) int_0^inf t^(a-1) exp(-(t - zeta)^2 / 2) dt`: the power `t_+^(a-1)` smeared by a unit Gaussian, at `zeta`.
 
     It is `Gamma(a) exp(-zeta^2/4) D_{-a}(-zeta) / sqrt(2 pi)` with the parabolic cylinder function D. Its two factors overflow and
@@ -110,8 +110,8 @@ def bragg_curve(depth: torch.Tensor, energy: float, energy_spread: float = 0.0) 
     sigma = float(range_straggling(energy, energy_spread))
     a = 1.0 / RANGE_POWER
     zeta = (mean_range - depth) / sigma
-    stopping = a * sigma ** (a - 1.0) * _smeared_power(zeta, a)
-    nuclear = FLUENCE_SLOPE * (a + LOCAL_FRACTION) * sigma**a * _smeared_power(zeta, a + 1.0)
+    stopping = a * sigma ** (a - 1.0) * smeared_power(zeta, a)
+    nuclear = FLUENCE_SLOPE * (a + LOCAL_FRACTION) * sigma**a * smeared_power(zeta, a + 1.0)
     mev_per_mm = (stopping + nuclear) / (RANGE_FACTOR**a * (1.0 + FLUENCE_SLOPE * mean_range))
     return mev_per_mm * 10.0 * IDD_GY_MM2_PER_MEV_CM2_G
 

@@ -1,6 +1,6 @@
 """Water-equivalent path length (WEPL) along straight rays through a voxel grid, exact.
 
-    WEPL(v) = int RSP dl    from outside the grid, along the ray of the beam through v, to v itself
+    WEPL(v) = int RSP dl    from outside the grid (or a plane in the air before it), along the ray of the beam through v, to v itself
 
 The field diverges from two virtual sources, one per scan magnet: in the gantry frame the ray through `(Xg, Yg, Zg)` is the
 straight line whose x-projection comes from `(0, SAD_x)` and whose y-projection comes from `(0, SAD_y)`. RSP is constant inside
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from torchimpt.checks import InputError
+from torchimpt.constants import AIR_RSP
 from torchimpt.geometry import Beam, Grid, bev_rotation, to_bev
 from torchimpt.physics import siddon
 
@@ -64,8 +65,9 @@ def wepl(
     shift: tuple[float, float, float] = (0.0, 0.0, 0.0),
     *,
     backend: str = "auto",
+    air_from: float | None = None,
 ) -> torch.Tensor:
-    """WEPL from the surface to each point along its own ray, mm.
+    """WEPL from the surface to each point along its own ray, mm; or from a plane in the air.
 
     Parameters
     ----------
@@ -77,6 +79,10 @@ def wepl(
         As in `ray_directions`. Points may lie outside the grid.
     backend
         `"numba"` (compiled, CPU), `"torch"` (reference, any device) or `"auto"`: numba on the CPU, torch elsewhere.
+    air_from
+        `Zg` of a plane, mm, from which on all that is not the body is air, of `AIR_RSP`; None: vacuum. The integral from the plane to the
+        point is `AIR_RSP` times the way and, over the body's voxels, `RSP - AIR_RSP`: one ray as well. A plane downstream of a body's
+        surface is for an energy that protons have there in air: what the air up to it took is given back, down to a WEPL of zero.
 
     Returns
     -------
@@ -87,6 +93,10 @@ def wepl(
     WEPL is continuous in the point, except for rays that run along a border between voxels: these take the voxel above it.
     """
     _check(rsp, grid)
+    if air_from is not None:
+        way = air_way(points, beam, sad, air_from, shift)
+        body = wepl(less_air(rsp), grid, beam, sad, points, shift, backend=backend)
+        return (body + AIR_RSP * way.to(body.device)).clamp_min(0.0)
     if _backend(backend, rsp) == "torch" or beam.isocenter is None:
         direction, reach = ray_directions(points, beam, sad, shift)
         return ray_wepl(rsp, grid, points, direction, reach, backend="torch")
@@ -101,6 +111,20 @@ def wepl(
     if np.isnan(out).any():
         ray_directions(points, beam, sad, shift)
     return torch.from_numpy(out)
+
+
+def less_air(rsp: torch.Tensor) -> torch.Tensor:
+    """What the body's voxels stop more than air does; those of no stopping power are outside of it."""
+    return torch.where(rsp != 0, rsp.to(torch.float64) - AIR_RSP, 0.0)
+
+
+def air_way(
+    points: torch.Tensor, beam: Beam, sad: tuple[float, float], air_from: float, shift: tuple[float, float, float] = (0.0, 0.0, 0.0)
+) -> torch.Tensor:
+    """Length `(n,)`, mm, of the rays from the plane `Zg = air_from` to points `(n, 3)`, LPS; negative for points upstream of it."""
+    reach = ray_directions(points, beam, sad, shift)[1]
+    height = to_bev(points.to(torch.float64), beam, shift)[:, 2]
+    return reach * (air_from - height) / (min(sad) - height)
 
 
 def ray_wepl(

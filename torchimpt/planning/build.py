@@ -95,7 +95,7 @@ class PlanningProblem:
         """The spots at an iteration, their layers numbered as those of the placed ones, and where each was placed `(n, 2)`, mm."""
         spots, placed = iteration.spots(), self.spots
         layer = placed.layer[spots.index]
-        return Spots(spots.position, spots.weight, layer, placed.layer_beam, placed.layer_energy, placed.beams), spots.home
+        return placed.at(spots.position, spots.weight, layer), spots.home
 
 
 def _start(case: Case, patient: Patient, machine: Machine, scenarios: tuple[Scenario, ...], compute: Compute) -> Spots:

@@ -101,7 +101,8 @@ def resolve_beams(case: Case, patient: Patient, plan: Path | None = None) -> tup
     """The case's beams with their isocenters: their own, or the plan file's where it has any (they stay open here), or the target's
     centroid (all targets' where the case names none).
     """
-    beams = case.beams()
+    shifted = any(beam.range_shifter_mm for beam in case.beam)
+    beams = case.beams(load_machine(case).shifter if shifted else None)
     if not any(beam.isocenter is None for beam in beams) or (plan is not None and plan.suffix.lower() != ".csv"):
         return beams
     names = case.spots.targets if case.spots else patient.targets

@@ -53,10 +53,11 @@ def _step_name(name: str) -> str:
 
 
 def delivery_parts(delivery: Mapping[str, float]) -> list[tuple[str, float]]:
-    """Name and seconds of a fraction's parts: energy switching, refilling where there is any, beam on, spots and scanning."""
+    """Name and seconds of a fraction's parts; of those that plans may do without, refilling and range shifters, where there are any."""
     return [
         ("Energy switching", delivery["energy_switch_s"]),
         *([("Filling again", delivery["refill_s"])] if delivery.get("refill_s") else []),
+        *([("Range shifters", delivery["shifter_s"])] if delivery.get("shifter_s") else []),
         ("Beam on", delivery["beam_on_s"]),
         ("Spots and scanning", delivery["spot_s"] + delivery["scan_s"]),
     ]

@@ -84,7 +84,7 @@ def _window(position: torch.Tensor, home: torch.Tensor, own: torch.Tensor) -> tu
 
 def _title(axes: Axes, spots: Spots, index: int, step: torch.Tensor, weight: torch.Tensor) -> None:
     """Beam and energy on the left, what moved how far on the right."""
-    name = f"Beam {int(spots.layer_beam[index])}, {float(spots.layer_energy[index]):.1f} MeV"
+    name = f"Beam {int(spots.layer_beam[index])}, {spots.layer_name(index)}"
     axes.set_title(name, fontsize=8.5, color=INK, loc="left", y=1.02)
     carries = weight > SHARE * weight.max() if len(weight) else torch.zeros(0, dtype=torch.bool)
     if bool(carries.any()):

@@ -138,8 +138,7 @@ def spot_maps_figure(spots: Spots, beam: int, columns: int = 10, width: float = 
         for number, index in enumerate(layers.tolist()):
             left, top = number % columns * side, number // columns * (side + head)
             axes.add_patch(Rectangle((left + 3, top + head), side - 6, side - 6, facecolor="#f6f5f2", edgecolor="none"))
-            energy = f"{float(spots.layer_energy[index]):.1f} MeV"
-            axes.text(left + side / 2, top + head - 4, energy, fontsize=7, color=MUTED, ha="center", va="baseline")
+            axes.text(left + side / 2, top + head - 4, spots.layer_name(index), fontsize=7, color=MUTED, ha="center", va="baseline")
         draw_spots(axes, local(position), None if home is None else local(start), relative, full, line=0.5)
         axes.set_xlim(0, width)
         axes.set_ylim(height, 0)

@@ -48,8 +48,7 @@ class MovingSpots:
         """As `Spots`, from those that were placed."""
         mask = torch.zeros(placed.n_spots, dtype=torch.bool, device=self.index.device)
         mask[self.index] = True
-        part = placed.subset(mask)
-        return Spots(self.position, self.weight, part.layer, part.layer_beam, part.layer_energy, part.beams)
+        return placed.subset(mask).at(self.position, self.weight)
 
     def moved(self) -> Tensor:
         """Distance of each spot from home `(n,)`, mm."""

@@ -2,13 +2,13 @@
 
 Time of a fraction, discrete spot scanning with one energy layer after the other (after Shen et al., Med Phys 44:5081, 2017):
 
-    T = T_energy (n_layers - n_beams + n_refills) + sum_spots (t_spot + max(|dx| / v_x, |dy| / v_y)) + N / rate
+    T = T_energy (n_layers - n_beams + n_refills) + sum_spots (t_spot + max(|dx| / v_x, |dy| / v_y)) + N / rate + T_shifter n_shifted
 
-with N the protons of the fraction. The rate is one of protons, because monitor units are each vendor's own: those of this package
-(`Machine.protons_per_mu`) are another vendor's than that paper's. A synchrotron fills its ring anew for every layer, and again where a
-layer needs more than a filling. Of the two scan axes the slower one decides. Not modelled: the rate's fall with the energy behind a
-cyclotron's degrader, gantry rotation between fields, couch and imaging. `MACHINES` says where each number is from, and which are
-approximate.
+with N the protons of the fraction, and n_shifted the beams with layers behind a range shifter, which is put in once in each. The rate is
+one of protons, because monitor units are each vendor's own: those of this package (`Machine.protons_per_mu`) are another vendor's than that
+paper's. A synchrotron fills its ring anew for every layer, and again where a layer needs more than a filling. Of the two scan axes the
+slower one decides. Not modelled: the rate's fall with the energy behind a cyclotron's degrader, gantry rotation between fields, couch and
+imaging. `MACHINES` says where each number is from, and which are approximate.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ class DeliveryModel:
         The course's fractions: weights are the whole course's, time and spot MU a fraction's.
     min_mu
         Least MU of a spot in a fraction that the machine delivers; 0 for none.
+    shifter_s
+        Seconds to put a range shifter in, once a beam. APPROXIMATE: a drive in the nozzle takes a few seconds; by hand it is a minute.
     """
 
     energy_switch_s: float = 1.91
@@ -60,10 +62,11 @@ class DeliveryModel:
     spill_protons: float = 1.25e10
     fractions: int = 35
     min_mu: float = 0.0
+    shifter_s: float = 5.0
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if name in ("energy_switch_s", "spot_s", "min_mu"):
+            if name in ("energy_switch_s", "spot_s", "min_mu", "shifter_s"):
                 if not 0 <= value < float("inf"):
                     raise InputError(f"{name} must be zero or more, got {value}")
             elif name != "spill_protons" or value != math.inf:
@@ -170,7 +173,7 @@ def delivery_time(spots: Spots, machine: Machine, model: DeliveryModel | None = 
     Returns
     -------
     dict
-        `seconds`, of which `energy_switch_s`, `refill_s`, `spot_s`, `scan_s`, `beam_on_s`;
+        `seconds`, of which `energy_switch_s`, `refill_s`, `spot_s`, `scan_s`, `beam_on_s`, `shifter_s`;
         `mu` (whole course), `mu_per_fraction`, `min_spot_mu`
         (least of a fraction), `spots`, `energy_layers`, `scan_mm` (length of the scan paths).
     """
@@ -196,6 +199,7 @@ def delivery_time(spots: Spots, machine: Machine, model: DeliveryModel | None = 
         "scan_s": scan,
         "refill_s": model.energy_switch_s * refills,
         "beam_on_s": float(protons.sum()) / model.protons_per_s,
+        "shifter_s": model.shifter_s * spots.layer_beam.cpu()[layer[spots.layer_shifted.cpu()[layer]]].unique().numel(),
     }
     return {
         "seconds": sum(parts.values()), **parts, "mu": float(mu.sum()), "mu_per_fraction": float(mu.sum()) / model.fractions,

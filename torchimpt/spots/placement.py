@@ -11,17 +11,21 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from scipy.ndimage import distance_transform_edt
 
 from torchimpt.checks import InputError, nearest, positive
+from torchimpt.constants import AIR_RSP
 from torchimpt.geometry import Beam, from_bev, magnification, to_bev
 from torchimpt.machine import Machine
 from torchimpt.patient import Patient
 from torchimpt.physics.stopping import relative_stopping_power
-from torchimpt.physics.wepl import ray_directions, ray_profile
+from torchimpt.physics.wepl import air_way, less_air, ray_directions, ray_profile
 from torchimpt.scenarios import NOMINAL, Scenario
+from torchimpt.spots.layers import beam_layers
+from torchimpt.spots.shifter import nearest_place
 from torchimpt.spots.spots import Spots
 
 log = logging.getLogger(__name__)
@@ -35,17 +39,11 @@ MOST_NODES = 100_000
 """Spot positions in a beam's view: 1 mm apart over 300 mm x 300 mm. Spots are 3 mm wide and more, so that closer ones are no use, and their
 rays' crossings would take more than a gigabyte."""
 
-MOST_LAYERS = 1000
-"""Energy layers of a beam: 0.3 mm of water apart over 300 mm, a tenth of the narrowest Bragg peak's width."""
-
 MOST_SPOTS = 1_000_000
 """Spots of a plan, some hundred times what is delivered in a fraction."""
 
 _RAYS = 4096
 """Rays traced at once: bounds the memory of their profiles to about 100 MB on a 512 x 512 x 200 CT."""
-
-_ENERGIES = 65
-"""Energies at which a machine's peak depth and width are read; between them both are smooth enough for a straight line."""
 
 
 def place_spots(
@@ -66,7 +64,8 @@ def place_spots(
     Parameters
     ----------
     patient, machine, beams
-        What to plan on, with what, from where. A beam without an isocenter gets the target's centroid.
+        What to plan on, with what, from where. A beam without an isocenter gets the target's centroid, a range shifter without a distance
+        a place near the body; its rule says which layers go through it, and a beam that has none that do loses it.
     target
         A ROI, or several (their union).
     spacing
@@ -93,38 +92,50 @@ def place_spots(
 
     Returns
     -------
-    Spots sorted by beam and falling energy. Where the machine's lowest energy still has its peak behind a part of the target,
-    that part gets no peaks, and a warning is logged.
+    Spots sorted by beam and falling energy, those behind a range shifter after the others. Where the lowest energy still has its peak
+    behind a part of the target, that part gets no peaks, and a warning is logged.
     """
     spacing, layer_spacing = _check(beams, spacing, pattern, margin, layer_spacing)
     circumradius = spacing / math.sqrt(2.0 if pattern == "square" else 3.0)
     zones = _zones(patient, target, margin, min(margin, circumradius))
     points = patient.grid.centers(zones.nonzero().flatten())
     center = patient.centroid(target)
-    beams = tuple(beam.at(center) for beam in beams)
+    beams = [beam.at(center) for beam in beams]
     rsp = relative_stopping_power(patient, machine)
-    peaks = _Peaks(machine, layer_spacing)
     columns: list[tuple[torch.Tensor, ...]] = []
     for number, beam in enumerate(beams):
         label = f"beam {number} (gantry {beam.gantry:g}, couch {beam.couch:g})"
         nodes = _nodes(points, beam, machine.sad, spacing, pattern, scenarios, label)
-        ray, enter, leave, core = _wanted(patient, rsp, zones, beam, machine.sad, nodes, scenarios)
+        ray, enter, leave, core = _wanted(patient, rsp, zones, beam, machine, nodes, scenarios)
         if ray.numel() == 0:
             raise InputError(f"{label} misses the target: no spot's axis crosses it; check the isocenter {beam.isocenter} and the spacing")
-        peak, half = peaks.layers(float(enter.min()), float(leave.max()), label)
         surface = float(enter[core].min()) if core.any() else math.inf
+        layers = beam_layers(machine, beam.shifter, layer_spacing, (float(enter.min()), surface, float(leave.max())), label)
+        peak, half = layers.peak, layers.half
         if surface < float(peak[-1] - half[-1]):
             log.warning(
                 "%s: the target begins at %.1f mm of water, but machine '%s' has its shallowest peak at %.1f mm (%g MeV); what lies before "
-                "that gets no peaks from this beam",
+                "that gets no peaks from this beam; a range shifter (range_shifter_mm) moves them there",
                 *(label, surface, machine.name, float(peak[-1]), machine.energy_min),
             )
         _few_enough(sum(len(c[0]) for c in columns), len(peak), len(nodes), label)
         layer, node = _mark(peak, half, ray, enter, leave, len(nodes)).nonzero().unbind(1)
-        columns.append((torch.full_like(layer, number), peaks.energy(peak)[layer], *nodes[node].unbind(1)))
+        columns.append((torch.full_like(layer, number), layers.energy[layer], *nodes[node].unbind(1), layers.shifted[layer]))
+        beams[number] = _with_shifter(patient, beam, machine.sad, nodes[node[layers.shifted[layer]]], label)
         log.debug("%s: %d spots in %d layers, peaks %.1f to %.1f mm", label, len(layer), len(peak), float(peak.min()), float(peak.max()))
-    of_beam, energy, x, y = (torch.cat(c) for c in zip(*columns, strict=True))
-    return Spots.from_columns(beams, of_beam, energy, x, y, torch.ones_like(x), dtype)
+    of_beam, energy, x, y, shifted = (torch.cat(c) for c in zip(*columns, strict=True))
+    return Spots.from_columns(beams, of_beam, energy, x, y, torch.ones_like(x), dtype, shifted)
+
+
+def _with_shifter(patient: Patient, beam: Beam, sad: tuple[float, float], positions: torch.Tensor, label: str) -> Beam:
+    """The beam with its range shifter in its place, for spots behind it at `positions` `(n, 2)`; without it where there are none."""
+    if beam.shifter is None or len(positions) == 0:
+        return replace(beam, shifter=None)
+    if beam.shifter.distance is not None:
+        return beam
+    distance = nearest_place(patient, beam, sad, positions)
+    log.info("%s: range shifter of %g mm of water, %g mm from the isocentre", label, beam.shifter.thickness, distance)
+    return replace(beam, shifter=replace(beam.shifter, distance=distance))
 
 
 def _check(beams: Sequence[Beam], spacing: float, pattern: str, margin: float, layer_spacing: float | str) -> tuple[float, float | str]:
@@ -224,12 +235,14 @@ def _wanted(
     rsp: torch.Tensor,
     zones: torch.Tensor,
     beam: Beam,
-    sad: tuple[float, float],
+    machine: Machine,
     nodes: torch.Tensor,
     scenarios: Sequence[Scenario],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Crossings of an axis with a voxel that is to be covered, over all scenarios: node, WEPL at entry, at exit, is it the target?"""
-    parts = []
+    parts, sad = [], machine.sad
+    if machine.air_from is not None:
+        rsp = less_air(rsp)
     for shift in dict.fromkeys(s.shift for s in (NOMINAL, *scenarios)):
         scales = dict.fromkeys(s.range_scale for s in (NOMINAL, *scenarios) if s.shift == shift)
         for first in range(0, len(nodes), _RAYS):
@@ -240,7 +253,11 @@ def _wanted(
             zone = zones[voxels]
             ray, slot = zone.nonzero().unbind(1)
             zone = zone[ray, slot]
-            crossing = ray + first, enter[ray, slot], leave[ray, slot], zone == 3
+            above, below = enter[ray, slot], leave[ray, slot]
+            if machine.air_from is not None:  # to the voxel's centre: half a voxel more or less is a thousandth of that
+                air = AIR_RSP * air_way(patient.grid.centers(voxels[ray, slot]), beam, sad, machine.air_from, shift)
+                above, below = above + air, below + air
+            crossing = ray + first, above, below, zone == 3
             for scale in scales:
                 nominal = shift == NOMINAL.shift and scale == NOMINAL.range_scale
                 node, above, below, core = crossing if nominal else (v[zone >= 2] for v in crossing)
@@ -260,61 +277,6 @@ def _mark(peak: torch.Tensor, half: torch.Tensor, ray: torch.Tensor, enter: torc
     return (count.cumsum(0)[:-1] > 0).flip(0)
 
 
-class _Peaks:
-    """Depths of a machine's Bragg peaks: which layers a span of depths needs, and with which energies."""
-
-    def __init__(self, machine: Machine, layer_spacing: float | str) -> None:
-        self.machine = machine
-        low, high = machine.energy_min, machine.energy_max
-        energies = torch.linspace(low, high, _ENERGIES if high > low else 1, dtype=torch.float64)
-        tables = machine.layers(energies)
-        self.depth, self.behind = tables.peak, tables.r80 - tables.peak
-        self.step = tables.width80 if isinstance(layer_spacing, str) else torch.full_like(tables.peak, layer_spacing)
-
-    def _at(self, values: torch.Tensor, depth: torch.Tensor) -> torch.Tensor:
-        if len(self.depth) == 1:
-            return values.expand_as(depth)
-        right = torch.searchsorted(self.depth, depth).clamp(1, len(self.depth) - 1)
-        share = (depth - self.depth[right - 1]) / (self.depth[right] - self.depth[right - 1])
-        return values[right - 1] + share * (values[right] - values[right - 1])
-
-    def energy(self, peak: torch.Tensor) -> torch.Tensor:
-        """Energies, MeV, whose peaks lie at these depths, mm of water."""
-        shortest, longest = self.machine.r80([self.machine.energy_min, self.machine.energy_max]).tolist()
-        return self.machine.energy_for_range((peak + self._at(self.behind, peak)).clamp(shortest, longest))
-
-    def layers(self, shallow: float, deep: float, label: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Peak depths `(n_layers,)`, mm of water, falling from `deep` until `shallow` is covered, and half of each one's step."""
-        lowest, highest = float(self.depth[0]), float(self.depth[-1])
-        if deep > highest:
-            raise InputError(
-                f"{label}: the deepest layer needs its peak at {deep:.1f} mm of water (margin and scenarios included), but machine "
-                f"'{self.machine.name}' reaches {highest:.1f} mm at its highest energy, {self.machine.energy_max:g} MeV; choose a beam "
-                "angle with less tissue before the target, a smaller margin, or a machine with higher energies"
-            )
-        if deep < lowest - 0.5 * float(self.step[0]):
-            raise InputError(
-                f"{label}: the whole target lies within {deep:.1f} mm of water of the surface, but machine '{self.machine.name}' has its "
-                f"shallowest peak at {lowest:.1f} mm ({self.machine.energy_min:g} MeV); a range shifter, or a lower energy, would help"
-            )
-        peak, half = [], []
-        depth = max(deep, lowest)
-        while True:
-            step = float(self._at(self.step, torch.tensor(depth, dtype=torch.float64)))
-            peak.append(depth)
-            half.append(0.5 * step)
-            if depth - 0.5 * step <= shallow or depth == lowest:
-                break
-            if len(peak) == MOST_LAYERS:
-                span = deep - max(shallow, lowest)
-                raise InputError(
-                    f"{label}: a layer_spacing of {step:g} mm of water makes {span / step + 1:.2g} energy layers over {span:.0f} mm, "
-                    f"at most {MOST_LAYERS:,} are placed; give {math.ceil(100 * span / MOST_LAYERS) / 100:g} mm or more, or 'bragg80'"
-                )
-            depth = max(depth - step, lowest)
-        return torch.tensor(peak, dtype=torch.float64), torch.tensor(half, dtype=torch.float64)
-
-
 def stagger(spots: Spots, spacing: float) -> Spots:
     """The same spots with each energy layer's lattice offset against the others', so that layers do not repeat each other's gaps.
 
@@ -326,4 +288,4 @@ def stagger(spots: Spots, spacing: float) -> Spots:
     number = torch.arange(spots.n_layers, dtype=torch.float64, device=spots.position.device)
     offset = torch.stack(((number / g) % 1.0, (number / g**2) % 1.0), dim=1) - 0.5
     position = spots.position.detach() + (positive("spacing", spacing) * offset[spots.layer]).to(spots.position)
-    return Spots(position, spots.weight, spots.layer, spots.layer_beam, spots.layer_energy, spots.beams)
+    return spots.at(position)

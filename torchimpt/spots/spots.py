@@ -33,19 +33,22 @@ class Spots(nn.Module):
         `(n_layers,)`, nominal energy, MeV; stays float64 whatever the module is cast to.
     beams
         The fields, each with its isocenter set.
+    layer_shifted
+        `(n_layers,)` bool: which layers go through their beam's range shifter. None: none does.
 
     Attributes
     ----------
     position, weight
         `nn.Parameter`s. The weight's attribute `lower = 0.0` tells optimizers that honour it (`ProjectedCG`) where to stop, in copies and
         for a weight that is assigned, too; in the hands of others a weight may turn negative, and nothing here prevents that.
-    layer, layer_beam, layer_energy
+    layer, layer_beam, layer_energy, layer_shifted
         Buffers, as above.
     """
 
     layer: torch.Tensor
     layer_beam: torch.Tensor
     layer_energy: torch.Tensor
+    layer_shifted: torch.Tensor
 
     def __init__(
         self,
@@ -55,16 +58,20 @@ class Spots(nn.Module):
         layer_beam: torch.Tensor,
         layer_energy: torch.Tensor,
         beams: Sequence[Beam],
+        layer_shifted: torch.Tensor | None = None,
     ) -> None:
         super().__init__()
         beams = tuple(beams)
-        _check(position, weight, layer, layer_beam, layer_energy, beams)
+        if layer_shifted is None:
+            layer_shifted = torch.zeros(layer_energy.shape, dtype=torch.bool)
+        _check(position, weight, layer, layer_beam, layer_energy, beams, layer_shifted)
         self.beams = beams
         self.position = nn.Parameter(position.detach().clone())
         self.weight = nn.Parameter(weight.detach().to(position).clone())
         self.register_buffer("layer", layer.to(position.device, torch.int64).clone())
         self.register_buffer("layer_beam", layer_beam.to(position.device, torch.int64).clone())
         self.register_buffer("layer_energy", layer_energy.to(position.device, torch.float64).clone())
+        self.register_buffer("layer_shifted", layer_shifted.to(position.device).clone())
 
     @classmethod
     def from_columns(
@@ -76,10 +83,12 @@ class Spots(nn.Module):
         y: Sequence[float] | torch.Tensor,
         weight: Sequence[float] | torch.Tensor,
         dtype: torch.dtype = torch.float32,
+        shifted: Sequence[bool] | torch.Tensor | None = None,
     ) -> Spots:
         """Spots from a list in any order: one entry a spot, `(n_spots,)` each.
 
-        The result is sorted by beam, then by falling energy; inside a layer the given order is kept.
+        The result is sorted by beam, then by falling energy, those behind the beam's range shifter after the others; inside a layer the
+        given order is kept.
 
         Parameters
         ----------
@@ -95,20 +104,23 @@ class Spots(nn.Module):
             10^6 protons.
         dtype
             Of position and weight.
+        shifted
+            Whether it goes through the beam's range shifter. None: no spot does.
         """
         energy, x, y, weight = (torch.as_tensor(v, dtype=torch.float64).flatten() for v in (energy, x, y, weight))
         beam = torch.as_tensor(beam, dtype=torch.int64).flatten()
-        sizes = {len(v) for v in (beam, energy, x, y, weight)}
+        behind = torch.zeros_like(beam, dtype=torch.bool) if shifted is None else torch.as_tensor(shifted).flatten()
+        sizes = {len(v) for v in (beam, energy, x, y, weight, behind)}
         if len(sizes) > 1:
             raise InputError(f"beam, energy, x, y and weight must have one entry a spot each, got lengths {sorted(sizes)}")
         finite("the spots' energies", energy)
         order = torch.argsort(energy, descending=True, stable=True)
-        order = order[torch.argsort(beam[order], stable=True)]
-        beam, energy = beam[order], energy[order]
+        order = order[torch.argsort(2 * beam[order] + behind[order], stable=True)]
+        beam, energy, behind = beam[order], energy[order], behind[order]
         start = torch.ones(len(order), dtype=torch.bool)
-        start[1:] = (beam[1:] != beam[:-1]) | (energy[1:] != energy[:-1])
+        start[1:] = (beam[1:] != beam[:-1]) | (energy[1:] != energy[:-1]) | (behind[1:] != behind[:-1])
         position = torch.stack((x, y), dim=1)[order].to(dtype)
-        return cls(position, weight[order].to(dtype), start.cumsum(0) - 1, beam[start], energy[start], beams)
+        return cls(position, weight[order].to(dtype), start.cumsum(0) - 1, beam[start], energy[start], beams, behind[start])
 
     @property
     def n_spots(self) -> int:
@@ -130,12 +142,27 @@ class Spots(nn.Module):
         """Beam of each spot `(n_spots,)`, int64."""
         return self.layer_beam[self.layer]
 
+    @property
+    def shifted(self) -> torch.Tensor:
+        """Whether each spot goes through its beam's range shifter `(n_spots,)`, bool."""
+        return self.layer_shifted[self.layer]
+
+    def layer_name(self, layer: int) -> str:
+        """What tells a layer from its beam's others, for figures: `"98.3 MeV"`, `"98.3 MeV, shifter"`."""
+        return f"{float(self.layer_energy[layer]):.1f} MeV" + (", shifter" if bool(self.layer_shifted[layer]) else "")
+
+    def at(self, position: torch.Tensor, weight: torch.Tensor | None = None, layer: torch.Tensor | None = None) -> Spots:
+        """Spots of the same layers and beams at other places; weights, and the layer of each spot, stay where they are not given."""
+        weight, layer = self.weight if weight is None else weight, self.layer if layer is None else layer
+        return Spots(position, weight, layer, self.layer_beam, self.layer_energy, self.beams, self.layer_shifted)
+
     def subset(self, mask: torch.Tensor) -> Spots:
         """The spots where `mask` `(n_spots,)` is True, as a new plan; layers that lose all their spots go, beams stay."""
         if mask.dtype != torch.bool or mask.shape != self.weight.shape:
             raise InputError(f"mask must be a bool tensor of shape ({self.n_spots},), got {mask.dtype} {tuple(mask.shape)}")
         kept, layer = torch.unique(self.layer[mask], return_inverse=True)
-        return Spots(self.position[mask], self.weight[mask], layer, self.layer_beam[kept], self.layer_energy[kept], self.beams)
+        of_layers = self.layer_beam[kept], self.layer_energy[kept], self.beams, self.layer_shifted[kept]
+        return Spots(self.position[mask], self.weight[mask], layer, *of_layers)
 
     def weighted(self) -> Spots:
         """The spots that have a weight, as a new plan: the others cost time and give no dose. All of them where none has."""
@@ -174,6 +201,7 @@ def _check(
     layer_beam: torch.Tensor,
     layer_energy: torch.Tensor,
     beams: tuple[Beam, ...],
+    layer_shifted: torch.Tensor,
 ) -> None:
     n_spots, n_layers = weight.numel(), layer_energy.numel()
     if n_spots == 0:
@@ -183,6 +211,9 @@ def _check(
             "shapes must be position (n_spots, 2), weight and layer (n_spots,), layer_beam and layer_energy (n_layers,), got "
             f"{tuple(position.shape)}, {tuple(weight.shape)}, {tuple(layer.shape)}, {tuple(layer_beam.shape)}, {tuple(layer_energy.shape)}"
         )
+    if layer_shifted.shape != layer_energy.shape or layer_shifted.dtype != torch.bool:
+        got = f"{layer_shifted.dtype} {tuple(layer_shifted.shape)}"
+        raise InputError(f"layer_shifted must be a bool tensor of shape ({n_layers},), got {got}")
     if not position.is_floating_point():
         raise TypeError(f"position must be a floating-point tensor, got {position.dtype}")
     finite("the spots' positions", position.detach())
@@ -201,3 +232,9 @@ def _check(
     for number, beam in enumerate(beams):
         if beam.isocenter is None:
             raise InputError(f"beam {number} (gantry {beam.gantry:g}) has no isocenter; use beam.at(point), or place_spots")
+        if bool(layer_shifted[layer_beam == number].any()) and (beam.shifter is None or beam.shifter.distance is None):
+            raise InputError(
+                f"beam {number} (gantry {beam.gantry:g}) has energy layers behind a range shifter, but "
+                f"{'no range shifter' if beam.shifter is None else 'its distance from the isocentre is not known'}; give the beam a "
+                "RangeShifter with a thickness and a distance"
+            )

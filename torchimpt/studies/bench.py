@@ -13,12 +13,14 @@ from torch import Tensor
 
 from torchimpt.case import Case, load_case
 from torchimpt.dose.scenarios import ScenarioDoses, scenario_doses
-from torchimpt.evaluate.tables import roi_metrics
+from torchimpt.evaluate.tables import point_doses, roi_metrics
 from torchimpt.geometry import Beam
 from torchimpt.machine import Machine
 from torchimpt.objectives import Objective, RobustObjective
 from torchimpt.patient import Patient
+from torchimpt.planning.assess import case_points
 from torchimpt.planning.load import load_machine, load_patient, resolve_beams
+from torchimpt.points import Points, cell_points
 from torchimpt.quantities import Quantity
 from torchimpt.scenarios import NOMINAL, Scenario, boundary_scenarios
 from torchimpt.schemes.settings import Solver
@@ -41,8 +43,8 @@ class Bench:
     ----------
     case, patient, machine, beams, scenarios
         What is planned.
-    objective, voxels, robust, quantity
-        What is asked, where, over the scenarios, and of what.
+    objective, points, robust, quantity
+        What is asked, where it is looked at, over the scenarios, and of what.
     model
         Delivery, with the minimum MU of plans that have one.
     solver, fixed
@@ -57,7 +59,7 @@ class Bench:
     beams: tuple[Beam, ...]
     scenarios: tuple[Scenario, ...]
     objective: Objective
-    voxels: Tensor
+    points: Points
     robust: RobustObjective
     quantity: Quantity
     model: DeliveryModel
@@ -107,27 +109,32 @@ class Bench:
         asked = [o for o in case.objective if patient.roi(o.roi).role != "external"]
         case = case.model_copy(update={"objective": asked})
         objective = Objective(case.terms(), normalize=case.optimizer.normalize, overlap=case.optimizer.overlap)
-        voxels = objective.voxels(patient)
+        scenarios, beams = boundary_scenarios(3.0, 3.0) if n_scenarios > 1 else (NOMINAL,), resolve_beams(case, patient)
+        # one set of points for all plans, close enough for the layers that most of them have
+        usual = place_spots(patient, machine, beams, case.placement.targets, margin=margin, scenarios=scenarios)
+        points = case_points(case, patient, machine, usual, [term.roi for term in objective.terms], len(scenarios), case.seed)
         return cls(
             case=case,
             patient=patient,
             machine=machine,
-            beams=resolve_beams(case, patient),
-            scenarios=boundary_scenarios(3.0, 3.0) if n_scenarios > 1 else (NOMINAL,),
+            beams=usual.beams,
+            scenarios=scenarios,
             objective=objective,
-            voxels=voxels,
-            robust=RobustObjective(objective.on(patient, voxels), quantity=case.quantity()),
+            points=points,
+            robust=RobustObjective(objective.at(points, points.volume), quantity=case.quantity()),
             quantity=case.quantity(),
             model=replace(DeliveryModel(), min_mu=min_mu),
             solver=Solver(max_iterations=iterations, tolerance=tolerance),
             fixed=Solver(max_iterations=fixed_iterations, tolerance=tolerance),
         )
 
-    def place(self, spacing: float, jitter: float = 0.0, seed: int = 0, layer_spacing: float | str | None = None) -> Spots:
-        """A grid of spots, moved at random by up to `jitter` mm; layers as the case has them, or at `layer_spacing`."""
+    def place(
+        self, spacing: float, jitter: float = 0.0, seed: int = 0, layer_spacing: float | str | None = None, margin: float | None = None
+    ) -> Spots:
+        """A grid of spots, moved at random by up to `jitter` mm; layers and margin as the case has them, or others."""
         config = self.case.placement
         spots = place_spots(
-            self.patient, self.machine, self.beams, config.targets, spacing, margin=config.margin_mm,
+            self.patient, self.machine, self.beams, config.targets, spacing, margin=margin or config.margin_mm,
             layer_spacing=layer_spacing or config.layer_spacing, scenarios=self.scenarios,
         )  # fmt: skip
         noise = torch.rand(spots.position.shape, generator=torch.Generator().manual_seed(seed))
@@ -135,8 +142,8 @@ class Bench:
         return spots
 
     def doses(self, spots: Spots) -> ScenarioDoses:
-        """In every scenario, at the objective's voxels."""
-        return scenario_doses(self.patient, self.machine, spots, self.voxels, self.scenarios)
+        """In every scenario, at the objective's points."""
+        return scenario_doses(self.patient, self.machine, spots, self.points, self.scenarios)
 
     def add(self, series: str, label: str, placed: Spots, optimized: Optimized, seconds: float, n_placed: int | None = None) -> dict:
         """Note a plan of the spots `placed`; `n_placed` where more had been placed before."""
@@ -159,23 +166,20 @@ class Bench:
     def judge(self, grid: float) -> None:
         """Metrics and objective of every plan on another dose grid, mm, into its row: one set of tables for all plans, side by side."""
         fine = load_patient(self.case.model_copy(update={"dose": self.case.dose.model_copy(update={"grid_mm": grid})}))
-        seen = self.objective.voxels(fine)
-        robust = RobustObjective(self.objective.on(fine, seen), quantity=self.quantity)
         rois = list(dict.fromkeys(term.roi for term in self.case.terms()))
-        place = torch.full((fine.grid.n_voxels,), -1)
-        voxels = torch.cat([seen, *(fine.roi(name).voxels for name in rois)]).unique()
-        place[voxels] = torch.arange(len(voxels))
+        points = cell_points(fine, rois, jitter=False)
+        robust = RobustObjective(self.objective.at(points, points.volume), quantity=self.quantity)
         everything, owner = self._side_by_side()
         position, weight = everything.position.detach(), everything.weight.detach()
         metrics: list[dict] = [{} for _ in self.plans]
         values = [0.0] * len(self.plans)
         for scenario in self.scenarios:
-            operator = scenario_doses(fine, self.machine, everything, voxels, (scenario,))[0]
+            operator = scenario_doses(fine, self.machine, everything, points, (scenario,))[0]
             for k in range(len(self.plans)):
                 dose = operator.dose(position, torch.where(owner == k, weight, 0.0))
-                values[k] += float(robust.value(dose[place[seen]][None]))
-                shown = self.quantity.value(dose)
-                metrics[k][scenario.name] = {name: roi_metrics(shown[place[fine.roi(name).voxels]]) for name in rois}
+                values[k] += float(robust.value(dose[None]))
+                told = point_doses(points, {scenario.name: self.quantity.value(dose)}, rois)[scenario.name]
+                metrics[k][scenario.name] = {name: roi_metrics(own) for name, own in told.items()}
         for (row, _), by_scenario, value in zip(self.plans, metrics, values, strict=True):
             row["fine"] = {"objective": value, "nominal": by_scenario[NOMINAL.name], "worst": worst(by_scenario)}
 

@@ -17,12 +17,12 @@ from torchimpt.machine import LayerTables
 
 @numba.njit(parallel=True, cache=True)
 def _fill(
-    z, depth, m, of_magnification, step, idd, variance, fraction, o_start, o_step, optics, optics_y, amplitude, falloff, ratio
+    z, depth, m, of_magnification, step, idd, variance, fraction, o_start, o_step, optics, optics_y, drift, face, amplitude, falloff, ratio
 ):  # pragma: no cover
-    """Spots are round where `optics_y` has no rows; `ratio` is left alone then."""
+    """Spots are round where `optics_y` has no rows; `ratio` is left alone then. There is no range shifter where `drift` has none."""
     n_components, n_layers, n_samples = variance.shape
     last = optics.shape[1] - 1
-    elliptic = optics_y.shape[0] > 0
+    elliptic, shifter = optics_y.shape[0] > 0, drift.shape[0] > 0
     for layer in numba.prange(n_layers):
         for i in range(z.shape[0]):
             d = z[i] / step[layer]
@@ -42,6 +42,9 @@ def _fill(
             spot = (1.0 - of) * optics[layer, oj] + of * optics[layer, oj + 1]
             for k in range(n_components):
                 s2 = spot + (1.0 - f) * variance[k, layer, j] + f * variance[k, layer, j + 1]
+                if shifter:
+                    gap = max(face - depth[i], 0.0)
+                    s2 += gap * (drift[k, layer, 0] + gap * drift[k, layer, 1])
                 share = (1.0 - f) * fraction[k, layer, j] + f * fraction[k, layer, j + 1]
                 amplitude[k, layer, i] = dose * share / (2.0 * math.pi * s2)
                 falloff[k, layer, i] = m[i] * m[i] / (2.0 * s2)
@@ -76,11 +79,12 @@ def spot_shapes(
     shape = (*layers.variance.shape[:2], z.numel())
     amplitude, falloff = torch.empty(shape, dtype=dtype), torch.empty(shape, dtype=dtype)
     optics = layers.optics_variance
+    drift = layers.variance[:0] if layers.drift is None else layers.drift
     optics_y = optics[:0] if layers.optics_variance_y is None else layers.optics_variance_y
     found = ratio.to(dtype)[None, None] if layers.round else torch.empty(shape, dtype=dtype)
     _fill(
         z.numpy(), depth.numpy(), magnification.numpy(), ratio.numpy(), layers.depth_step.numpy(), layers.idd.numpy(),
         layers.variance.numpy(), layers.fraction.numpy(), float(layers.optics_start), float(layers.optics_step), optics.numpy(),
-        optics_y.numpy(), amplitude.numpy(), falloff.numpy(), found.numpy(),
+        optics_y.numpy(), drift.numpy(), float(layers.face), amplitude.numpy(), falloff.numpy(), found.numpy(),
     )  # fmt: skip
     return amplitude, falloff, found

@@ -83,6 +83,8 @@ def tabulate(
         A = IDD(s z) a_k(s z) / (2 pi sigma_kx sigma_ky),  f = m_x^2 / (2 sigma_kx^2),  r = (m_y sigma_kx / (m_x sigma_ky))^2,
         sigma_kx^2 = optics_x(Zg) + variance_k(s z),  sigma_ky^2 = optics_y(Zg) + variance_k(s z),  s = range_scale
 
+    and for layers behind a range shifter what `LayerTables.drift` adds to both.
+
     Parameters
     ----------
     rows

@@ -4,7 +4,7 @@ Coordinates are the patient's, LPS, mm, for a patient who lies head first supine
 Scan Spot Position Map is `(x, y)` of the gantry frame in the isocentre plane: as everywhere here. Control points come in pairs, the first
 with the weights of what is delivered up to the second, whose weights are zero; energy and angles hold until a control point changes them.
 A spot's meterset in a fraction is `weight / FinalCumulativeMetersetWeight * BeamMeterset`, in the field's own unit: MU, or numbers of
-protons (`NP`).
+protons (`NP`). Range shifters: `torchimpt.io.dicom.range_shifter`.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from torchimpt.checks import InputError
-from torchimpt.geometry import Beam
+from torchimpt.geometry import Beam, RangeShifter
 from torchimpt.io.dicom.dataset import dataset, need, number, numbers
+from torchimpt.io.dicom.range_shifter import field_shifter
 from torchimpt.machine import Machine
 from torchimpt.machine.machine import ROUNDING
 from torchimpt.spots import Spots
@@ -60,7 +61,11 @@ class IonField:
     unit
         Of the meterset: `"MU"` or `"NP"`.
     devices
-        What stands in the beam besides air, e.g. `("range shifter",)`.
+        What stands in the beam and is not told well enough, or not known here, e.g. `("aperture",)`; a range shifter without settings.
+    shifter
+        The range shifter that some layers go through; without a distance where the file has none.
+    shifted
+        `(n_spots,)` bool: whether it is in the beam.
     energy, x, y, meterset
         `(n_spots,)` float64: nominal energy, MeV; place, mm; meterset in a fraction. Spots without meterset are not there.
     """
@@ -71,6 +76,8 @@ class IonField:
     sad: tuple[float, float] | None
     unit: str
     devices: tuple[str, ...]
+    shifter: RangeShifter | None
+    shifted: torch.Tensor
     energy: torch.Tensor
     x: torch.Tensor
     y: torch.Tensor
@@ -102,7 +109,9 @@ class IonPlan:
     fields: tuple[IonField, ...]
 
     def beams(self, beams: Sequence[Beam] = ()) -> tuple[Beam, ...]:
-        """The fields' beams, or `beams` in their places, of which those without an isocentre get the file's; what differs is logged."""
+        """The fields' beams, or `beams` in their places, of which those without an isocentre or a range shifter get the file's; what
+        differs is logged.
+        """
         if not beams:
             return tuple(field.beam for field in self.fields)
         if len(beams) != len(self.fields):
@@ -112,12 +121,11 @@ class IonPlan:
         found = []
         for field, beam in zip(self.fields, beams, strict=True):
             own = field.beam
-            found.append(beam.at(own.isocenter or (0.0, 0.0, 0.0)))
+            found.append(replace(beam.at(own.isocenter or (0.0, 0.0, 0.0)), shifter=_shifter_of(own.shifter, beam.shifter)))
             if found[-1] != own:
                 logger.warning(
-                    "%s of %s: gantry %g, couch %g, isocentre %s in the file; gantry %g, couch %g, isocentre %s in the case, which counts",
-                    field.label, self.path, own.gantry, own.couch, own.isocenter, beam.gantry, beam.couch, found[-1].isocenter,
-                )  # fmt: skip
+                    "%s of %s: %s in the file; %s in the case, which counts", field.label, self.path, *map(_told, (own, found[-1]))
+                )
         return tuple(found)
 
     def spots(self, machine: Machine, beams: Sequence[Beam] = (), *, dtype: torch.dtype | None = None) -> Spots:
@@ -135,8 +143,9 @@ class IonPlan:
             Of position and weight; float32 where it is None.
         """
         columns: list[list[torch.Tensor]] = []
+        used = self.beams(beams)
         for number_, field in enumerate(self.fields):
-            self._check(field, machine)
+            self._check(field, used[number_], machine)
             protons = machine.protons_per_mu(field.energy) if field.unit == "MU" else torch.full_like(field.energy, 1e-6)
             weight = field.meterset * self.fractions * protons
             logger.info(
@@ -144,15 +153,23 @@ class IonPlan:
                 self.path, field.label, field.beam.gantry, field.beam.couch, len(field.x), float(field.meterset.sum()), field.unit,
                 self.fractions,
             )  # fmt: skip
-            columns.append([torch.full_like(field.energy, number_), field.energy, field.x, field.y, weight])
-        beam, energy, x, y, weight = (torch.cat(column) for column in zip(*columns, strict=True))
-        return Spots.from_columns(self.beams(beams), beam.long(), energy, x, y, weight, dtype or torch.float32)
+            # a shifter that only the case tells of is in the beam all the time
+            shifted = field.shifted if field.shifter else torch.full_like(field.shifted, used[number_].shifter is not None)
+            columns.append([torch.full_like(field.energy, number_), field.energy, field.x, field.y, weight, shifted])
+        beam, energy, x, y, weight, shifted = (torch.cat(column) for column in zip(*columns, strict=True))
+        return Spots.from_columns(used, beam.long(), energy, x, y, weight, dtype or torch.float32, shifted)
 
-    def _check(self, field: IonField, machine: Machine) -> None:
+    def _check(self, field: IonField, beam: Beam, machine: Machine) -> None:
         """What keeps a field from being computed on this machine."""
         what = f"{self.path}, {field.label}"
-        if field.devices:
-            raise InputError(f"{what} has a {' and a '.join(field.devices)}, which come with a later version; export it without")
+        if (beam.shifter is None and "range shifter" in field.devices) or (beam.shifter is not None and beam.shifter.distance is None):
+            missing = "the settings" if beam.shifter is None else "the distance from the isocentre"
+            raise InputError(
+                f"{what} has a range shifter, but not {missing}; give range_shifter_mm and range_shifter_distance_mm in the case's [[beam]]"
+            )
+        unknown = [device for device in field.devices if device != "range shifter"]
+        if unknown:
+            raise InputError(f"{what} has a {' and a '.join(unknown)}, which come with a later version; export it without")
         low, high = float(field.energy.min()), float(field.energy.max())
         if low < machine.energy_min * (1 - ROUNDING) or high > machine.energy_max * (1 + ROUNDING):
             raise InputError(
@@ -168,6 +185,22 @@ class IonPlan:
             logger.warning(
                 "%s has virtual sources at %g and %g mm, machine '%s' at %g and %g mm", what, *field.sad, machine.name, *machine.sad
             )
+
+
+def _shifter_of(own: RangeShifter | None, said: RangeShifter | None) -> RangeShifter | None:
+    """A field's range shifter: the case's where it gives a thickness, else the file's; a distance of the case's counts."""
+    if said is None or (own is None and said.rule != "all"):
+        return own
+    thickness = said.thickness if own is None or said.rule == "all" else own.thickness
+    return RangeShifter(thickness, said.distance if said.distance is not None or own is None else own.distance)
+
+
+def _told(beam: Beam) -> str:
+    """A beam in words."""
+    text = f"gantry {beam.gantry:g}, couch {beam.couch:g}, isocentre {beam.isocenter}"
+    if beam.shifter is not None:
+        text += f", range shifter of {beam.shifter.thickness:g} mm of water at {beam.shifter.distance} mm"
+    return text
 
 
 def read_ion_plan(path: str | os.PathLike) -> IonPlan:
@@ -229,14 +262,22 @@ def _field(beam: Dataset, metersets: dict[int, Dataset]) -> IonField:
     sad = numbers(beam, "VirtualSourceAxisDistances", where, 2) if beam.get("VirtualSourceAxisDistances") is not None else None
     angles = {key: number(first, key, where) for key in ("GantryAngle", "PatientSupportAngle")}
     isocenter = numbers(first, "IsocenterPosition", where, 3)
-    energy, x, y, weight = (torch.from_numpy(np.ascontiguousarray(column)) for column in spots[:, spots[3] > 0])
+    shifter, inside, told = field_shifter(points, where)
+    in_beam = np.repeat(inside, [len(numbers(point, "ScanSpotMetersetWeights", where)) for point in points])
+    used = spots[3] > 0
+    energy, x, y, weight = (torch.from_numpy(np.ascontiguousarray(column)) for column in spots[:, used])
+    devices = [device for key, device in _DEVICES.items() if int(beam.get(key) or 0) > 0]
     return IonField(
         number=beam_number,
         name=name,
-        beam=Beam(angles["GantryAngle"], angles["PatientSupportAngle"], (float(isocenter[0]), float(isocenter[1]), float(isocenter[2]))),
+        beam=Beam(
+            angles["GantryAngle"], angles["PatientSupportAngle"], (float(isocenter[0]), float(isocenter[1]), float(isocenter[2])), shifter
+        ),
         sad=None if sad is None else (float(sad[0]), float(sad[1])),
         unit=unit,
-        devices=tuple(device for key, device in _DEVICES.items() if int(beam.get(key) or 0) > 0),
+        devices=tuple(device for device in devices if not (device == "range shifter" and told)),
+        shifter=shifter,
+        shifted=torch.from_numpy(in_beam[used]),
         energy=energy,
         x=x,
         y=y,

@@ -1,25 +1,23 @@
-"""A machine as an MCsquare beam data library: where its protons start, with what energy, in what phase space.
+"""A machine as an MCsquare beam data library.
 
-MCsquare starts a proton in a plane `D` mm upstream of the isocentre, at a distance x from the spot's axis and at an angle x' to it, both
-Gaussian and correlated (as y, y'), so that at the distance d downstream of the plane
-
-    sigma^2(d) = s^2 + 2 rho s s' d + s'^2 d^2,
-
-and with a Gaussian energy of mean E and standard deviation sigma_E. A `Machine` has sigma in air and depth doses in water instead, so all
-of these are derived here, and approximate: s, s' and rho by least squares from sigma^2 in air, the mean energy from the range, the spread
-from the distal fall-off. Spots are as wide in x as in y, as the machine's are. The nuclear halo is the simulation's own.
+A `Machine` has sigma in air and depth doses in water instead of what a library says (`torchimpt.machine.bdl`), so all of it is derived
+here, and approximate: s, s' and rho along x and y by least squares from sigma^2 in air, the mean energy from the range, the spread from the
+distal fall-off. The nuclear halo is the simulation's own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from scipy.optimize import least_squares
 
+from torchimpt.constants import AIR_RSP
 from torchimpt.machine import Machine
+from torchimpt.machine.bdl import BeamDataLibrary
+from torchimpt.machine.optics import drift
 from torchimpt.physics.bragg import crossing
 
 RANGE_FIT = (1.54823e-3, -1.450362e-2, 6.0074441e-1, 2.13947605)
@@ -91,7 +89,7 @@ def phase_space(variance: np.ndarray, downstream: np.ndarray) -> tuple[float, fl
     d = downstream / length
 
     def parts(p: np.ndarray) -> np.ndarray:
-        return p[0] ** 2 + 2.0 * p[2] * p[0] * p[1] * d + (p[1] * d) ** 2 - variance
+        return drift(p[0], p[1], p[2], d) - variance
 
     curve = np.polyfit(d, variance, 2)
     least = LEAST_DIVERGENCE * length
@@ -112,7 +110,9 @@ def _apart(energies: Sequence[float]) -> list[float]:
     return sorted(kept)
 
 
-def beam_data(machine: Machine, energies: Sequence[float], low: float, nozzle: float) -> BeamData:
+def beam_data(
+    machine: Machine, energies: Sequence[float], low: float, nozzle: float, shifters: Mapping[str, float] | None = None
+) -> BeamData:
     """A beam data library of these nominal energies and of those that the machine's curves are tabulated at.
 
     Parameters
@@ -124,35 +124,37 @@ def beam_data(machine: Machine, energies: Sequence[float], low: float, nozzle: f
         are nearly the same the first has the row.
     low, nozzle
         The phase space starts at `Zg = nozzle` and is fitted from there down to `Zg = low`, mm.
+    shifters
+        Water-equivalent thicknesses, mm, of range shifters of Lexan, by the names that the plan has for them.
     """
     rows = _apart([*sorted(map(float, energies)), *machine.curves.energy.tolist()])
     layers = machine.layers(rows)
     depth = layers.depth_step[:, None] * torch.arange(layers.idd.shape[1], dtype=torch.float64)
     distal = np.array([crossing(z, dose, 0.2, "distal") for z, dose in zip(depth, layers.idd, strict=True)])
     r80 = layers.r80.numpy()
-    mean = mean_energy(r80)
-    # MCsquare takes the spread in percent of the nominal energy
-    spread = 100.0 * energy_spread(r80, distal - r80) / np.array(rows)
-    protons = 1e6 * machine.protons_per_mu(rows).numpy()
+    fall_off = distal - r80
+    if machine.air_from is not None:  # what the air up to the nozzle has taken off
+        r80 = r80 - AIR_RSP * (machine.air_from - nozzle)
+    nominal, count = np.array(rows), len(rows)
+    table = {
+        "nominal": nominal, "real": mean_energy(r80), "protons": 1e6 * machine.protons_per_mu(rows).numpy(),
+        # in percent of the nominal energy
+        "spread": 100.0 * energy_spread(r80, fall_off) / nominal, "share": np.ones(count), "wide_share": np.zeros(count),
+    }  # fmt: skip
     planes = layers.optics_start + layers.optics_step * np.arange(layers.optics_variance.shape[1])
-    height = np.linspace(nozzle, low, PLANES)
-    lines, misfit = [], 0.0
-    for i, energy in enumerate(rows):
-        variance = np.interp(height, planes, layers.optics_variance[i].numpy())
-        size, divergence, rho = phase_space(variance, nozzle - height)
-        d = nozzle - height
-        found = np.sqrt(size**2 + 2.0 * rho * size * divergence * d + (divergence * d) ** 2)
-        misfit = max(misfit, float(np.abs(found - np.sqrt(variance)).max()))
-        gaussian = (size, divergence, rho) * 2
-        values = (mean[i], spread[i], protons[i], 1.0, *gaussian, 0.0, *gaussian)
-        # MCsquare interpolates between two rows, and needs them
-        nominal = (energy,) if len(rows) > 1 else (energy, energy + 1.0)
-        lines += [" ".join(f"{value:.10g}" for value in (e, *values)) for e in nominal]
-    axes = [f"{part}{k}{axis}" for k in (1, 2) for axis in "xy" for part in ("SpotSize", "Divergence", "Correlation")]
-    columns = ["NominalEnergy", "MeanEnergy", "EnergySpread", "ProtonsMU", "Weight1", *axes[:6], "Weight2", *axes[6:]]
-    head = (
-        "--UPenn beam model (double gaussian)--", "# Beam data library, derived by torchimpt", "",
-        "Nozzle exit to Isocenter distance", f"{nozzle:.10g}", "", "SMX to Isocenter distance", f"{machine.sad[0]:.10g}", "",
-        "SMY to Isocenter distance", f"{machine.sad[1]:.10g}", "", "Beam parameters", f"{len(lines)} energies", "", " ".join(columns),
-    )  # fmt: skip
-    return BeamData("\n".join((*head, *lines)) + "\n", nozzle, misfit)
+    height, misfit = np.linspace(nozzle, low, PLANES), 0.0
+    along_x = layers.optics_variance.numpy()
+    along_y = along_x if layers.optics_variance_y is None else layers.optics_variance_y.numpy()
+    for axis, known in (("x", along_x), ("y", along_y)):
+        variance = np.stack([np.interp(height, planes, row) for row in known])
+        fit = np.array([phase_space(row, nozzle - height) for row in variance])
+        found = drift(fit[:, [0]], fit[:, [1]], fit[:, [2]], nozzle - height)
+        misfit = max(misfit, float(np.abs(np.sqrt(found) - np.sqrt(variance)).max()))
+        for i, part in enumerate(("sigma", "divergence", "correlation")):
+            # what has no share has a shape all the same
+            table[f"{part}_{axis}"] = table[f"wide_{part}_{axis}"] = fit[:, i]
+    if count == 1:  # MCsquare interpolates between two rows, and needs them
+        table = {name: np.repeat(column, 2) for name, column in table.items()}
+        table["nominal"][1] += 1.0
+    library = BeamDataLibrary(nozzle, *machine.sad, table, dict(shifters or {}))
+    return BeamData(library.text("Beam data library, derived by torchimpt"), nozzle, misfit)

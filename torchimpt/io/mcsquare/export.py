@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 
 from torchimpt.checks import InputError
+from torchimpt.constants import AIR_RSP
 from torchimpt.files import whole_folder
-from torchimpt.geometry import Grid, to_bev
+from torchimpt.geometry import Beam, Grid, RangeShifter, to_bev
 from torchimpt.io.mcsquare.beam_data import BeamData, beam_data
 from torchimpt.io.mcsquare.frame import in_frame, turned
 from torchimpt.machine import Machine
@@ -36,7 +37,7 @@ ROOM = 100.0
 """HU between the table and those HU that stand for a stopping power that is not the table's."""
 
 MARGIN = 1.0
-"""How far upstream of the CT's box protons start, mm."""
+"""How far upstream of the CT's box, and of a range shifter, protons start, mm."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,12 @@ def export_mcsquare(folder: str | Path, patient: Patient, machine: Machine, spot
     beams = sorted(set(spots.beam.tolist()))
     corners = _corners(patient.grid)
     height = torch.cat([to_bev(corners, spots.beams[number])[:, 2] for number in beams])
-    data = beam_data(machine, spots.layer_energy.tolist(), float(height.min()), float(height.max()) + MARGIN)
+    shifters = _shifters(spots)
+    # a shifter's plate is thinner than its water-equivalent thickness
+    upstream = [shifter.distance + shifter.thickness for shifter in shifters.values() if shifter.distance is not None]
+    nozzle = max([float(height.max()), *upstream]) + MARGIN
+    names = {_name(number): shifter.thickness for number, shifter in shifters.items()}
+    data = beam_data(machine, spots.layer_energy.tolist(), float(height.min()), nozzle, names)
     hu, density = hu_and_density(patient, machine)
     texts = {
         "CT.mhd": _header(patient.grid),
@@ -90,6 +96,28 @@ def export_mcsquare(folder: str | Path, patient: Patient, machine: Machine, spot
         (scratch / "CT.raw").write_bytes(turned(hu.numpy().astype("<f4")).tobytes())
     protons = 1e6 * float(spots.weight.detach().double().sum())
     return Exported((*texts, "CT.raw"), spots.n_spots, protons, data.nozzle, data.misfit)
+
+
+def _shifters(spots: Spots) -> dict[int, RangeShifter]:
+    """The range shifters in use, by the numbers of their beams."""
+    numbers = sorted(set(spots.layer_beam[spots.layer_shifted].tolist()))
+    return {number: shifter for number in numbers if (shifter := spots.beams[number].shifter) is not None}
+
+
+def _name(beam: int) -> str:
+    """Of a beam's range shifter."""
+    return f"RS_{beam}"
+
+
+def _in_beam(shifter: RangeShifter, beam: Beam, grid: Grid, vacuum: bool) -> list[str]:
+    """A control point's lines. Where this package has no air before the body (`vacuum`), what MCsquare takes off for that, from the shifter
+    to the CT's box, is taken off the shifter's thickness.
+    """
+    assert shifter.distance is not None
+    air = vacuum * max(shifter.distance - float(to_bev(_corners(grid), beam)[:, 2].max()), 0.0)
+    rows = {"RangeShifterSetting": "IN", "IsocenterToRangeShifterDistance": f"{shifter.distance:.10g}"}
+    rows["RangeShifterWaterEquivalentThickness"] = f"{shifter.thickness - AIR_RSP * air:.10g}"
+    return [line for key, value in rows.items() for line in (f"####{key}", value)]
 
 
 def _corners(grid: Grid) -> torch.Tensor:
@@ -134,7 +162,7 @@ def plan_text(spots: Spots, machine: Machine, grid: Grid, fractions: int, title:
     """The plan: a field a beam that has spots, a control point an energy layer, a line `x y MU` a spot, MU of a fraction."""
     position, beam = spots.position.detach().double(), spots.beam
     mu = spots.weight.detach().double() / machine.protons_per_mu(spots.energy) / fractions
-    numbers = sorted(set(beam.tolist()))
+    numbers, shifters = sorted(set(beam.tolist())), _shifters(spots)
     name = "".join(c if c.isascii() and c.isprintable() else "?" for c in title)[:60].strip() or "Plan"
     lines = ["#TREATMENT-PLAN-DESCRIPTION", "#PlanName", name, "#NumberOfFractions", str(fractions), "##FractionID", "1"]
     lines += ["##NumberOfFields", str(len(numbers))]
@@ -149,12 +177,16 @@ def plan_text(spots: Spots, machine: Machine, grid: Grid, fractions: int, title:
         lines += ["#FIELD-DESCRIPTION", "###FieldID", str(field + 1)]
         lines += ["###FinalCumulativeMeterSetWeight", f"{float(mu[beam == number].sum()):.12g}"]
         lines += ["###GantryAngle", f"{own.gantry % 360.0:.10g}", "###PatientSupportAngle", f"{own.couch % 360.0:.10g}"]
+        if number in shifters:
+            lines += ["###RangeShifterID", _name(number), "###RangeShifterType", "binary"]
         lines += ["###IsocenterPosition", isocenter, "###NumberOfControlPoints", str(len(layers)), "", "#SPOTS-DESCRIPTION"]
         total = 0.0
         for index, layer in enumerate(layers):
             here = (spots.layer == layer).nonzero().flatten()
             total += float(mu[here].sum())
             lines += ["####ControlPointIndex", str(index + 1), "####SpotTunnedID", "1", "####CumulativeMetersetWeight", f"{total:.12g}"]
+            if bool(spots.layer_shifted[layer]):
+                lines += _in_beam(shifters[number], own, grid, machine.air_from is None)
             lines += [
                 "####Energy (MeV)",
                 f"{float(spots.layer_energy[layer]):.10g}",
@@ -193,8 +225,9 @@ Run MCsquare in this folder, with the environment's MCsquare_Materials_Dir namin
 shows its dose beside the run's. Num_Primaries in config.txt says how many protons are simulated.
 
 What is approximate:
-- Protons start {data.nozzle:.1f} mm upstream of the isocentre, just outside the CT, with a phase space fitted to the machine's sigma in
-  air; the two differ by {data.misfit:.3f} mm at most.
+- Protons start {data.nozzle:.1f} mm upstream of the isocentre, just outside CT and range shifters, with a phase space fitted to the
+  machine's sigma in air; the two differ by {data.misfit:.3f} mm at most.
+- Range shifters are plates of Lexan of their beams' water-equivalent thickness, less air that MCsquare counts and torchimpt does not.
 - Mean energies and energy spreads are those whose range and distal fall-off in water are the machine's.
 - Every medium is water of the density that has its stopping power; outside the body there is vacuum. For tissues put the files of a
   scanner's calibration in the place of HU_Density_Conversion.txt and HU_Material_Conversion.txt.
