@@ -188,6 +188,16 @@ def test_dvh_metrics_count_the_volume():
     assert roi_metrics(points)["voxels"] == len(voxels)
 
 
+def test_some_of_the_points(coarse):
+    points = cell_points(coarse, ["T", "O"], 2.0, n_scenarios=3, targets=["T"])
+    index = torch.tensor([7, 2, len(points) - 1])
+    some = points.take(index)
+    assert len(some) == 3 and torch.equal(some.volume, points.volume[index]) and set(some.rois) == {"T", "O", "B"}
+    for k in range(3):
+        assert torch.equal(some.place(k), points.place(k)[index])
+    assert all(torch.equal(some.roi(name).mask, points.roi(name).mask[index]) for name in some.rois)
+
+
 def test_points_with_one_voxel_each_have_plain_doses(coarse):
     points = voxel_points(coarse, coarse.roi("T").voxels)
     table = point_doses(points, {"nominal": torch.arange(len(points)).float()})

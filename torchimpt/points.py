@@ -53,6 +53,11 @@ class Points(Regions):
         """The points `(n_points, 3)` of this scenario."""
         return self.places[scenario % len(self.places)]
 
+    def take(self, index: Tensor) -> Points:
+        """The points `index` `(n_taken,)`, in its order."""
+        rois = {name: replace(roi, mask=roi.mask[index]) for name, roi in self.rois.items()}
+        return Points(tuple(place[index] for place in self.places), self.volume[index], rois)
+
 
 def voxel_points(patient: Patient, voxels: Tensor, volume: Tensor | None = None) -> Points:
     """The middles of voxels (flat grid indices `(n,)`), of one voxel's volume each or of what they stand for."""

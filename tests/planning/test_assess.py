@@ -37,6 +37,21 @@ def test_a_target_that_reaches_out_of_the_body_has_its_dose_there_in_every_scena
     assert float(found.dose.flatten()[result.patient.roi("Target").voxels].min()) > 5.0, "in dose.mha, too"
 
 
+@pytest.mark.parametrize("looks", ["off", "4"])
+@pytest.mark.parametrize("told", [False, True])
+def test_the_body_has_numbers_of_all_its_voxels_or_none(tmp_path, looks, told):
+    """Every point of the target is in the body, too."""
+    case = tiny(
+        tmp_path, f"dose.target_grid_mm={looks}", "objective.2.roi=Target", f"goal.1.roi={'External' if told else 'Target'}",
+        "optimizer.max_iterations=1",
+    )  # fmt: skip
+    result = ti.plan(case)
+    rois = result.metrics["scenarios"][1]["rois"]
+    assert set(rois) == ({"Target", "External"} if told else {"Target"})
+    if told:
+        assert rois["External"]["voxels"] == int(result.patient.body.sum())
+
+
 def test_a_hot_spot_where_nothing_is_asked_is_told(tmp_path):
     """Half of the target is asked for; the organ before it gets more than any target, and that is what the plan says."""
     organ = torch.zeros((12, 12, 12), dtype=torch.bool)

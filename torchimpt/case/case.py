@@ -23,6 +23,7 @@ from torchimpt.case.sections import (
     RobustnessConfig,
     Section,
     SpotsConfig,
+    TissueConfig,
 )
 from torchimpt.case.text import apply_overrides, describe, dump_toml, read_toml, resolve_paths
 from torchimpt.case.values import Seed, Text
@@ -45,6 +46,8 @@ class Case(Section):
     """The section that says whom to plan for."""
     material: list[MaterialConfig] = Field(default_factory=list)
     """ROIs of known material; where two overlap, the later one's counts."""
+    tissue: list[TissueConfig] = Field(default_factory=list)
+    """ROIs with an alpha/beta of their own; where two overlap, the later one's counts."""
     machine: MachineConfig = MachineConfig()
     """The machine."""
     dose: DoseConfig = DoseConfig()
@@ -111,8 +114,20 @@ class Case(Section):
         return self.robustness.robust_mode() if self.robustness else Sum()
 
     def quantity(self) -> Quantity:
-        """What objectives and goals ask about."""
-        return ConstantRBE(self.dose.rbe)
+        """What objectives and goals ask about; where an RBE model weights the dose, the constant 1.1 that is near it: to search with, not
+        to tell (`torchimpt.planning.letd`).
+        """
+        return ConstantRBE(1.1 if isinstance(self.dose.rbe, str) else self.dose.rbe)
+
+    def letd_quantities(self) -> frozenset[str]:
+        """Quantities of objectives and goals that need LETd, `"dose"` among them where an RBE model weights it."""
+        named = {objective.quantity for objective in self.objective} | {goal.quantity for goal in self.goal}
+        return frozenset(named - {"dose"} | ({"dose"} if isinstance(self.dose.rbe, str) else set()))
+
+    @property
+    def tells_letd(self) -> bool:
+        """Whether LETd of a plan is computed."""
+        return self.output.letd or bool(self.letd_quantities())
 
     def terms(self) -> tuple[Term, ...]:
         """The objectives' terms, in the file's order."""
@@ -126,7 +141,7 @@ class Case(Section):
         """Gy by ROI: the highest dose that an objective asks for which prescribes one (min_dose, min_dvh, uniform)."""
         doses: dict[str, float] = {}
         for term in self.terms():
-            if term.prescribes:
+            if term.prescribes and term.quantity == "dose":
                 doses[term.roi] = max(term.dose, doses.get(term.roi, 0.0))
         return doses
 
@@ -151,6 +166,7 @@ class Case(Section):
         """Key and name of every ROI that the case names."""
         used = [("spots.target", name) for name in (self.spots.targets if self.spots else ())]
         used += [(f"material[{i}].roi", material.roi) for i, material in enumerate(self.material)]
+        used += [(f"tissue[{i}].roi", tissue.roi) for i, tissue in enumerate(self.tissue)]
         used += [(f"objective[{i}].roi", objective.roi) for i, objective in enumerate(self.objective)]
         return used + [(f"goal[{i}].roi", goal.roi) for i, goal in enumerate(self.goal)]
 
@@ -166,6 +182,8 @@ class Case(Section):
         """Raise when a goal asks for what the case does not say."""
         prescribed = self.prescriptions()
         for i, goal in enumerate(self.goal):
+            if goal.metric == "ci" and goal.quantity != "dose":
+                raise InputError(f"{self.label}: goal[{i}].metric: 'ci' is of the dose, not of '{goal.quantity}'; take out quantity")
             if goal.goal().metric.kind == "ci" and goal.roi not in prescribed:
                 raise InputError(
                     f"{self.label}: goal[{i}].metric: 'ci' of '{goal.roi}' needs its prescription; give it an [[objective]] of kind "

@@ -27,6 +27,7 @@ from torchimpt.case.values import (
     as_grid,
     as_layer_spacing,
     as_names,
+    as_rbe,
     as_shifter,
 )
 from torchimpt.checks import InputError, nearest
@@ -39,7 +40,7 @@ from torchimpt.geometry import FARTHEST, Beam, RangeShifter
 from torchimpt.io.patient import LATER as LATER_SOURCES
 from torchimpt.io.patient import SOURCES, check_source
 from torchimpt.machine import READERS as MACHINE_READERS
-from torchimpt.objectives import KINDS, MODES, RobustMode, Term
+from torchimpt.objectives import KINDS, MODES, UNITS, RobustMode, Term
 from torchimpt.optim import METHODS
 from torchimpt.patient import DENSEST
 from torchimpt.schemes.schemes import SCHEMES
@@ -114,6 +115,15 @@ class MaterialConfig(Section):
     """Name of the ROI."""
     rsp: Annotated[Real, Field(ge=0, le=DENSEST)]
     """Relative stopping power inside, water is 1; outside the body too."""
+
+
+class TissueConfig(Section):
+    """[[tissue]]: how a ROI responds to dose, for RBE models."""
+
+    roi: Text
+    """Name of the ROI."""
+    alpha_beta_gy: Annotated[Real, Field(ge=0.1, le=50)]
+    """Photons' alpha/beta inside; where two overlap, the later one's counts."""
 
 
 _OF_READERS = ("plane_mm", "curves", "sad_mm", "air")
@@ -192,8 +202,13 @@ class DoseConfig(Section):
     """Floating-point type of matrices and doses; geometry and tables are always built in float64."""
     model: Annotated[str, OneOf(MODELS)] = DEFAULT_MODEL
     """Dose model of plans and of given spots. pencil_beam: each voxel has the WEPL of its own ray."""
-    rbe: Annotated[Real, Field(ge=0.1, le=5)] = 1.1
-    """Constant factor on the physical dose; 1.0 gives Gy."""
+    rbe: Annotated[float | str, BeforeValidator(as_rbe)] = 1.1
+    """Constant factor on the physical dose (1.0 gives Gy), or a model that weights it by LETd, dose per fraction and alpha/beta:
+    "mcnamara", "wedenberg", "carabe"."""
+    alpha_beta_gy: Annotated[Real, Field(ge=0.1, le=50)] = 2.0
+    """Photons' alpha/beta of all tissue that no [[tissue]] names, for RBE models."""
+    letd_least_gy: Annotated[Real, Field(gt=0)] | None = None
+    """Physical dose below which LETd fades to zero; omitted: 1 % of the highest prescription, 0.1 Gy where there is none."""
 
 
 class SpotsConfig(Section):
@@ -385,6 +400,10 @@ class DeliveryConfig(Section):
         return dataclasses.replace(MACHINES[self.machine], fractions=self.fractions, min_mu=self.min_mu, **own)
 
 
+_LEVELS = {"letd": "letd_kev_um", "letd_dose": "letd_dose_gy_kev_um"}
+"""Keys of an objective's level in another unit than Gy, by quantity."""
+
+
 class ObjectiveConfig(OpenSection):
     """[[objective]]: what is asked of a ROI's dose, and how much it matters; a kind's parameters are keys, too (`volume_percent`, `a`)."""
 
@@ -396,8 +415,14 @@ class ObjectiveConfig(OpenSection):
     """Name of the ROI."""
     kind: Annotated[str, OneOf(KINDS)]
     """What is asked of its dose."""
-    dose_gy: Annotated[Real, Field(ge=0)]
+    quantity: Annotated[str, OneOf(UNITS)] = "dose"
+    """What is asked about: dose as [dose] rbe weights it, letd, letd_dose (LETd x physical dose), or the dose weighted by a model."""
+    dose_gy: Annotated[Real, Field(ge=0)] | None = None
     """Dose level, total course, RBE-weighted."""
+    letd_kev_um: Annotated[Real, Field(ge=0)] | None = None
+    """Level of LETd, keV/um in water; for quantity letd, in the place of dose_gy."""
+    letd_dose_gy_kev_um: Annotated[Real, Field(ge=0)] | None = None
+    """Level of LETd x dose, total course; for quantity letd_dose, in the place of dose_gy."""
     weight: Annotated[Real, Field(ge=0)] = 1.0
     """Importance."""
 
@@ -406,9 +431,21 @@ class ObjectiveConfig(OpenSection):
         self.term()
         return self
 
+    @property
+    def level(self) -> float:
+        """The level, in the quantity's unit."""
+        key = _LEVELS.get(self.quantity, "dose_gy")
+        for other in ("dose_gy", *_LEVELS.values()):
+            if other != key and getattr(self, other) is not None:
+                raise ValueError(f"quantity = '{self.quantity}' takes no {other}; give {key}")
+        level = getattr(self, key)
+        if level is None:
+            raise ValueError(f"'{key}' is missing (level of the objective, {UNITS[self.quantity]})")
+        return level
+
     def term(self) -> Term:
         """The objective's term."""
-        return KINDS[self.kind](self.roi, self.dose_gy, weight=self.weight, **self.own)
+        return KINDS[self.kind](self.roi, self.level, weight=self.weight, quantity=self.quantity, **self.own)
 
 
 class GoalConfig(Section):
@@ -417,7 +454,9 @@ class GoalConfig(Section):
     roi: Text
     """Name of the ROI."""
     metric: str
-    """d(q) in Gy, v(d) in %, mean, max, min, hi or ci."""
+    """d(q) in Gy, v(d) in %, mean, max, min, hi or ci; of another quantity than dose in its unit."""
+    quantity: Annotated[str, OneOf(UNITS)] = "dose"
+    """What is checked: as in [[objective]]."""
     min: Real | None = None
     """The least that passes."""
     max: Real | None = None
@@ -430,7 +469,7 @@ class GoalConfig(Section):
 
     def goal(self) -> Goal:
         """The goal to check."""
-        return Goal(self.roi, Metric.parse(self.metric), self.min, self.max)
+        return Goal(self.roi, Metric.parse(self.metric), self.min, self.max, self.quantity, UNITS[self.quantity])
 
 
 class OutputConfig(Section):
@@ -440,5 +479,7 @@ class OutputConfig(Section):
     """Write one dose_<scenario>.mha per scenario besides the nominal dose.mha."""
     beams_dose: Flag = False
     """Write one dose_beam<number>.mha per beam, its nominal dose alone; beams count from 0, as in plan.json."""
+    letd: Flag = False
+    """Compute LETd of the finished plan, and write letd.mha and letd_dvh.csv, also where nothing asks about it."""
     tensorboard: Flag = True
     """Write scalars and figures for TensorBoard."""

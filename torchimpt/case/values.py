@@ -13,6 +13,7 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from torchimpt.checks import is_plain, nearest
 from torchimpt.geometry import THICKEST
+from torchimpt.physics.rbe import RBE_MODELS
 
 
 def as_existing(value: Any) -> Path:
@@ -76,6 +77,23 @@ def as_grid(value: Any) -> Any:
     if min(spacing if isinstance(spacing, tuple) else (spacing,)) <= 0:
         raise ValueError(f"must be positive, mm, got {short(value)}")
     return spacing
+
+
+def as_rbe(value: Any) -> Any:
+    """A constant factor, or the name of a model."""
+    if isinstance(value, str):
+        if value not in RBE_MODELS:
+            names = ", ".join(f"'{name}'" for name in RBE_MODELS)
+            raise ValueError(f"must be a factor near 1.1, or one of {names}, got {short(value)}{nearest(value, RBE_MODELS)}")
+        return value
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise PydanticCustomError("rbe", "Input should be a number or the name of a model")
+    least, most = 0.1, 5.0
+    if not value >= least:
+        raise PydanticCustomError("rbe", f"Input should be greater than or equal to {least:g}")
+    if not value <= most:
+        raise PydanticCustomError("rbe", f"Input should be less than or equal to {most:g}")
+    return float(value)
 
 
 def as_text(value: Any) -> Any:

@@ -35,7 +35,7 @@ def goals_table(goals: Sequence[Mapping[str, Any]]) -> Table:
     for goal in goals:
         digits = 1 if goal["unit"] else 3
         verdict = Text("met", style="green") if goal["passed"] else Text("not met", style="bold red")
-        label = f"{Metric.parse(goal['metric']).label} {goal['limit']}"
+        label = f"{goal['quantity'] + ' ' if 'quantity' in goal else ''}{Metric.parse(goal['metric']).label} {goal['limit']}"
         table.add_row(goal["roi"], label, f"{goal['nominal']:.{digits}f}", f"{goal['worst']:.{digits}f}", goal["worst_scenario"], verdict)
     return table
 

@@ -37,6 +37,8 @@ class BodyDoses:
         Those of them that are looked at in every scenario `(m,)`, ascending, and `(n_scenarios, m)`.
     discarded_fraction
         Share of the nominal integral dose that the lateral cut-off puts elsewhere; NaN where it was not asked for.
+    nominal_letd_dose, letd_doses
+        LETd x dose, Gy keV/um, in the shapes of `nominal` and `doses`; None where it was not asked for.
     """
 
     body: torch.Tensor
@@ -44,6 +46,8 @@ class BodyDoses:
     voxels: torch.Tensor
     doses: torch.Tensor
     discarded_fraction: float
+    nominal_letd_dose: torch.Tensor | None = None
+    letd_doses: torch.Tensor | None = None
 
 
 def body_doses(
@@ -57,6 +61,7 @@ def body_doses(
     leave: torch.Tensor | None = None,
     quantity: Quantity,
     discarded: bool = False,
+    letd: bool = False,
     done: Callable[[], object] = lambda: None,
     **options: Any,
 ) -> BodyDoses:
@@ -75,6 +80,8 @@ def body_doses(
         Flat mask `(n_grid,)` of voxels that are not looked at for that.
     discarded
         Whether to measure `discarded_fraction`.
+    letd
+        Whether to compute LETd x dose, too.
     done
         Called after each scenario.
     options
@@ -103,7 +110,18 @@ def body_doses(
     for k, operator in zip(others, operators, strict=True):
         doses[k] = operator.dose(position, weight).cpu()
         done()
-    return BodyDoses(body, nominal, voxels, doses, fraction)
+    if not letd:
+        return BodyDoses(body, nominal, voxels, doses, fraction)
+
+    def letd_dose(where: torch.Tensor, some: Sequence[Scenario]) -> list[torch.Tensor]:
+        found = scenario_operators(patient, machine, spots, where, some, amplitude="letd_dose", **options)
+        return [operator.dose(position, weight).cpu() for operator in found]
+
+    whole = letd_dose(body, (NOMINAL,))[0]
+    letd_doses = whole[place].repeat(len(scenarios), 1)
+    for k, row in zip(others, letd_dose(voxels, [scenarios[k] for k in others]) if others else (), strict=True):
+        letd_doses[k] = row
+    return BodyDoses(body, nominal, voxels, doses, fraction, whole, letd_doses)
 
 
 _DEPTH = 200.0

@@ -24,7 +24,7 @@ from torchimpt.dose.models import DEFAULT_MODEL, dose_model
 from torchimpt.dose.operator import DoseOperator
 from torchimpt.dose.rows import COARSER, beam_rows
 from torchimpt.dose.voxel_mean import mean_rows, widened
-from torchimpt.machine import Machine
+from torchimpt.machine import LayerTables, Machine
 from torchimpt.memory import check_memory
 from torchimpt.patient import Patient
 from torchimpt.physics.stopping import relative_stopping_power
@@ -144,6 +144,9 @@ class AutogradDoses(ScenarioDoses):
 GRADIENTS: dict[str, type[ScenarioDoses]] = {"analytic": ScenarioDoses, "autograd": AutogradDoses}
 """Ways to the gradient."""
 
+AMPLITUDES: dict[str, Callable[..., LayerTables]] = {"dose": Machine.layers, "letd_dose": Machine.letd_layers}
+"""What the operators sum up, from what `Machine.layers` takes: dose, or dose times LETd, by the same pair kernel."""
+
 PAIR_BYTES = 40
 """About what autograd keeps of a float32 pair of spot and voxel."""
 
@@ -214,6 +217,7 @@ def scenario_doses(
     backend: str = "auto",
     gradient: str = "analytic",
     means: bool = False,
+    amplitude: str = "dose",
 ) -> ScenarioDoses:
     """Physical doses in every scenario, for the beams and layers of `spots`. Scenarios with one setup shift share their ray tracing.
 
@@ -239,6 +243,8 @@ def scenario_doses(
         A key of `GRADIENTS`; `"autograd"` computes every pair of spot and voxel, and stores those of one scenario.
     means
         The mean over each voxel in the place of the dose in its middle (`torchimpt.dose.voxel_mean`); for voxels, not for points.
+    amplitude
+        A key of `AMPLITUDES`: what a proton leaves at a depth. `"letd_dose"` gives LETd x dose, Gy keV/um, in the place of dose.
     """
     if gradient not in GRADIENTS:
         raise InputError(f"gradient must be one of {', '.join(GRADIENTS)}, got '{gradient}'{nearest(gradient, GRADIENTS)}")
@@ -251,18 +257,9 @@ def scenario_doses(
         check_memory(what, pairs * PAIR_BYTES * torch.finfo(dtype).bits / 32, device, "use gradient = 'analytic', which stores none")
     operators: list[DoseOperator] = []
     for operator in scenario_operators(
-        patient,
-        machine,
-        spots,
-        voxels,
-        scenarios,
-        cutoff=cutoff,
-        dtype=dtype,
-        device=device,
-        model=model,
-        backend=backend,
-        means=means,
-    ):
+        patient, machine, spots, voxels, scenarios, cutoff=cutoff, dtype=dtype, device=device, model=model, backend=backend,
+        means=means, amplitude=amplitude,
+    ):  # fmt: skip
         operators.append(operator)
         if len(operators) == 1 < len(scenarios):
             rest = operator.n_bytes * (len(scenarios) - 1)
@@ -283,6 +280,7 @@ def scenario_operators(
     model: str = DEFAULT_MODEL,
     backend: str = "auto",
     means: bool = False,
+    amplitude: str = "dose",
 ) -> Iterator[DoseOperator]:
     """The operators of `scenario_doses`, made one after the other: for those that need each one once, and not the memory of all."""
     compute, device = dose_model(model, backend), torch.device(device)
@@ -299,7 +297,7 @@ def scenario_operators(
     spans = tuple((first_spot[b], first_spot[b + 1]) for b in used)
     layers = tuple((spot_layer[i:j] - first_layer[b]).to(device) for b, (i, j) in zip(used, spans, strict=True))
     own = {b: slice(int(first_layer[b]), int(first_layer[b + 1])) for b in used}
-    curves = {b: machine.layers(layer_energy[own[b]], spots.beams[b].shifter, spots.layer_shifted[own[b]]) for b in used}
+    curves = {b: AMPLITUDES[amplitude](machine, layer_energy[own[b]], spots.beams[b].shifter, spots.layer_shifted[own[b]]) for b in used}
     if means:
         curves = {b: widened(tables, patient.grid.spacing, spots.beams[b]) for b, tables in curves.items()}
     # scenarios that look at the same points of a patient who lies in the same place share their rays

@@ -27,12 +27,16 @@ class Goal:
         What is measured.
     min, max
         The limits, in the metric's unit; at least one. A value on the limit passes.
+    quantity, quantity_unit
+        What is measured: `"dose"`, or another one's name, and its unit.
     """
 
     roi: str
     metric: Metric
     min: float | None = None
     max: float | None = None
+    quantity: str = "dose"
+    quantity_unit: str = "Gy"
 
     def __post_init__(self) -> None:
         if self.min is None and self.max is None:
@@ -48,9 +52,15 @@ class Goal:
         return min(inside + ([self.max - value] if self.max is not None else []))
 
     @property
+    def unit(self) -> str:
+        """Of the metric's values."""
+        return self.quantity_unit if self.metric.unit == "Gy" else self.metric.unit
+
+    @property
     def limit(self) -> str:
         """The limits in words, e.g. `"≥ 66.5 Gy"`."""
-        unit = f" {self.metric.unit}" if self.metric.unit else ""
+        unit = f" {self.unit}" if self.unit else ""
+        unit += "" if self.quantity in ("dose", "letd", "letd_dose") else f" ({self.quantity})"
         if self.min is not None and self.max is not None:
             return f"{self.min:g} to {self.max:g}{unit}"
         return f"≥ {self.min:g}{unit}" if self.min is not None else f"≤ {self.max:g}{unit}"
@@ -101,7 +111,8 @@ def check_goals(
             {
                 "roi": goal.roi,
                 "metric": str(goal.metric),
-                "unit": goal.metric.unit,
+                **({} if goal.quantity == "dose" else {"quantity": goal.quantity}),
+                "unit": goal.unit,
                 **limits,
                 "limit": goal.limit,
                 "nominal": nominal,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from torchimpt.patient import Patient
 from torchimpt.points import Points
 
 DVH_COLUMNS = ("scenario", "roi", "dose_gy", "volume_percent")
+LETD_COLUMNS = ("scenario", "roi", "letd_kev_um", "volume_percent")
 
 
 def roi_doses(
@@ -81,6 +82,21 @@ def roi_metrics(dose: RoiDose) -> dict[str, float]:
     }
 
 
+def letd_table(letd: Doses) -> list[dict]:
+    """The `letd` part of `metrics.json`, keV/um: `L_q` is the LETd that the q % of the volume with the highest have at least."""
+    rows = []
+    for name, rois in letd.items():
+        own = {}
+        for roi, one in rois.items():
+            l98, l50, l2 = d(one, 98.0, 50.0, 2.0)
+            own[roi] = {
+                "mean_kev_um": mean_dose(one), "l98_kev_um": l98, "l50_kev_um": l50, "l2_kev_um": l2,
+                "max_kev_um": float(values(one).max()),
+            }  # fmt: skip
+        rows.append({"name": name, "rois": own})
+    return rows
+
+
 def scenario_table(doses: Doses) -> list[dict]:
     """`[{"name": scenario, "rois": {roi: metrics}}]`, the `scenarios` part of `metrics.json`."""
     return [{"name": name, "rois": {roi: roi_metrics(dose) for roi, dose in rois.items()}} for name, rois in doses.items()]
@@ -97,13 +113,15 @@ def worst_table(scenarios: list[dict]) -> dict[str, dict[str, float]]:
     return worst
 
 
-def write_dvh_csv(path: str | Path, doses: Doses, n_points: int = 400) -> None:
-    """Every DVH on one common dose axis, as `scenario,roi,dose_gy,volume_percent`; the file appears only when it is whole."""
+def write_dvh_csv(path: str | Path, doses: Doses, n_points: int = 400, columns: Sequence[str] = DVH_COLUMNS) -> None:
+    """Every DVH on one common dose axis, as `scenario,roi,dose_gy,volume_percent`, or LETd's with `LETD_COLUMNS`; the file appears only
+    when it is whole.
+    """
     axis = common_axis(doses, n_points)
     labels = [f"{value:.6g}" for value in axis.tolist()]
     with whole_or_nothing(path) as scratch, scratch.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(DVH_COLUMNS)
+        writer.writerow(columns)
         for scenario, rois in doses.items():
             for roi, dose in rois.items():
                 writer.writerows(

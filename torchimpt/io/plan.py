@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 def write_plan(
-    path: str | os.PathLike, spots: Spots, machine: Machine, *, title: str = "", rbe: float = 1.1, fractions: int | None = None
+    path: str | os.PathLike, spots: Spots, machine: Machine, *, title: str = "", rbe: float | str = 1.1, fractions: int | None = None
 ) -> None:
     """Write a plan, as `.json` or as a `.csv` spot list, whole or not at all.
 
@@ -80,7 +80,7 @@ def read_plan(
     *,
     dtype: torch.dtype | None = None,
     machine: Machine | None = None,
-    rbe: float | None = None,
+    rbe: float | str | None = None,
     strict: bool = False,
 ) -> Spots:
     """Read a plan.
@@ -162,7 +162,7 @@ def _beam_of(row: dict[str, Any]) -> Beam:
     return Beam(row["gantry_deg"], row["couch_deg"], tuple(row["isocenter_mm"]), shifter)
 
 
-def _json(spots: Spots, machine: Machine, title: str, rbe: float, fractions: int | None, dtype: str) -> str:
+def _json(spots: Spots, machine: Machine, title: str, rbe: float | str, fractions: int | None, dtype: str) -> str:
     """The text of plan.json."""
     columns = _columns(spots)
     per_mu = machine.protons_per_mu(spots.energy.cpu())
@@ -252,7 +252,7 @@ def _column(rows: Any, key: str, dtype: torch.dtype) -> torch.Tensor:
     return torch.tensor(values, dtype=dtype)
 
 
-def _differences(plan: dict[str, Any], machine: Machine | None, rbe: float | None) -> list[str]:
+def _differences(plan: dict[str, Any], machine: Machine | None, rbe: float | str | None) -> list[str]:
     """In what the plan was made with other things than the machine and the RBE given."""
     found = []
     if machine is not None:
@@ -261,7 +261,7 @@ def _differences(plan: dict[str, Any], machine: Machine | None, rbe: float | Non
         if plan["machine_tables"] != machine.fingerprint if "machine_tables" in plan else not named:
             found.append(f"other tables of machine '{machine.name}'" if named else f"machine '{plan.get('machine')}', not '{machine.name}'")
     if rbe is not None and plan.get("rbe") != rbe:
-        found.append(f"RBE {plan.get('rbe')}, not {rbe:g}")
+        found.append(f"RBE {plan.get('rbe')}, not {rbe}")
     return found
 
 

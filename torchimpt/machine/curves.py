@@ -38,6 +38,9 @@ NO_SHARE = 1e-9
 DEEPEST = 3500.0
 """No table need reach deeper, mm of water: the range of 1000 MeV is 3260 mm (PSTAR)."""
 
+HIGHEST_LETD = 100.0
+"""No proton has more, keV/um: stopping power in water ends at 82."""
+
 RANGE_SLACK = 2.0
 """Factor by which a range may differ from the range rule: beam line and rule make a tenth, another unit ten or more."""
 
@@ -56,6 +59,8 @@ class DepthCurve:
         `(n,)`, Gy mm^2 per 10^6 protons.
     variance, fraction
         `(n_components, n)`: added lateral variance, mm^2, and share of each lateral Gaussian.
+    letd
+        `(n,)`, dose-averaged LET, keV/um; None where the machine's files have none.
     """
 
     energy: float
@@ -63,6 +68,7 @@ class DepthCurve:
     idd: torch.Tensor
     variance: torch.Tensor
     fraction: torch.Tensor
+    letd: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         what = f"a machine's curves of {self.energy:.5g} MeV"
@@ -81,6 +87,10 @@ class DepthCurve:
             raise InputError(f"{what}: the depth dose must be positive and fall below half its maximum at the end; extend the table")
         if float(self.fraction.min()) < 0 or float(self.fraction.max()) > 1:
             raise InputError(f"{what}: the shares of the lateral Gaussians must lie between 0 and 1")
+        if self.letd is not None:
+            finite(f"{what}: LETd", self.letd)
+            if float(self.letd.min()) < 0 or float(self.letd.max()) > HIGHEST_LETD:
+                raise InputError(f"{what}: LETd must lie between 0 and {HIGHEST_LETD:g} keV/um, got up to {float(self.letd.max()):g}")
         # a component without a share may have any width
         if float(self.variance.min()) < 0 or bool((self.variance[self.fraction > NO_SHARE] > WIDEST**2).any()):
             raise InputError(f"{what}: the lateral sigmas must lie between 0 and {WIDEST:g} mm; check their unit")
@@ -112,6 +122,8 @@ class ScaledCurves:
         `(n_energies, n_samples)`, `idd r80 / integral`.
     variance, fraction
         `(n_components, n_energies, n_samples)`, variance over `r80^2`, and fraction.
+    letd
+        `(n_energies, n_samples)`, keV/um, where all tabulated curves have it; else None.
     """
 
     energy: torch.Tensor
@@ -121,6 +133,7 @@ class ScaledCurves:
     shape: torch.Tensor
     variance: torch.Tensor
     fraction: torch.Tensor
+    letd: torch.Tensor | None = None
 
     @classmethod
     def of(cls, curves: Sequence[DepthCurve]) -> ScaledCurves:
@@ -149,9 +162,11 @@ class ScaledCurves:
             variance.append(resample(curve, mean_range, curve.variance, beyond=None) / mean_range**2)
             fraction.append(resample(curve, mean_range, curve.fraction, beyond=None))
         as_tensor = lambda v: torch.tensor(v, dtype=torch.float64)  # noqa: E731
+        letd = [resample(c, r, c.letd, beyond=None) for c, r in zip(curves, ranges, strict=True) if c.letd is not None]
         return cls(
             as_tensor([c.energy for c in curves]), as_tensor(ranges), as_tensor(integral), step,
             torch.stack(shape), torch.stack(variance, dim=1), torch.stack(fraction, dim=1),
+            torch.stack(letd) if len(letd) == len(curves) else None,
         )  # fmt: skip
 
     @cached_property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -15,6 +15,7 @@ from torchimpt.constants import AIR_DENSITY, AIR_MASS_STOPPING
 from torchimpt.geometry import RangeShifter
 from torchimpt.hu_table import HuTable
 from torchimpt.machine.curves import ScaledCurves
+from torchimpt.machine.letd import layer_letd
 from torchimpt.machine.optics import Optics
 from torchimpt.machine.shifter import behind_shifter
 from torchimpt.machine.tables import LayerTables
@@ -146,10 +147,7 @@ class Machine:
         shifted
             bool `(n_layers,)`: which layers go through it. None: all of them.
         """
-        open_air = self._layers(tuple(self._inside(energies).tolist()))
-        if shifter is None or (shifted is not None and not bool(shifted.any())):
-            return open_air
-        return behind_shifter(open_air, shifter, torch.ones(open_air.n_layers, dtype=torch.bool) if shifted is None else shifted.cpu())
+        return _behind(self._layers(tuple(self._inside(energies).tolist())), shifter, shifted)
 
     @cached_property
     def _layers(self) -> Callable[[tuple[float, ...]], LayerTables]:
@@ -162,6 +160,29 @@ class Machine:
             return self.curves.layers(energy, optics.start, optics.step, optics.variance(energy), optics.variance_y(energy))
 
         return tables
+
+    def letd(self, energies: float | Sequence[float] | torch.Tensor) -> torch.Tensor:
+        """LETd of all protons `(n_layers, n_samples)`, keV/um, at the depths of `layers` in open air; energies as there.
+
+        The machine's own table where its files have one, else the physics' formula at each layer's range and straggling.
+        """
+        return self._letd(tuple(self._inside(energies).tolist()))
+
+    @cached_property
+    def _letd(self) -> Callable[[tuple[float, ...]], torch.Tensor]:
+        """The LETd of some energies, the last ones kept."""
+        return lru_cache(maxsize=16)(lambda energies: layer_letd(self.curves, self._layers(energies)))
+
+    def letd_layers(
+        self, energies: float | Sequence[float] | torch.Tensor, shifter: RangeShifter | None = None, shifted: torch.Tensor | None = None
+    ) -> LayerTables:
+        """Tables of energy layers whose depth dose is multiplied by its LETd, Gy mm^2 keV/um per 10^6 protons; arguments as of `layers`.
+
+        What is computed with them is LETd x dose: the lateral spread of dose at a depth is that of its LET, too.
+        A range shifter takes away its thickness of depth, as from the depth dose.
+        """
+        tables = self.layers(energies)
+        return _behind(replace(tables, idd=tables.idd * self.letd(energies)), shifter, shifted)
 
     def r80(self, energy: float | Sequence[float] | torch.Tensor) -> torch.Tensor:
         """Distal 80 % depth in water, mm, of energies in MeV; shape as given."""
@@ -215,3 +236,10 @@ class Machine:
                 "take the machine that the energies are of, or a plan for this one"
             )
         return energy.clamp(self.energy_min, self.energy_max)
+
+
+def _behind(open_air: LayerTables, shifter: RangeShifter | None, shifted: torch.Tensor | None) -> LayerTables:
+    """Tables with the layers `shifted` (None: all) behind a range shifter, if there is one."""
+    if shifter is None or (shifted is not None and not bool(shifted.any())):
+        return open_air
+    return behind_shifter(open_air, shifter, torch.ones(open_air.n_layers, dtype=torch.bool) if shifted is None else shifted.cpu())

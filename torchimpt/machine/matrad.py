@@ -1,9 +1,10 @@
 """A machine from matRad's base data, `protons_*.mat` (one struct `machine` with `meta` and `data`, one entry of `data` per energy).
 
 Read per energy: `depths` (mm, plus `offset`) and `Z` (MeV cm^2 / g per primary); the kernel in water, `sigma1`, `sigma2` and `weight`
-(of the second, wider Gaussian) or `sigma` alone; and `initFocus`, the spread in air. Its `dist` counts from the virtual source, not from
-the nozzle: in the generic file it runs from `SAD - BAMStoIsoDist` on, where the nozzle is, and the spread at `dist = SAD` is
-`SisFWHMAtIso`. So `Zg = SAD - dist`. (matRad itself takes the spread at the patient's surface for the whole ray.)
+(of the second, wider Gaussian) or `sigma` alone; `LET` (dose-averaged, keV/um), where every energy has it; and `initFocus`, the spread
+in air. Its `dist` counts from the virtual source, not from the nozzle: in the generic file it runs from `SAD - BAMStoIsoDist` on, where
+the nozzle is, and the spread at `dist = SAD` is `SisFWHMAtIso`. So `Zg = SAD - dist`. (matRad itself takes the spread at the patient's
+surface for the whole ray.)
 """
 
 from __future__ import annotations
@@ -132,7 +133,8 @@ def _curve(path: Path, entry: Any) -> DepthCurve:
     variance = np.stack([np.interp(held, z, values**2) for values in sigma])
     halo = np.interp(held, z, column("weight")) if len(names) == 2 else np.zeros_like(z)
     fraction = np.stack([1.0 - halo, halo][: len(names)])
-    return DepthCurve(energy, water, dose, torch.from_numpy(variance), torch.from_numpy(fraction))
+    letd = torch.from_numpy(column("LET")) if hasattr(entry, "LET") else None
+    return DepthCurve(energy, water, dose, torch.from_numpy(variance), torch.from_numpy(fraction), letd)
 
 
 def _optics(path: Path, data: list[Any], sad: float) -> Optics:

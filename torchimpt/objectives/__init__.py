@@ -1,9 +1,11 @@
 """Objectives: terms for ROIs, bound to voxels, over scenarios in a robust mode."""
 
 from torchimpt.objectives.bound import BoundObjective, BoundTerm
+from torchimpt.objectives.mixed import MixedObjective, PlanObjective, letd_entries
 from torchimpt.objectives.mode import OverValues, RobustMode
 from torchimpt.objectives.modes import MODES, Sum
 from torchimpt.objectives.objective import OVERLAPS, Objective, Split
+from torchimpt.objectives.quantities import UNITS, LETd, LETdDose, LETQuantity, VariableRBE
 from torchimpt.objectives.robust import RobustObjective
 from torchimpt.objectives.terms import GEUD, KINDS, MaxDose, MaxDVH, MeanDose, MinDose, MinDVH, Term, UniformDose
 
@@ -12,19 +14,27 @@ __all__ = [
     "KINDS",
     "MODES",
     "OVERLAPS",
+    "UNITS",
     "BoundObjective",
     "BoundTerm",
+    "LETQuantity",
+    "LETd",
+    "LETdDose",
     "MaxDVH",
     "MaxDose",
     "MeanDose",
     "MinDVH",
     "MinDose",
+    "MixedObjective",
     "Objective",
     "OverValues",
+    "PlanObjective",
     "RobustMode",
     "RobustObjective",
     "Split",
     "Sum",
     "Term",
     "UniformDose",
+    "VariableRBE",
+    "letd_entries",
 ]

@@ -31,9 +31,17 @@ class RobustObjective:
         What becomes of the scenarios' values; the sum when left out. Terms with a mode of their own have theirs.
     quantity
         What the terms ask about; the physical dose when left out.
+    asks
+        The terms' own name of it.
     """
 
-    def __init__(self, bound: BoundObjective, mode: RobustMode | None = None, quantity: Quantity = PHYSICAL) -> None:
+    def __init__(self, bound: BoundObjective, mode: RobustMode | None = None, quantity: Quantity = PHYSICAL, asks: str = "dose") -> None:
+        for b in bound.bound_terms:
+            if b.term.quantity != asks:
+                raise InputError(
+                    f"objective {b.term.kind} of '{b.term.roi}' asks about '{b.term.quantity}', which doses alone do not tell; plan it "
+                    "from a case file, or take MixedObjective"
+                )
         self.bound, self.mode, self.quantity = bound, mode or Sum(), quantity
         own = [b.term.mode or self.mode for b in bound.bound_terms]
         modes: list[RobustMode] = []
@@ -44,6 +52,10 @@ class RobustObjective:
             (one, BoundObjective([b for b, its in zip(bound.bound_terms, own, strict=True) if its == one], bound.n_voxels)) for one in modes
         ]
         self._group_of = [modes.index(one) for one in own]
+
+    def for_start(self, doses: Tensor) -> tuple[RobustObjective, Tensor]:
+        """What the weights of a start are scaled by, and its doses: all terms."""
+        return self, doses
 
     def _values(self, doses: Tensor) -> Tensor:
         """The quantity at the doses."""

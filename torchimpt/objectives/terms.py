@@ -59,12 +59,15 @@ class Term:
         Importance `rho` of Xu et al. 2020, Eq. 1.
     mode
         What becomes of this term's values in the scenarios; None for the plan's mode.
+    quantity
+        What it asks about: `"dose"`, or another one's name, whose unit `dose` then is in (`torchimpt.objectives.quantities`).
     """
 
     roi: str
     dose: float
     weight: float = 1.0
     mode: RobustMode | None = field(default=None, kw_only=True)
+    quantity: str = field(default="dose", kw_only=True)
 
     kind: ClassVar[str] = ""
     signs: ClassVar[tuple[float, ...]] = ()

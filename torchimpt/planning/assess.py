@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,8 +18,9 @@ from torchimpt.evaluate.goals import check_goals
 from torchimpt.evaluate.hottest import hottest_outside_targets
 from torchimpt.evaluate.tables import point_doses, roi_doses
 from torchimpt.machine import Machine
-from torchimpt.objectives import MaxDose
+from torchimpt.objectives import LETd, MaxDose
 from torchimpt.patient import Patient
+from torchimpt.planning.letd import least_dose, quantity, weighted
 from torchimpt.planning.load import Compute
 from torchimpt.points import Points, voxel_points
 from torchimpt.scenarios import NOMINAL, Scenario
@@ -54,6 +55,9 @@ class Assessment:
         Share of the nominal integral dose that the lateral cut-off puts elsewhere (`DoseOperator.discarded_fraction`).
     hottest
         From `hottest_outside_targets`.
+    letd, roi_letd
+        Nominal LETd `(z, y, x)`, keV/um, where `dose` is; and as `roi_doses`, at the same points. None and empty where it
+        was not asked for.
     """
 
     dose: torch.Tensor
@@ -65,6 +69,8 @@ class Assessment:
     goals: list[dict]
     discarded_fraction: float
     hottest: dict[str, Any]
+    letd: torch.Tensor | None = None
+    roi_letd: dict[str, dict[str, RoiDose]] = field(default_factory=dict)
 
 
 def _sound(dose: torch.Tensor, name: str) -> torch.Tensor:
@@ -128,7 +134,7 @@ def assess(
     patient gets. All of the external ROI is part of the scenarios' tables only where it is told (`asked_voxels`): it has ten times the
     voxels of all others.
     """
-    quantity, prescription = case.quantity(), case.highest_prescription()
+    prescription = case.highest_prescription()
     level = torch.inf if prescription is None else prescription
     # nominal first, and where it is not among the scenarios it is still what goals compare with
     ordered = (NOMINAL, *(s for s in scenarios if not s.is_nominal))
@@ -139,26 +145,55 @@ def assess(
     with progress.stage("Dose in every scenario", total=2 * len(ordered)) as stage:
         seen = body_doses(
             patient, machine, here, ordered, asked=asked_voxels(case, patient, whole).flatten(), level=level, leave=shield.flatten(),
-            quantity=quantity, discarded=True, done=stage.advance, means=True, **options,
+            quantity=case.quantity(), discarded=True, letd=case.tells_letd, done=stage.advance, means=True, **options,
         )  # fmt: skip
         # other points than a plan is made with, which has the case's own seed
-        points, doses = voxel_points(patient, torch.zeros(0, dtype=torch.int64)), {s.name: torch.zeros(0) for s in ordered}
-        if organs := _organs(patient):
+        points, at_points = voxel_points(patient, torch.zeros(0, dtype=torch.int64)), torch.zeros(len(ordered), 0)
+        letd_at_points = at_points if case.tells_letd else None
+        organs = _organs(patient)
+        if organs:
             points = case_points(case, patient, machine, spots, organs, len(ordered), case.seed + 1)
-            for operator in scenario_operators(patient, machine, here, points, ordered, **options):
-                dose = operator.dose(here.position.detach(), here.weight.detach()).cpu()
-                doses[operator.scenario.name] = _sound(quantity.value(dose), operator.scenario.name)
-                stage.advance()
+
+            def looked(amplitude: str, done: Callable[[], object] = lambda: None) -> torch.Tensor:
+                found = []
+                for operator in scenario_operators(patient, machine, here, points, ordered, amplitude=amplitude, **options):
+                    found.append(operator.dose(here.position.detach(), here.weight.detach()).cpu())
+                    done()
+                return torch.stack(found)
+
+            at_points = looked("dose", stage.advance)
+            letd_at_points = looked("letd_dose") if case.tells_letd else None
+    names, entries = [scenario.name for scenario in ordered], torch.arange(len(points))
     inside, mask = (torch.zeros(patient.grid.n_voxels, dtype=dtype) for dtype in (seen.nominal.dtype, torch.bool))
-    inside[seen.body], mask[seen.voxels] = _sound(quantity.value(seen.nominal), NOMINAL.name), True
-    voxel_doses = {s.name: _sound(quantity.value(dose), s.name) for s, dose in zip(ordered, seen.doses, strict=True)}
+    inside[seen.body] = _sound(weighted(case, patient, seen.nominal, seen.nominal_letd_dose, seen.body), NOMINAL.name)
+    mask[seen.voxels] = True
     everywhere = bool(mask[seen.body].all())
-    body = None if not everywhere or patient.external is None else patient.external
-    tables = point_doses(points, doses)
-    if body is not None:
-        for name, own in roi_doses(replace(patient, rois={body.name: body}), voxel_doses, seen.voxels).items():
-            tables[name] |= own
-    goals = check_goals(case.goals(), tables, prescriptions=case.prescriptions(), body=voxel_doses if everywhere else None)
+
+    def sound(doses: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {name: _sound(dose, name) for name, dose in zip(names, doses, strict=True)}
+
+    doses = sound(weighted(case, points, at_points, letd_at_points, entries))
+    voxel_doses = sound(weighted(case, patient, seen.doses, seen.letd_doses, seen.voxels))
+
+    def tables_of(on_points: Mapping[str, torch.Tensor], on_voxels: Mapping[str, torch.Tensor]) -> dict[str, dict[str, RoiDose]]:
+        """By scenario and ROI: of points, and of all the body's voxels where they are told."""
+        # points in organs are in the body, too, but are not all of it
+        found = point_doses(points, on_points, organs)
+        if everywhere and patient.external is not None:
+            body = patient.external
+            for name, own in roi_doses(replace(patient, rois={body.name: body}), on_voxels, seen.voxels).items():
+                found[name] |= own
+        return {name: {roi: rois[roi] for roi in patient.rois if roi in rois} for name, rois in found.items()}
+
+    def letd_tables(name: str) -> dict[str, dict[str, RoiDose]]:
+        """Of a quantity that needs LETd, in its unit."""
+        assert letd_at_points is not None and seen.letd_doses is not None  # by `Case.tells_letd`
+        on_points = quantity(case, name, points, entries).value(at_points, letd_at_points)
+        on_voxels = quantity(case, name, patient, seen.voxels).value(seen.doses, seen.letd_doses)
+        return tables_of(dict(zip(names, on_points, strict=True)), dict(zip(names, on_voxels, strict=True)))
+
+    tables = tables_of(doses, voxel_doses)
+    goals = _goals(case, tables, letd_tables, voxel_doses if everywhere else None)
     targets = case_targets(case, patient)
 
     def whole_grid(dose: torch.Tensor) -> torch.Tensor:
@@ -169,7 +204,25 @@ def assess(
     hottest = hottest_outside_targets(patient, on_grid, targets, prescription)
     full = {name: whole_grid(one) for name, one in voxel_doses.items()} if whole else {}
     by_beam = _beam_doses(case, patient, machine, spots, compute) if case.output.beams_dose else {}
-    return Assessment(dose, points, doses, tables, full, by_beam, goals, seen.discarded_fraction, hottest)
+    assessment = Assessment(dose, points, doses, tables, full, by_beam, goals, seen.discarded_fraction, hottest)
+    if seen.nominal_letd_dose is None:
+        return assessment
+    letd = torch.zeros(patient.grid.n_voxels, dtype=seen.nominal.dtype)
+    letd[seen.body] = LETd(least_dose(case)).value(seen.nominal, seen.nominal_letd_dose)
+    return replace(assessment, letd=letd.reshape(patient.grid.shape), roi_letd=letd_tables("letd"))
+
+
+def _goals(
+    case: Case,
+    tables: Mapping[str, Mapping[str, RoiDose]],
+    letd_tables: Callable[[str], Mapping[str, Mapping[str, RoiDose]]],
+    body: Mapping[str, torch.Tensor] | None,
+) -> list[dict]:
+    """Rows of `check_goals` in the case's order, each goal on the tables of its own quantity."""
+    goals = case.goals()
+    of_dose = iter(check_goals([g for g in goals if g.quantity == "dose"], tables, prescriptions=case.prescriptions(), body=body))
+    others = {name: letd_tables(name) for name in dict.fromkeys(g.quantity for g in goals if g.quantity != "dose")}
+    return [next(of_dose) if goal.quantity == "dose" else check_goals([goal], others[goal.quantity])[0] for goal in goals]
 
 
 def _beam_doses(case: Case, patient: Patient, machine: Machine, spots: Spots, compute: Compute) -> dict[int, torch.Tensor]:
@@ -185,9 +238,10 @@ def _beam_doses(case: Case, patient: Patient, machine: Machine, spots: Spots, co
         if bool(mine.any()):
             seen = body_doses(
                 patient, machine, spots.subset(mine).to(compute.device), (NOMINAL,), asked=nowhere, level=torch.inf,
-                quantity=case.quantity(), cutoff=case.dose.cutoff_sigma, dtype=spots.weight.dtype, device=compute.device,
+                quantity=case.quantity(), letd=isinstance(case.dose.rbe, str),
+                cutoff=case.dose.cutoff_sigma, dtype=spots.weight.dtype, device=compute.device,
                 model=case.dose.model, means=True,
             )  # fmt: skip
-            dose[seen.body] = case.quantity().value(seen.nominal)
+            dose[seen.body] = weighted(case, patient, seen.nominal, seen.nominal_letd_dose, seen.body)
         found[beam] = dose.reshape(patient.grid.shape)
     return found

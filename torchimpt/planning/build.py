@@ -12,14 +12,16 @@ import torch
 
 from torchimpt.case import Case
 from torchimpt.dose.body import BodyDoses, body_doses
+from torchimpt.dose.joined import JoinedLinear, joined
 from torchimpt.dose.scenarios import LinearDose, ScenarioDoses, scenario_doses
 from torchimpt.evaluate.dvh import RoiDose
 from torchimpt.evaluate.tables import point_doses
 from torchimpt.io.plan import read_plan
 from torchimpt.machine import Machine
-from torchimpt.objectives import BoundObjective, Objective, RobustObjective, Split
+from torchimpt.objectives import BoundObjective, MixedObjective, Objective, PlanObjective, RobustObjective, Split, letd_entries
 from torchimpt.patient import Patient
-from torchimpt.planning.assess import asked_voxels, case_points, targets_mask
+from torchimpt.planning.assess import case_points, targets_mask
+from torchimpt.planning.letd import quantity
 from torchimpt.planning.load import Compute, load_machine, load_patient, resolve_beams
 from torchimpt.points import Points
 from torchimpt.scenarios import NOMINAL, Scenario
@@ -47,7 +49,8 @@ class PlanningProblem:
     points
         Where the objective looks.
     doses, linear
-        Physical doses in the scenarios, and their linear map for the placed spots.
+        Physical doses in the scenarios, after them LETd x dose where terms need it (`MixedObjective`), and their linear map for the placed
+        spots.
     objective
         What is asked of them.
     sampling
@@ -63,7 +66,7 @@ class PlanningProblem:
     points: Points
     doses: ScenarioDoses
     linear: LinearDose
-    objective: RobustObjective
+    objective: PlanObjective
     sampling: Sampling | None = None
 
     @property
@@ -125,7 +128,9 @@ def build(case: Case, compute: Compute, progress: Progress, times: dict[str, flo
         spots = _start(case, patient, machine, scenarios, compute)
         log.info("%d spots in %d energy layers of %d beams", spots.n_spots, spots.n_layers, len(spots.beams))
         objective = Objective(case.terms(), normalize=case.optimizer.normalize, overlap=case.optimizer.overlap)
-        split = objective.split(patient, case.optimizer.sample_above)
+        mixed = frozenset(term.quantity for term in case.terms()) & case.letd_quantities()
+        # a sample is of doses alone
+        split = objective.split(patient, patient.grid.n_voxels if mixed else case.optimizer.sample_above)
     times["load"] = time.perf_counter() - begin
     begin = time.perf_counter()
     options: dict[str, Any] = {"cutoff": case.dose.cutoff_sigma, "dtype": compute.dtype, "device": compute.device}
@@ -135,12 +140,13 @@ def build(case: Case, compute: Compute, progress: Progress, times: dict[str, flo
     def bind(bound: BoundObjective) -> RobustObjective:
         return RobustObjective(bound, case.mode(), case.quantity())
 
-    def tabulate(points: Points) -> tuple[ScenarioDoses, LinearDose]:
-        doses = scenario_doses(patient, machine, spots, points, scenarios, gradient=case.dose.gradient, **options)
+    def tabulate(points: Points, amplitude: str = "dose") -> tuple[ScenarioDoses, LinearDose]:
+        doses = scenario_doses(patient, machine, spots, points, scenarios, gradient=case.dose.gradient, amplitude=amplitude, **options)
         return doses, doses.at(spots.position, engine)
 
     with progress.stage("Influence matrices" if engine == "matrix" else "Dose tables"):
         sampling: Sampling | None = None
+        robust: PlanObjective
         sampled = split.limits if bool(split.needed.any()) else ()
         asked = [term.roi for term in objective.terms if term not in sampled]
         points = case_points(case, patient, machine, spots, asked, len(scenarios), case.seed)
@@ -149,22 +155,31 @@ def build(case: Case, compute: Compute, progress: Progress, times: dict[str, flo
             sampling = Sampling(patient, objective, split, bind, needed=points, tabulate=tabulate, look=look, seed=case.seed)
             doses, linear, robust = sampling.doses, sampling.linear, sampling.objective
         else:
-            (doses, linear), robust = tabulate(points), bind(objective.at(points, points.volume))
+            (doses, linear), bound = tabulate(points), objective.at(points, points.volume)
+            if not mixed:
+                robust = bind(bound)
+            else:
+                entries = letd_entries(bound, mixed)
+                asks = {name: quantity(case, name, points, entries) for name in sorted(mixed)}
+                robust = MixedObjective(bound, asks, entries, case.mode(), case.quantity())
+                letd_doses, letd_linear = tabulate(points.take(entries), "letd_dose")
+                sizes = [doses.n_voxels, letd_doses.n_voxels]
+                doses, linear = joined([doses, letd_doses]), JoinedLinear([linear, letd_linear], sizes)
     times["dose"] = time.perf_counter() - begin
     return PlanningProblem(case, compute, patient, machine, scenarios, spots, points, doses, linear, robust, sampling)
 
 
 def _look(
     case: Case, patient: Patient, machine: Machine, scenarios: tuple[Scenario, ...], split: Split, options: dict[str, Any]
-) -> Callable[[Spots, bool], BodyDoses]:
-    """What `Sampling` looks at a plan with: as `assess` does, so that a finished plan's doses are computed once."""
+) -> Callable[[Spots], BodyDoses]:
+    """What `Sampling` looks at a plan with: doses in the middles of voxels, as its own are."""
     level = min([term.dose for term in split.limits] + [case.highest_prescription() or torch.inf])
-    asked, leave = asked_voxels(case, patient).flatten(), targets_mask(case, patient).flatten() & ~split.pool
+    nothing, leave = torch.zeros_like(split.pool), targets_mask(case, patient).flatten() & ~split.pool
 
-    def look(spots: Spots, final: bool) -> BodyDoses:
+    def look(spots: Spots) -> BodyDoses:
         return body_doses(
-            patient, machine, spots, scenarios, asked=asked, level=level, leave=leave, quantity=case.quantity(), discarded=final, **options
-        )
+            patient, machine, spots, scenarios, asked=nothing, level=level, leave=leave, quantity=case.quantity(), **options
+        )  # fmt: skip
 
     return look
 

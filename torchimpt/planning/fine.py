@@ -18,6 +18,7 @@ from torchimpt.machine import Machine
 from torchimpt.objectives import Objective
 from torchimpt.patient import Patient
 from torchimpt.planning.assess import Assessment
+from torchimpt.planning.letd import weighted
 from torchimpt.planning.load import Compute
 from torchimpt.points import Points, cell_points
 from torchimpt.resampling import cropped, resample
@@ -60,11 +61,14 @@ def _checked(
         fine = resample(cropped(read, read.body_and_rois), spacing)
     organs = [name for name, roi in fine.rois.items() if roi.role != "external" and bool(roi.mask.any())]
     points = cell_points(fine, organs, jitter=False)
-    dose = case.quantity().value(_nominal(case, fine, machine, spots, points, compute))
+    letd_dose = _nominal(case, fine, machine, spots, points, compute, "letd_dose") if isinstance(case.dose.rbe, str) else None
+    dose = weighted(case, points, _nominal(case, fine, machine, spots, points, compute), letd_dose, torch.arange(len(points)))
     doses = point_doses(points, {NOMINAL.name: dose}, organs)
     rois = {name: roi_metrics(values) for name, values in doses[NOMINAL.name].items()}
     planned = assessment.roi_doses[NOMINAL.name]
-    goals = [goal for goal in case.goals() if goal.roi in rois and goal.roi in planned and goal.metric.kind != "ci"]
+    goals = [
+        goal for goal in case.goals() if goal.roi in rois and goal.roi in planned and goal.metric.kind != "ci" and goal.quantity == "dose"
+    ]
     both = tuple(check_goals(goals, one, prescriptions=case.prescriptions()) for one in ({NOMINAL.name: planned}, doses))
     targets = [name for name in dict.fromkeys((*case.prescriptions(), *(case.spots.targets if case.spots else ()))) if name in planned]
     own = {name: roi_metrics(planned[name]) for name in targets}
@@ -76,11 +80,14 @@ def _checked(
     }  # fmt: skip
 
 
-def _nominal(case: Case, fine: Patient, machine: Machine, spots: Spots, points: Points, compute: Compute) -> torch.Tensor:
-    """Nominal physical dose `(n_points,)`, Gy, on the CPU, matrix-free."""
+def _nominal(
+    case: Case, fine: Patient, machine: Machine, spots: Spots, points: Points, compute: Compute, amplitude: str = "dose"
+) -> torch.Tensor:
+    """Nominal physical dose `(n_points,)`, Gy, or LETd x dose, on the CPU, matrix-free."""
     spots = spots.weighted().to(compute.device)
     options: Mapping[str, Any] = {
         "cutoff": case.dose.cutoff_sigma, "dtype": spots.weight.dtype, "device": compute.device, "model": case.dose.model,
+        "amplitude": amplitude,
     }  # fmt: skip
     parts = []
     for place, volume in zip(points.place(0).split(_CHUNK), points.volume.split(_CHUNK), strict=True):
@@ -90,8 +97,8 @@ def _nominal(case: Case, fine: Patient, machine: Machine, spots: Spots, points: 
 
 
 def _objectives(case: Case, assessment: Assessment, organs: Sequence[str], points: Points, dose: torch.Tensor) -> dict[str, float]:
-    """The nominal objective on the finer grid and as planned, of the terms about ROIs that it has; empty where there are none."""
-    terms = [term for term in case.terms() if term.roi in organs]
+    """The nominal objective on the finer grid and as planned, of the terms of dose about ROIs that it has; empty where there are none."""
+    terms = [term for term in case.terms() if term.roi in organs and term.quantity == "dose"]
     if not any(term.weight > 0 for term in terms):
         return {}
     objective = Objective(terms, normalize=case.optimizer.normalize, overlap=case.optimizer.overlap)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from torchimpt.evaluate.tables import scenario_table, worst_table
+from torchimpt.evaluate.tables import letd_table, scenario_table, worst_table
 from torchimpt.machine import Machine
 from torchimpt.memory import peak_memory
 from torchimpt.planning.assess import Assessment
@@ -49,6 +49,7 @@ def dose_metrics(
         "worst": worst_table(scenarios),
         "hottest_outside_targets": assessment.hottest,
         "goals": assessment.goals,
+        **({} if assessment.letd is None else {"letd": letd_table(assessment.roi_letd)}),
         "delivery": delivery_time(spots, machine, model),
         "matrix": {"discarded_fraction": assessment.discarded_fraction},
         "time_s": {name: round(seconds, 4) for name, seconds in times.items()},

@@ -137,7 +137,7 @@ def _goal_rows(runs: Sequence[RunRecord]) -> list[Row | None]:
     """Nominal and worst value of every goal that any run has."""
     rows: list[Row | None] = []
     goals = {(g["roi"], g["metric"], g.get("limit", "")): g for run in runs for g in run.metrics.get("goals", ())}
-    for (roi, metric, limit), _ in goals.items():
+    for (roi, metric, limit), first in goals.items():
 
         def find(metrics: Mapping[str, Any], roi: str = roi, metric: str = metric, limit: str = limit) -> Mapping[str, Any]:
             return next(g for g in metrics["goals"] if (g["roi"], g["metric"], g.get("limit", "")) == (roi, metric, limit))
@@ -154,7 +154,8 @@ def _goal_rows(runs: Sequence[RunRecord]) -> list[Row | None]:
             nominal, worst = ("–" if value is None else f"{value:.{digits}f}" for value in (goal["nominal"], goal["worst"]))
             cells.append(f"{nominal}, worst {worst} {'✓' if goal['passed'] else '✕'}")
             best += [number] if goal["passed"] else []
-        rows.append(Row("Goals", f"{roi} {Metric.parse(metric).label} {limit}".strip(), cells, best if len(best) < len(runs) else []))
+        name = f"{first['quantity']} {Metric.parse(metric).label}" if "quantity" in first else Metric.parse(metric).label
+        rows.append(Row("Goals", f"{roi} {name} {limit}".strip(), cells, best if len(best) < len(runs) else []))
     return rows
 
 

@@ -16,11 +16,11 @@ from torchimpt.report.style import ACCENT, INK, MUTED, new_figure, rc, slug
 Curves = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 
 
-def _dvh_axes(axes: Axes, top: float) -> None:
+def _dvh_axes(axes: Axes, top: float, name: str = "Dose, Gy(RBE)") -> None:
     axes.set_xlim(0, top)
     axes.set_ylim(0, 102)
     axes.set_yticks(range(0, 101, 20))
-    axes.set_xlabel("Dose, Gy(RBE)")
+    axes.set_xlabel(name)
     axes.set_ylabel("Volume, %")
 
 
@@ -40,6 +40,7 @@ def dvh_figure(
     prescription: float | None = None,
     goals: Sequence[Mapping] = (),
     size: tuple[float, float] = (700, 440),
+    axis_name: str = "Dose, Gy(RBE)",
 ) -> Figure:
     """DVHs: the nominal curve, and over it the band between the lowest and the highest volume of all scenarios.
 
@@ -57,6 +58,8 @@ def dvh_figure(
         Rows of `check_goals`: a `d(q)` or `v(d)` limit becomes a small triangle that points to where the curve may be.
     size
         CSS pixels.
+    axis_name
+        What the doses are, with their unit: LETd has the same figure.
     """
     shown = {scenario: {roi: table[roi] for roi in rois} for scenario, table in doses.items()}
     axis = common_axis(shown)
@@ -73,7 +76,7 @@ def dvh_figure(
             if goal["roi"] in rois:
                 _goal_marks(axes, goal, colors[goal["roi"]])
         limits = [goal[side] for goal in goals for side in ("min", "max") if side in goal and goal["unit"] == "Gy" and goal["roi"] in rois]
-        _dvh_axes(axes, max([float(axis[-1]), *(1.03 * level for level in (prescription or 0.0, *limits))]))
+        _dvh_axes(axes, max([float(axis[-1]), *(1.03 * level for level in (prescription or 0.0, *limits))]), axis_name)
         _mark_prescription(axes, prescription)
     return figure
 

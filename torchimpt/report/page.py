@@ -14,7 +14,7 @@ from markupsafe import Markup
 from torchimpt.evaluate.dvh import Metric, RoiDose
 from torchimpt.evaluate.fine import fine_text
 from torchimpt.evaluate.hottest import hottest_text
-from torchimpt.evaluate.tables import scenario_table, worst_table
+from torchimpt.evaluate.tables import letd_table, scenario_table, worst_table
 from torchimpt.files import whole_or_nothing
 from torchimpt.hu_table import HuTable
 from torchimpt.patient import Patient
@@ -50,6 +50,8 @@ class ReportData:
         Of the targets, Gy.
     goals
         Rows of `check_goals`.
+    roi_letd
+        As `roi_doses`, LETd in keV/um.
     metrics
         The content of `metrics.json`, as far as there is any.
     history
@@ -75,6 +77,7 @@ class ReportData:
     targets: Sequence[str] = ()
     prescription: float | None = None
     goals: Sequence[Mapping[str, Any]] = ()
+    roi_letd: Mapping[str, Mapping[str, RoiDose]] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     history: Sequence[Mapping[str, Any]] = ()
     hu_table: HuTable | None = None
@@ -180,12 +183,17 @@ def _figures(data: ReportData, colors: Mapping[str, str], rois: Sequence[str]) -
     beside_goals = (640, 430) if data.goals else (1100, 460)
     beside_terms = (640, 310) if data.metrics.get("objective", {}).get("terms") else (1100, 330)
     drawn: dict[str, Any] = {
-        "dvh": dvh_figure(data.roi_doses, rois, colors, prescription=level, goals=data.goals, size=beside_goals) if rois else None,
+        "dvh": dvh_figure(
+            data.roi_doses, rois, colors, prescription=level, goals=[g for g in data.goals if "quantity" not in g], size=beside_goals
+        )
+        if rois
+        else None,
         "slices": slices_figure(data.patient, data.dose, colors, targets=data.targets, rois=rois, prescription=level),
         "convergence": convergence_figure(data.history, colors, size=beside_terms) if len(data.history) > 1 else None,
         "layers": layer_weights_figure(data.spots) if data.spots is not None else None,
         "hu": hu_figure(data.hu_table, data.patient.hu[looked_up(data.patient)]) if data.hu_table is not None else None,
     }
+    drawn["letd"] = dvh_figure(data.roi_letd, rois, colors, size=(1100, 400), axis_name="LETd, keV/µm") if data.roi_letd and rois else None
     shown: dict[str, Any] = {name: Markup(svg(figure, name)) if figure is not None else None for name, figure in drawn.items()}
     maps: list[dict[str, Any]] = []
     shown |= {"maps": maps, "motion": None}
@@ -208,9 +216,19 @@ def _rows(data: ReportData, colors: Mapping[str, str], scenarios: Sequence[Mappi
     return [{"roi": name, "color": colors[name], "nominal": scenarios[0]["rois"][name], "worst": worst[name]} for name in names]
 
 
+def _letd_rows(data: ReportData, colors: Mapping[str, str]) -> list[dict]:
+    """One row a ROI for the table of LETd: nominal mean, L50 and L2, and the highest mean and L2 of all scenarios."""
+    if not data.roi_letd:
+        return []
+    tables = [scenario["rois"] for scenario in letd_table(data.roi_letd)]
+    highest = {roi: {key: max(t[roi][key] for t in tables) for key in ("mean_kev_um", "l2_kev_um")} for roi in tables[0]}
+    names = shown_rois(data.patient, data.roi_letd[next(iter(data.roi_letd))], data.targets, limit=1000)
+    return [{"roi": name, "color": colors[name], "nominal": tables[0][name], "worst": highest[name]} for name in names]
+
+
 def _goal_row(goal: Mapping[str, Any], colors: Mapping[str, str]) -> dict[str, Any]:
     """A row of `check_goals` with what the table shows besides."""
-    label = Metric.parse(goal["metric"]).label
+    label = f"{goal['quantity'] + ' ' if 'quantity' in goal else ''}{Metric.parse(goal['metric']).label}"
     return {**goal, "label": label, "color": colors.get(goal["roi"], "#999"), "strip": Markup(strip(goal))}
 
 
@@ -218,7 +236,7 @@ def _terms(data: ReportData, colors: Mapping[str, str]) -> list[dict]:
     """The final objective by ROI and kind, summed over scenarios, largest share first."""
     sums: dict[tuple[str, str], float] = {}
     for term in data.metrics.get("objective", {}).get("terms", ()):
-        key = (term["roi"], term["kind"])
+        key = (term["roi"], f"{term['kind']}{' of ' + term['quantity'] if 'quantity' in term else ''}")
         sums[key] = sums.get(key, 0.0) + term["value"]
     total = sum(sums.values()) or 1.0
     ranked = sorted(sums.items(), key=lambda item: -item[1])
@@ -270,6 +288,7 @@ def render_report(data: ReportData) -> str:
         legend=[{"name": name, "slug": slug(name), "color": colors[name]} for name in rois],
         figures=_figures(data, colors, rois),
         rows=_rows(data, colors, scenarios, worst),
+        letd=_letd_rows(data, colors),
         terms=_terms(data, colors),
         hottest=_hottest(data),
         fine=_fine(data),

@@ -12,7 +12,7 @@ import torch
 
 from torchimpt.case import Case
 from torchimpt.checks import InputError
-from torchimpt.evaluate.tables import write_dvh_csv
+from torchimpt.evaluate.tables import LETD_COLUMNS, write_dvh_csv
 from torchimpt.io.dicom import is_dicom, read_ion_plan
 from torchimpt.io.image import write_image
 from torchimpt.io.plan import read_plan, write_plan
@@ -239,6 +239,9 @@ def _write_results(
     for beam, dose in assessment.beam_doses.items():
         write_image(out / f"dose_beam{beam}.mha", dose, patient.grid)
     write_dvh_csv(out / "dvh.csv", assessment.roi_doses)
+    if assessment.letd is not None:
+        write_image(out / "letd.mha", assessment.letd, patient.grid)
+        write_dvh_csv(out / "letd_dvh.csv", assessment.roi_letd, columns=LETD_COLUMNS)
     targets = case.spots.targets if case.spots else patient.targets
     angles = ", ".join(f"{beam.gantry:g}°" for beam in spots.beams)
     used = spots.weight.detach() > 0 if bool((spots.weight > 0).any()) else torch.ones(spots.n_spots, dtype=torch.bool)
@@ -250,6 +253,7 @@ def _write_results(
         targets=targets,
         prescription=case.prescription(),
         goals=assessment.goals,
+        roi_letd=assessment.roi_letd,
         metrics=metrics,
         history=history,
         hu_table=table_of(patient, machine),

@@ -33,7 +33,14 @@ LOCK = ".lock"
 EVALUATION = "evaluation"
 """Where `torchimpt evaluate` writes inside a run folder, unless it is told otherwise."""
 
-RESULTS = (r"metrics\.json", r"report\.html", r"dvh\.csv", r"dose(_beam\d+|_([xyz]|range)[+-].*)?\.mha", r"plan\.json")
+RESULTS = (
+    r"metrics\.json",
+    r"report\.html",
+    r"(letd_)?dvh\.csv",
+    r"letd\.mha",
+    r"dose(_beam\d+|_([xyz]|range)[+-].*)?\.mha",
+    r"plan\.json",
+)
 """Patterns of the names of a run's results, in the order in which they go when another run takes the folder."""
 
 STATE = (r"checkpoint\.pt", r"history\.jsonl")

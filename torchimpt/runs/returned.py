@@ -62,6 +62,11 @@ def _same_grid(path: Path, grid: Grid, wanted: Grid) -> None:
 def _read(path: Path, finished: FinishedRun) -> torch.Tensor:
     """The dose `(z, y, x)`, Gy, RBE-weighted as the run's."""
     grid = finished.patient.grid
+    if isinstance(finished.case.dose.rbe, str) and path.suffix.lower() == MCSQUARE:
+        raise InputError(
+            f"{path} is physical dose, and the run's is weighted by the model '{finished.case.dose.rbe}', which needs LETd, too; compare "
+            "with a run of constant rbe"
+        )
     if path.suffix.lower() == MCSQUARE:
         protons = 1e6 * float(total(finished.spots.weight.detach().double()))
         return finished.case.quantity().value(read_mcsquare_dose(path, grid, protons))
@@ -83,7 +88,7 @@ def _record(path: Path, run: RunRecord, finished: FinishedRun, planned: torch.Te
         raise InputError(f"{path} is {ratio:.3g} times the run's dose where that is high; it must be of the run's plan, and in {unit}")
     doses = roi_doses(patient, {NOMINAL.name: dose})
     inside = {NOMINAL.name: dose[patient.body_and_rois]}
-    goals = check_goals(case.goals(), doses, prescriptions=case.prescriptions(), body=inside)
+    goals = check_goals([goal for goal in case.goals() if goal.quantity == "dose"], doses, prescriptions=case.prescriptions(), body=inside)
     off = (dose - planned)[high]
     metrics: dict[str, Any] = {
         "scenarios": scenario_table(doses),

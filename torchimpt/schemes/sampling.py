@@ -76,7 +76,7 @@ class Sampling:
     tabulate
         Doses of the placed spots at points, and their linear map.
     look
-        Doses of any spots in the body; `True` for all that is to be known of a finished plan.
+        Doses of any spots in the body.
     seed
         Of the draw.
 
@@ -97,7 +97,7 @@ class Sampling:
         *,
         needed: Points,
         tabulate: Callable[[Points], tuple[ScenarioDoses, LinearDose]],
-        look: Callable[[Spots, bool], BodyDoses],
+        look: Callable[[Spots], BodyDoses],
         seed: int,
     ) -> None:
         self._patient, self._terms, self._split, self._bind = patient, objective, split, bind
@@ -120,9 +120,9 @@ class Sampling:
         """How many points and voxels the objective asks about."""
         return len(self._needed) + int(self._split.pool.sum())
 
-    def look(self, spots: Spots, final: bool = False) -> BodyDoses:
+    def look(self, spots: Spots) -> BodyDoses:
         """The plan's doses in the body."""
-        return self._look(spots, final)
+        return self._look(spots)
 
     def judge(self, seen: BodyDoses, spots: MovingSpots) -> Whole:
         """The objective on all voxels: what was not looked at in every scenario is cold, and adds nothing."""

@@ -25,7 +25,7 @@ from torchimpt.dose.cutoff import DEFAULT_CUTOFF
 from torchimpt.dose.looks import look_points
 from torchimpt.dose.scenarios import LinearDose, ScenarioDoses, scenario_doses
 from torchimpt.machine import Machine
-from torchimpt.objectives import Objective, RobustObjective
+from torchimpt.objectives import Objective, PlanObjective, RobustObjective
 from torchimpt.optim import Solution, Status
 from torchimpt.optim.solution import WINDOW, fall_is_small, least_promised, remaining_fall
 from torchimpt.patient import Patient
@@ -57,7 +57,7 @@ Found = tuple[MovingSpots, Solution | None]
 
 def optimize(
     doses: ScenarioDoses,
-    objective: RobustObjective,
+    objective: PlanObjective,
     spots: Spots,
     solver: Solver | None = None,
     motion: Motion | None = None,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from torchimpt.checks import InputError
 from torchimpt.dose.scenarios import LinearDose, ScenarioDoses
-from torchimpt.objectives import RobustObjective
+from torchimpt.objectives import PlanObjective
 from torchimpt.optim import Composite, Iteration, Penalized, Solution, Status, minimize
 from torchimpt.schemes.moving import MovingSpots
 from torchimpt.schemes.sampling import AGREE, Sampling, Whole
@@ -93,7 +93,7 @@ class Stages:
     """
 
     doses: ScenarioDoses
-    objective: RobustObjective
+    objective: PlanObjective
     placed: Spots
     solver: Solver
     box: float
@@ -208,7 +208,7 @@ class Stages:
         """The plan on all voxels, computed once."""
         assert self.sampling is not None  # asked by those who have it
         if self._judged is None or self._judged[0] is not spots:
-            self._judged = spots, self.sampling.judge(self.sampling.look(spots.spots(self.placed), final=True), spots)
+            self._judged = spots, self.sampling.judge(self.sampling.look(spots.spots(self.placed)), spots)
         return self._judged[1]
 
     def _off(self, whole: Whole) -> bool:

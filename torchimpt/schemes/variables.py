@@ -19,7 +19,7 @@ from torch import Tensor
 
 from torchimpt.dose.model import Partials
 from torchimpt.dose.scenarios import ScenarioDoses
-from torchimpt.objectives import RobustObjective
+from torchimpt.objectives import PlanObjective
 from torchimpt.schemes.moving import MovingSpots
 from torchimpt.schemes.weights import jacobi_scale
 from torchimpt.sums import mean
@@ -45,7 +45,7 @@ class Room:
 
     spots: MovingSpots
     doses: ScenarioDoses
-    objective: RobustObjective
+    objective: PlanObjective
     least: Tensor
     box: float
     low: Tensor
@@ -204,7 +204,7 @@ class Packing:
 class SpotProblem:
     """F of `z` as a solver sees it: one pass over the pairs for the doses, one for the gradient of all that varies."""
 
-    def __init__(self, doses: ScenarioDoses, objective: RobustObjective, packing: Packing) -> None:
+    def __init__(self, doses: ScenarioDoses, objective: PlanObjective, packing: Packing) -> None:
         self.doses, self.objective, self.packing = doses, objective, packing
         self._z: Tensor | None = None
         self._image: Tensor | None = None

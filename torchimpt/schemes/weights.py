@@ -8,13 +8,13 @@ from torch import Tensor
 from torchimpt.checks import InputError
 from torchimpt.dose.operator import DoseOperator
 from torchimpt.dose.scenarios import LinearDose
-from torchimpt.objectives import RobustObjective
+from torchimpt.objectives import PlanObjective
 
 CURVATURE_FLOOR = 0.1
 """Least curvature that `jacobi_scale` believes, as a share of the median."""
 
 
-def best_uniform_weight(linear: LinearDose, objective: RobustObjective, weight: Tensor) -> Tensor:
+def best_uniform_weight(linear: LinearDose, objective: PlanObjective, weight: Tensor) -> Tensor:
     """`s w` with the scale `s >= 0` that has the least objective: where a plan starts.
 
     The objective on the ray is piecewise quadratic; its slope is bisected to a thousandth.
@@ -22,6 +22,7 @@ def best_uniform_weight(linear: LinearDose, objective: RobustObjective, weight: 
     dose = linear.forward(weight)
     if not bool((dose > 0).any()):
         raise InputError("no spot gives dose to any voxel of the objectives; check the beams, the isocenter and the spots")
+    objective, dose = objective.for_start(dose)
     along = objective.along(torch.zeros_like(dose), dose)
     low, high = 0.0, 1.0 / float(objective.quantity.value(dose).max())
     while along(high)[1] < 0 and high < 1e12:
@@ -32,7 +33,7 @@ def best_uniform_weight(linear: LinearDose, objective: RobustObjective, weight: 
     return weight * high
 
 
-def jacobi_scale(operator: DoseOperator, position: Tensor, objective: RobustObjective) -> Tensor:
+def jacobi_scale(operator: DoseOperator, position: Tensor, objective: PlanObjective) -> Tensor:
     """Typical size of each weight `(n_spots,)`: the inverse square root of the Hessian's diagonal,
 
         H_ss = 2 sum_v c_v phi(v, s)^2,
