@@ -85,7 +85,7 @@ def body_doses(
     done
         Called after each scenario.
     options
-        `cutoff`, `dtype`, `device`, `model` and `backend` of `scenario_doses`.
+        `cutoff`, `dtype`, `device`, `model`, `backend` and `means` of `scenario_doses`.
     """
     spots = spots.weighted()
     position, weight = spots.position.detach(), spots.weight.detach()

@@ -66,6 +66,8 @@ class BeamRows:
         `(n_rows + 1,)` int64: row `i` is `row_start[i]:row_start[i + 1]`.
     first
         Lower edge of row 0, mm.
+    spread
+        `(3, n)`, mm: how deep a voxel is, `b`, `f` and `d` of `torchimpt.dose.voxel_mean`; None for the dose in its middle.
     """
 
     order: torch.Tensor
@@ -77,12 +79,15 @@ class BeamRows:
     wepl: torch.Tensor
     row_start: torch.Tensor
     first: float
+    spread: torch.Tensor | None = None
 
     def keep(self, mask: torch.Tensor) -> BeamRows:
         """The rows without the voxels where `mask` is False."""
         before, kept = torch.cat((torch.zeros(1, dtype=torch.int64), mask.cumsum(0))), mask.nonzero().flatten()
         names = ("order", "p", "q", "magnification", "ratio", "depth", "wepl")
-        return BeamRows(**{name: getattr(self, name)[kept] for name in names}, row_start=before[self.row_start], first=self.first)
+        spread = None if self.spread is None else self.spread[:, kept]
+        parts = {name: getattr(self, name)[kept] for name in names}
+        return BeamRows(**parts, row_start=before[self.row_start], first=self.first, spread=spread)
 
 
 def beam_rows(
@@ -93,6 +98,7 @@ def beam_rows(
     sad: tuple[float, float],
     shift: tuple[float, float, float] = (0.0, 0.0, 0.0),
     air_from: float | None = None,
+    path: torch.Tensor | None = None,
 ) -> BeamRows:
     """Sort points, mostly middles of voxels, into a beam's rows and trace a ray to each.
 
@@ -112,6 +118,8 @@ def beam_rows(
         Setup shift of the patient, LPS, mm.
     air_from
         As for `torchimpt.physics.wepl.wepl`.
+    path
+        `(n,)`, the points' WEPL where it is known, mm.
     """
     u, v, depth = to_bev(points, beam, shift).unbind(dim=1)
     m_x, m_y = magnification(depth, sad)
@@ -121,6 +129,7 @@ def beam_rows(
     by_p = torch.argsort(p, stable=True)
     order = by_p[torch.argsort(row[by_p], stable=True)]
     row_start = torch.searchsorted(row[order], torch.arange(int(row.max()) + 2))
-    path = wepl(rsp, grid, beam, sad, points, shift, air_from=air_from)
+    if path is None:
+        path = wepl(rsp, grid, beam, sad, points, shift, air_from=air_from)
     values = {"p": p, "q": q, "magnification": m_x, "ratio": (m_y / m_x) ** 2, "depth": depth, "wepl": path}
     return BeamRows(order=order, row_start=row_start, first=first, **{k: t[order].contiguous() for k, t in values.items()})

@@ -23,6 +23,7 @@ from torchimpt.dose.model import Partials, Surroundings
 from torchimpt.dose.models import DEFAULT_MODEL, dose_model
 from torchimpt.dose.operator import DoseOperator
 from torchimpt.dose.rows import COARSER, beam_rows
+from torchimpt.dose.voxel_mean import mean_rows, widened
 from torchimpt.machine import LayerTables, Machine
 from torchimpt.memory import check_memory
 from torchimpt.patient import Patient
@@ -216,6 +217,7 @@ def scenario_doses(
     backend: str = "auto",
     gradient: str = "analytic",
     amplitude: str = "dose",
+    means: bool = False,
 ) -> ScenarioDoses:
     """Physical doses in every scenario, for the beams and layers of `spots`. Scenarios with one setup shift share their ray tracing.
 
@@ -241,6 +243,8 @@ def scenario_doses(
         A key of `GRADIENTS`; `"autograd"` computes every pair of spot and voxel, and stores those of one scenario.
     amplitude
         A key of `AMPLITUDES`: what a proton leaves at a depth. `"letd_dose"` gives LETd x dose, Gy keV/um, in the place of dose.
+    means
+        The mean over each voxel in the place of the dose in its middle (`torchimpt.dose.voxel_mean`); for voxels, not for points.
     """
     if gradient not in GRADIENTS:
         raise InputError(f"gradient must be one of {', '.join(GRADIENTS)}, got '{gradient}'{nearest(gradient, GRADIENTS)}")
@@ -254,7 +258,7 @@ def scenario_doses(
     operators: list[DoseOperator] = []
     for operator in scenario_operators(
         patient, machine, spots, voxels, scenarios, cutoff=cutoff, dtype=dtype, device=device, model=model, backend=backend,
-        amplitude=amplitude,
+        amplitude=amplitude, means=means,
     ):  # fmt: skip
         operators.append(operator)
         if len(operators) == 1 < len(scenarios):
@@ -276,12 +280,15 @@ def scenario_operators(
     model: str = DEFAULT_MODEL,
     backend: str = "auto",
     amplitude: str = "dose",
+    means: bool = False,
 ) -> Iterator[DoseOperator]:
     """The operators of `scenario_doses`, made one after the other: for those that need each one once, and not the memory of all."""
     compute, device = dose_model(model, backend), torch.device(device)
     check_cutoff(cutoff)
     check_gaps(patient, spots, machine.sad)
     rsp = relative_stopping_power(patient, machine)
+    if means and isinstance(voxels, Points):
+        raise InputError("means over voxels need voxels, flat grid indices; points have the dose where they are")
     points = voxels if isinstance(voxels, Points) else voxel_points(replace(patient, rois={}), voxels.cpu())
     layer_beam, layer_energy, spot_layer = spots.layer_beam.cpu(), spots.layer_energy.cpu(), spots.layer.cpu()
     first_layer = torch.searchsorted(layer_beam, torch.arange(len(spots.beams) + 1))
@@ -291,6 +298,8 @@ def scenario_operators(
     layers = tuple((spot_layer[i:j] - first_layer[b]).to(device) for b, (i, j) in zip(used, spans, strict=True))
     own = {b: slice(int(first_layer[b]), int(first_layer[b + 1])) for b in used}
     curves = {b: AMPLITUDES[amplitude](machine, layer_energy[own[b]], spots.beams[b].shifter, spots.layer_shifted[own[b]]) for b in used}
+    if means:
+        curves = {b: widened(tables, patient.grid.spacing, spots.beams[b]) for b, tables in curves.items()}
     # scenarios that look at the same points of a patient who lies in the same place share their rays
     traced: dict[tuple, dict] = {}
     keys = [(scenario.shift, k % len(points.places)) for k, scenario in enumerate(scenarios)]
@@ -298,9 +307,8 @@ def scenario_operators(
     for k, (key, scenario) in enumerate(zip(keys, scenarios, strict=True)):
         shift, scale = scenario.shift, scenario.range_scale
         if key not in traced:
-            traced[key] = {
-                b: beam_rows(rsp, patient.grid, points.place(k), spots.beams[b], machine.sad, shift, machine.air_from) for b in used
-            }
+            where, trace = (voxels.cpu(), mean_rows) if means and isinstance(voxels, torch.Tensor) else (points.place(k), beam_rows)
+            traced[key] = {b: trace(rsp, patient.grid, where, spots.beams[b], machine.sad, shift, machine.air_from) for b in used}
         rows = traced[key]
         around = {b: Surroundings(rsp, patient.grid, spots.beams[b], machine.sad, shift, scale) for b in used}
         tables = tuple(compute.tabulate(rows[b], curves[b], around[b], dtype, device) for b in used)

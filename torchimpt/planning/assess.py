@@ -10,7 +10,7 @@ import torch
 
 from torchimpt.case import Case
 from torchimpt.checks import InputError, finite
-from torchimpt.dose.body import BodyDoses, body_doses
+from torchimpt.dose.body import body_doses
 from torchimpt.dose.looks import look_points
 from torchimpt.dose.scenarios import scenario_operators
 from torchimpt.evaluate.dvh import RoiDose
@@ -56,8 +56,8 @@ class Assessment:
     hottest
         From `hottest_outside_targets`.
     letd, roi_letd
-        Nominal LETd `(z, y, x)`, keV/um, where `dose` is; and as `roi_doses`, at the same points. None and empty where it
-        was not asked for.
+        Nominal LETd `(z, y, x)`, keV/um, where `dose` is, of a voxel the mean LETd x dose over the mean dose; and as
+        `roi_doses`, at the same points. None and empty where it was not asked for.
     """
 
     dose: torch.Tensor
@@ -125,14 +125,14 @@ def assess(
     progress: Progress,
     *,
     whole: bool = False,
-    seen: BodyDoses | None = None,
 ) -> Assessment:
     """Compute a plan's doses without matrices, and check the case's goals.
 
     ROIs are looked at on points of their own, with the dose that the model computes there, inside the body or not, in every scenario: other
     points than the optimizer saw. The nominal dose is computed besides at every voxel of the body, and the other scenarios' wherever it may
-    get hot outside the targets. All of the external ROI is part of the scenarios' tables only where it is told (`asked_voxels`): it has ten
-    times the voxels of all others. `seen` are doses of these spots in these scenarios that are known already.
+    get hot outside the targets. Doses of voxels are means over them, so that they add up to what the
+    patient gets. All of the external ROI is part of the scenarios' tables only where it is told (`asked_voxels`): it has ten times the
+    voxels of all others.
     """
     prescription = case.highest_prescription()
     level = torch.inf if prescription is None else prescription
@@ -142,13 +142,11 @@ def assess(
         "cutoff": case.dose.cutoff_sigma, "dtype": spots.weight.dtype, "device": compute.device, "model": case.dose.model,
     }  # fmt: skip
     shield, here = targets_mask(case, patient), spots.weighted().to(compute.device)
-    known = seen is not None and not whole and tuple(scenarios) == ordered and (seen.letd_doses is not None or not case.tells_letd)
-    with progress.stage("Dose in every scenario", total=(1 if known else 2) * len(ordered)) as stage:
-        if seen is None or not known:
-            seen = body_doses(
-                patient, machine, here, ordered, asked=asked_voxels(case, patient, whole).flatten(), level=level, leave=shield.flatten(),
-                quantity=case.quantity(), discarded=True, letd=case.tells_letd, done=stage.advance, **options,
-            )  # fmt: skip
+    with progress.stage("Dose in every scenario", total=2 * len(ordered)) as stage:
+        seen = body_doses(
+            patient, machine, here, ordered, asked=asked_voxels(case, patient, whole).flatten(), level=level, leave=shield.flatten(),
+            quantity=case.quantity(), discarded=True, letd=case.tells_letd, done=stage.advance, means=True, **options,
+        )  # fmt: skip
         # other points than a plan is made with, which has the case's own seed
         points, at_points = voxel_points(patient, torch.zeros(0, dtype=torch.int64)), torch.zeros(len(ordered), 0)
         letd_at_points = at_points if case.tells_letd else None
@@ -189,7 +187,7 @@ def assess(
 
     def letd_tables(name: str) -> dict[str, dict[str, RoiDose]]:
         """Of a quantity that needs LETd, in its unit."""
-        assert letd_at_points is not None and seen is not None and seen.letd_doses is not None  # by `Case.tells_letd`
+        assert letd_at_points is not None and seen.letd_doses is not None  # by `Case.tells_letd`
         on_points = quantity(case, name, points, entries).value(at_points, letd_at_points)
         on_voxels = quantity(case, name, patient, seen.voxels).value(seen.doses, seen.letd_doses)
         return tables_of(dict(zip(names, on_points, strict=True)), dict(zip(names, on_voxels, strict=True)))
@@ -240,9 +238,8 @@ def _beam_doses(case: Case, patient: Patient, machine: Machine, spots: Spots, co
         if bool(mine.any()):
             seen = body_doses(
                 patient, machine, spots.subset(mine).to(compute.device), (NOMINAL,), asked=nowhere, level=torch.inf,
-                quantity=case.quantity(), letd=isinstance(case.dose.rbe, str),
-                cutoff=case.dose.cutoff_sigma, dtype=spots.weight.dtype, device=compute.device,
-                model=case.dose.model,
+                quantity=case.quantity(), letd=isinstance(case.dose.rbe, str), cutoff=case.dose.cutoff_sigma, dtype=spots.weight.dtype,
+                device=compute.device, model=case.dose.model, means=True,
             )  # fmt: skip
             dose[seen.body] = weighted(case, patient, seen.nominal, seen.nominal_letd_dose, seen.body)
         found[beam] = dose.reshape(patient.grid.shape)

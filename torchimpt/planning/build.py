@@ -178,9 +178,8 @@ def _look(
 
     def look(spots: Spots, final: bool) -> BodyDoses:
         return body_doses(
-            patient, machine, spots, scenarios, asked=asked, level=level, leave=leave, quantity=case.quantity(), discarded=final,
-            letd=final and case.tells_letd, **options,
-        )  # fmt: skip
+            patient, machine, spots, scenarios, asked=asked, level=level, leave=leave, quantity=case.quantity(), discarded=final, **options
+        )
 
     return look
 

@@ -96,9 +96,8 @@ def plan(
     started = time.perf_counter()
     spots = optimized.spots.spots(problem.spots).cpu()
     assessment = assess(
-        case, problem.patient, problem.machine, spots, problem.scenarios, compute, progress, whole=case.output.scenarios_dose,
-        seen=None if optimized.whole is None else optimized.whole.seen,
-    )  # fmt: skip
+        case, problem.patient, problem.machine, spots, problem.scenarios, compute, progress, whole=case.output.scenarios_dose
+    )
     times["evaluate"] = time.perf_counter() - started
     started = time.perf_counter()
     fine = fine_check(case, problem.patient, problem.machine, spots, assessment, compute, progress)

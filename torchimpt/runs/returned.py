@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,11 @@ def read_records(paths: Sequence[str | Path]) -> list[RunRecord]:
     record, finished = read_run(folders[0], names[0]), read_finished(folders[0])
     planned, grid = read_dose(folders[0] / "dose.mha")
     _same_grid(folders[0] / "dose.mha", grid, finished.patient.grid)
-    return [record, *(_record(path, name, record, finished, planned.double()) for path, name in zip(doses, names[1:], strict=True))]
+    own, *others = (_record(path, record, finished, planned.double()) for path in (folders[0] / "dose.mha", *doses))
+    # like with like: what the run says of itself is of points in its ROIs, what comes back is of the dose grid's voxels
+    of_itself = {**record.metrics, **{key: own.metrics[key] for key in ("scenarios", "goals")}}
+    told = [replace(own, metrics=of_itself), *others]
+    return [replace(one, name=name) for one, name in zip(told, names, strict=True)]
 
 
 def _same_grid(path: Path, grid: Grid, wanted: Grid) -> None:
@@ -70,7 +75,7 @@ def _read(path: Path, finished: FinishedRun) -> torch.Tensor:
     return dose.double()
 
 
-def _record(path: Path, name: str, run: RunRecord, finished: FinishedRun, planned: torch.Tensor) -> RunRecord:
+def _record(path: Path, run: RunRecord, finished: FinishedRun, planned: torch.Tensor) -> RunRecord:
     """The dose's DVHs and metrics, the goals at this dose, and how far it is from the run's nominal one."""
     case, patient = finished.case, finished.patient
     dose = _read(path, finished)
@@ -93,4 +98,4 @@ def _record(path: Path, name: str, run: RunRecord, finished: FinishedRun, planne
             "ratio": ratio, "mean_gy": float(mean(off)), "rms_gy": float(mean(off.square())) ** 0.5, "max_gy": float(off.abs().max()),
         },
     }  # fmt: skip
-    return RunRecord(name, metrics, dvh_curves(doses), run.case)
+    return RunRecord(path.name, metrics, dvh_curves(doses), run.case)

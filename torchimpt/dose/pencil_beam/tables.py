@@ -83,7 +83,8 @@ def tabulate(
         A = IDD(s z) a_k(s z) / (2 pi sigma_kx sigma_ky),  f = m_x^2 / (2 sigma_kx^2),  r = (m_y sigma_kx / (m_x sigma_ky))^2,
         sigma_kx^2 = optics_x(Zg) + variance_k(s z),  sigma_ky^2 = optics_y(Zg) + variance_k(s z),  s = range_scale
 
-    and for layers behind a range shifter what `LayerTables.drift` adds to both.
+    with the mean of the IDD over the voxel where `rows` know its `spread`, and for layers behind a range shifter what `LayerTables.drift`
+    adds to both variances.
 
     Parameters
     ----------
@@ -95,11 +96,15 @@ def tabulate(
         Factor on every WEPL.
     """
     end = float((layers.depth_step * (layers.idd.shape[1] - 1)).max())
-    rows = rows.keep(rows.wepl * range_scale < end)
+    reach = 0.0 if rows.spread is None else 0.5 * rows.spread[:2].abs().amax(0) + rows.spread[2]
+    rows = rows.keep((rows.wepl - reach) * range_scale < end)
     size = (2 if layers.round else 3) * layers.variance.shape[0] * layers.variance.shape[1] * rows.p.numel() * torch.finfo(dtype).bits // 8
     for place in dict.fromkeys(("cpu", str(device))):
         check_memory(f"the dose tables of a beam ({layers.variance.shape[1]} energy layers, {rows.p.numel()} voxels)", size, place, COARSER)
-    amplitude, falloff, ratio = interpolate.spot_shapes(rows.wepl * range_scale, rows.depth, rows.magnification, rows.ratio, layers, dtype)
+    spread = None if rows.spread is None else rows.spread * range_scale
+    amplitude, falloff, ratio = interpolate.spot_shapes(
+        rows.wepl * range_scale, rows.depth, rows.magnification, rows.ratio, layers, dtype, spread
+    )  # fmt: skip
     # f >= 0 has its minimum where the spot is widest; voxels without dose don't count
     smallest = torch.where(amplitude > 0, falloff, torch.inf).amin(dim=2) if rows.p.numel() else torch.full(amplitude.shape[:2], torch.inf)
     sigma = (0.5 / smallest.double()).sqrt()
