@@ -77,12 +77,18 @@ def test_an_objective_lowers_letd(tmp_path, joint):
     held = plan(with_letd(tmp_path, "objective.3.weight=1000", *moves, *limits), device="cpu", threads=1)
 
     def over(result):
-        assert result.assessment.letd is not None
-        body = result.patient.body
-        return float((result.assessment.letd[body] - 3.0).clamp_min(0).square().mean())
+        """In the middles of voxels, which the objective is about; letd.mha has means over them."""
+        body = result.patient.body.flatten().nonzero().flatten()
+        dose, letd_dose = (
+            scenario_doses(result.patient, result.machine, result.spots, body, amplitude=amplitude).dose(
+                result.spots.position.detach(), result.spots.weight.detach()
+            )
+            for amplitude in ("dose", "letd_dose")
+        )
+        return float((letd_dose / dose.clamp_min(0.5) - 3.0).clamp_min(0).square().mean())
 
-    # the objective looks at middles of voxels of 8 mm, here are means over them
-    assert over(held) < 0.95 * over(free)
+    # 40 spots of two beams have less to choose from than 230
+    assert over(held) < (0.95 if joint else 0.8) * over(free)
     rows = [row for row in held.metrics["objective"]["terms"] if row.get("quantity") == "letd"]
     assert len(rows) == 3 and held.metrics["objective"]["final"] == pytest.approx(
         sum(row["value"] for row in held.metrics["objective"]["terms"]), rel=1e-5
@@ -247,9 +253,8 @@ def test_points_are_told_of_in_every_scenario_and_quantity(tmp_path, rbe):
     points, scenarios = told.points, case.scenarios()
     assert len(points.places) == len(scenarios) == len(told.roi_letd) == 3 and set(told.roi_letd["nominal"]) == {"Target"}
 
-    def at(where, some, amplitude):
-        means = isinstance(where, torch.Tensor)
-        doses = scenario_doses(result.patient, result.machine, spots, where, some, amplitude=amplitude, means=means)
+    def at(where, some, amplitude, **options):
+        doses = scenario_doses(result.patient, result.machine, spots, where, some, amplitude=amplitude, **options)
         return doses.dose(spots.position.detach(), spots.weight.detach())
 
     dose, letd_dose = (at(points, scenarios, amplitude) for amplitude in ("dose", "letd_dose"))
@@ -267,10 +272,10 @@ def test_points_are_told_of_in_every_scenario_and_quantity(tmp_path, rbe):
     assert rows["letd mean"]["worst"] == pytest.approx(max(by_hand), rel=1e-4)
     own = [VolumeDoses(model.weighted(dose[k], letd_dose[k], 1.0, case.delivery.fractions), points.volume) for k in range(3)]
     assert rows["wedenberg d(2)"]["worst"] == pytest.approx(max(d(one, 2.0)[0] for one in own), rel=1e-4)
-    # told of the dose grid, where it is an image
+    # of the dose grid, where it is an image, means over voxels
     assert told.letd is not None
     voxels = result.patient.roi("Target").voxels
-    means = [at(voxels, scenarios[:1], amplitude)[0] for amplitude in ("dose", "letd_dose")]
+    means = [at(voxels, scenarios[:1], amplitude, means=True)[0] for amplitude in ("dose", "letd_dose")]
     torch.testing.assert_close(told.letd.flatten()[voxels], means[1] / means[0].clamp_min(0.5), rtol=1e-4, atol=1e-5)
     # the check on a finer grid weights its dose, too: the constant is 16 % off; other points and stopping power were 1.4 %
     fine, planned = (part["Target"]["mean_gy"] for part in (result.metrics["fine"]["rois"], result.metrics["scenarios"][0]["rois"]))

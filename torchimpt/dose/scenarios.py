@@ -216,8 +216,8 @@ def scenario_doses(
     model: str = DEFAULT_MODEL,
     backend: str = "auto",
     gradient: str = "analytic",
-    means: bool = False,
     amplitude: str = "dose",
+    means: bool = False,
 ) -> ScenarioDoses:
     """Physical doses in every scenario, for the beams and layers of `spots`. Scenarios with one setup shift share their ray tracing.
 
@@ -241,10 +241,10 @@ def scenario_doses(
         A key of `torchimpt.dose.models.MODELS`. `"pencil_beam"`: each voxel's own ray.
     gradient
         A key of `GRADIENTS`; `"autograd"` computes every pair of spot and voxel, and stores those of one scenario.
-    means
-        The mean over each voxel in the place of the dose in its middle (`torchimpt.dose.voxel_mean`); for voxels, not for points.
     amplitude
         A key of `AMPLITUDES`: what a proton leaves at a depth. `"letd_dose"` gives LETd x dose, Gy keV/um, in the place of dose.
+    means
+        The mean over each voxel in the place of the dose in its middle (`torchimpt.dose.voxel_mean`); for voxels, not for points.
     """
     if gradient not in GRADIENTS:
         raise InputError(f"gradient must be one of {', '.join(GRADIENTS)}, got '{gradient}'{nearest(gradient, GRADIENTS)}")
@@ -258,7 +258,7 @@ def scenario_doses(
     operators: list[DoseOperator] = []
     for operator in scenario_operators(
         patient, machine, spots, voxels, scenarios, cutoff=cutoff, dtype=dtype, device=device, model=model, backend=backend,
-        means=means, amplitude=amplitude,
+        amplitude=amplitude, means=means,
     ):  # fmt: skip
         operators.append(operator)
         if len(operators) == 1 < len(scenarios):
@@ -279,8 +279,8 @@ def scenario_operators(
     device: torch.device | str = "cpu",
     model: str = DEFAULT_MODEL,
     backend: str = "auto",
-    means: bool = False,
     amplitude: str = "dose",
+    means: bool = False,
 ) -> Iterator[DoseOperator]:
     """The operators of `scenario_doses`, made one after the other: for those that need each one once, and not the memory of all."""
     compute, device = dose_model(model, backend), torch.device(device)

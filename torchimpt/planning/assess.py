@@ -56,8 +56,8 @@ class Assessment:
     hottest
         From `hottest_outside_targets`.
     letd, roi_letd
-        Nominal LETd `(z, y, x)`, keV/um, where `dose` is; and as `roi_doses`, at the same points. None and empty where it
-        was not asked for.
+        Nominal LETd `(z, y, x)`, keV/um, where `dose` is, of a voxel the mean LETd x dose over the mean dose; and as
+        `roi_doses`, at the same points. None and empty where it was not asked for.
     """
 
     dose: torch.Tensor
@@ -238,9 +238,8 @@ def _beam_doses(case: Case, patient: Patient, machine: Machine, spots: Spots, co
         if bool(mine.any()):
             seen = body_doses(
                 patient, machine, spots.subset(mine).to(compute.device), (NOMINAL,), asked=nowhere, level=torch.inf,
-                quantity=case.quantity(), letd=isinstance(case.dose.rbe, str),
-                cutoff=case.dose.cutoff_sigma, dtype=spots.weight.dtype, device=compute.device,
-                model=case.dose.model, means=True,
+                quantity=case.quantity(), letd=isinstance(case.dose.rbe, str), cutoff=case.dose.cutoff_sigma, dtype=spots.weight.dtype,
+                device=compute.device, model=case.dose.model, means=True,
             )  # fmt: skip
             dose[seen.body] = weighted(case, patient, seen.nominal, seen.nominal_letd_dose, seen.body)
         found[beam] = dose.reshape(patient.grid.shape)
