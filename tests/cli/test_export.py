@@ -120,6 +120,20 @@ def test_the_runs_own_dose_comes_back(folder):
     assert "Dose.mhd" in (folder / "page.html").read_text()
 
 
+def test_what_few_protons_leave_is_told_apart(folder, generator):
+    """Noise of each voxel's own with sigma proportional to sqrt(dose), as so many protons leave it: all of the difference is that."""
+    dose, grid = read_dose(folder / "run" / "dose.mha")
+    dose = dose.double()
+    sigma = 0.1 * (dose * dose.max()).clamp_min(0.0).sqrt()
+    write_image(folder / "few.mha", dose + sigma * torch.randn(dose.shape, dtype=torch.float64, generator=generator), grid)
+    done = command("compare", "run", "few.mha", "--out", "page.html", cwd=folder)
+    rms, noise = (float(re.search(rf"Difference, {what}.*?([\d.]+) Gy", done.out)[1]) for what in ("rms", "of it noise"))
+    expected = float(sigma[dose > 0.1 * dose.max()].square().mean().sqrt())
+    assert rms == pytest.approx(expected, rel=0.15)
+    # the body is some ten voxels wide: a few hundred of them on each axis, and the largest of the three counts
+    assert noise == pytest.approx(rms, rel=0.2)
+
+
 def test_doses_that_do_not_belong_to_the_run(folder, tmp_path):
     dose, grid = read_dose(folder / "run" / "dose.mha")
     assert "is 10 times the run's dose" in refused(folder, "compare", "run", as_mcsquare(folder, 10.0))

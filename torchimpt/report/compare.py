@@ -165,7 +165,8 @@ def _dose_rows(runs: Sequence[RunRecord]) -> list[Row | None]:
     for roi in [name for name in _shown(runs) if name not in runs[0].targets]:
         for key, label in (("mean_gy", "mean"), ("d2_gy", "D2")):
             rows.append(_row("Organs", f"{roi} {label}", runs, partial(_nominal, roi=roi, key=key), gy))
-    for key, label in (("mean_gy", "Difference, mean"), ("rms_gy", "Difference, rms"), ("max_gy", "Difference, largest")):
+    told = {"mean_gy": "mean", "rms_gy": "rms", "noise_gy": "of it noise, about", "max_gy": "largest"}
+    for key, label in ((key, f"Difference, {what}") for key, what in told.items()):
         rows.append(_row("Dose above 10 %", label, runs, partial(_difference, key=key), lambda v: f"{v:.2f} Gy"))
     rows.append(_row("Dose above 10 %", "Integral over the run's", runs, partial(_difference, key="ratio"), lambda v: f"{v:.4f}"))
     return rows

@@ -12,6 +12,7 @@ import torch
 from torchimpt.checks import InputError
 from torchimpt.evaluate.dvh import dvh_curves
 from torchimpt.evaluate.goals import check_goals
+from torchimpt.evaluate.noise import noise
 from torchimpt.evaluate.tables import roi_doses, scenario_table
 from torchimpt.geometry import Grid
 from torchimpt.io.image import read_dose
@@ -95,7 +96,8 @@ def _record(path: Path, run: RunRecord, finished: FinishedRun, planned: torch.Te
         # it is of one scenario, which tells nothing of the worst
         "goals": [{**goal, "worst": None} for goal in goals],
         "difference": {
-            "ratio": ratio, "mean_gy": float(mean(off)), "rms_gy": float(mean(off.square())) ** 0.5, "max_gy": float(off.abs().max()),
+            "ratio": ratio, "mean_gy": float(mean(off)), "rms_gy": float(mean(off.square())) ** 0.5,
+            "noise_gy": noise(dose - planned, high), "max_gy": float(off.abs().max()),
         },
     }  # fmt: skip
     return RunRecord(path.name, metrics, dvh_curves(doses), run.case)

@@ -222,7 +222,8 @@ def _readme(data: BeamData) -> str:
 
 Run MCsquare in this folder, with the environment's MCsquare_Materials_Dir naming the folder Materials of its distribution. Then
     torchimpt compare RUN Outputs/Dose.mhd
-shows its dose beside the run's. Num_Primaries in config.txt says how many protons are simulated.
+shows its dose beside the run's. Num_Primaries in config.txt says how many protons are simulated: a quarter of them leaves twice the noise,
+which is part of every difference. `compare` says how much of it.
 
 What is approximate:
 - Protons start {data.nozzle:.1f} mm upstream of the isocentre, just outside CT and range shifters, with a phase space fitted to the
