@@ -20,9 +20,9 @@ from torchimpt.io.plan import read_plan
 from torchimpt.machine import Machine
 from torchimpt.objectives import BoundObjective, MixedObjective, Objective, PlanObjective, RobustObjective, Split, letd_entries
 from torchimpt.patient import Patient
-from torchimpt.planning.assess import case_points, targets_mask
 from torchimpt.planning.letd import quantity
 from torchimpt.planning.load import Compute, load_machine, load_patient, resolve_beams
+from torchimpt.planning.look import case_points, targets_mask
 from torchimpt.points import Points
 from torchimpt.scenarios import NOMINAL, Scenario
 from torchimpt.schemes.sampling import Sampling

@@ -18,8 +18,8 @@ from torchimpt.geometry import Beam
 from torchimpt.machine import Machine
 from torchimpt.objectives import Objective, RobustObjective
 from torchimpt.patient import Patient
-from torchimpt.planning.assess import case_points
 from torchimpt.planning.load import load_machine, load_patient, resolve_beams
+from torchimpt.planning.look import case_points
 from torchimpt.points import Points, cell_points
 from torchimpt.quantities import Quantity
 from torchimpt.scenarios import NOMINAL, Scenario, boundary_scenarios
