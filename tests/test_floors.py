@@ -33,6 +33,7 @@ FLOORS = (
     {"runs"},
     {"studies"},
     {"cli"},
+    {"__main__"},
 )
 """Rooms from the ground up. A room knows itself and the floors below, no neighbour."""
 

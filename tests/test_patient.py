@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+import torchimpt as ti
 from torchimpt.checks import InputError
 from torchimpt.geometry import Grid
 from torchimpt.patient import ROI, Patient
+from torchimpt.points import Points
+from torchimpt.resampling import resample
 
 SHAPE = (3, 4, 5)
 GRID = Grid(SHAPE, (1.0, 2.0, 3.0), (10.0, 20.0, 30.0))
@@ -94,3 +97,30 @@ def test_roles_and_types_are_checked() -> None:
     two = {name: ROI(name, mask((0, 0, 0)), "external") for name in ("A", "B")}
     with pytest.raises(InputError, match="at most one ROI with the role 'external'"):
         Patient(torch.zeros(SHAPE), GRID, two)
+
+
+def test_rays_go_through_the_ct_as_it_was_read_where_it_is_coarse() -> None:
+    grid = Grid((6, 6, 6), (4.0, 4.0, 2.5), (0.0, 0.0, 0.0))
+    read = Patient(torch.arange(216.0).reshape(6, 6, 6), grid)
+    assert read.traced is read
+    assert resample(read, 3.0).traced is read, "2.5 mm is half of 3 mm and more"
+    assert resample(read, 8.0).traced is not read
+    assert resample(read, [8.0, 8.0, 5.0]).traced is read
+    assert resample(read, [8.0, 8.0, 5.5]).traced is not read
+
+
+def test_a_dose_on_another_grid_is_that_through_the_ct_as_it_was_read() -> None:
+    """A step of density at a voxel's face, which a grid of 3 mm would put into the middle of one of its own."""
+    hu = torch.zeros(12, 12, 12)
+    hu[:, :5] = -700.0  # the first 20 mm on the beam's way
+    read = Patient(hu, Grid((12, 12, 12), (4.0, 4.0, 4.0), (-22.0, -22.0, -22.0)))
+    machine, beam = ti.machine.generic(), ti.Beam(0.0, isocenter=(0.0, 0.0, 0.0))
+    column = torch.zeros(1)
+    spots = ti.Spots.from_columns([beam], column.long(), column + 75.0, column, column, column + 1.0)
+    place = torch.tensor([[0.5, y, 0.3] for y in (-10.0, 0.0, 14.0)], dtype=torch.float64)
+    points = Points((place,), torch.ones(3, dtype=torch.float64), {})
+    doses = [
+        ti.scenario_doses(patient, machine, spots, points, dtype=torch.float64).dose(spots.position.double(), spots.weight.double())
+        for patient in (read, resample(read, 3.0))
+    ]
+    assert torch.equal(*doses)

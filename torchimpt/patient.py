@@ -138,6 +138,15 @@ class Patient(Regions):
             raise InputError("a patient has at most one ROI with the role 'external'")
 
     @property
+    def traced(self) -> Patient:
+        """What rays are traced through: the CT as it was read, where its voxels are at least half as large as these along every axis, so
+        that it is not blurred twice; else, as a finer one takes longer and adds little, this one.
+        """
+        read = self.original
+        coarse = read is not None and all(own >= 0.5 * now for own, now in zip(read.grid.spacing, self.grid.spacing, strict=True))
+        return read if read is not None and coarse else self
+
+    @property
     def body_and_rois(self) -> torch.Tensor:
         """Mask `(z, y, x)` of the body and every ROI, those that reach out of it too."""
         return self.body | self.union(self.rois) if self.rois else self.body

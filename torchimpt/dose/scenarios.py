@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -22,7 +22,7 @@ from torchimpt.dose.influence import InfluenceMatrix, influence_matrices
 from torchimpt.dose.model import Partials, Surroundings
 from torchimpt.dose.models import DEFAULT_MODEL, dose_model
 from torchimpt.dose.operator import DoseOperator
-from torchimpt.dose.rows import COARSER, beam_rows
+from torchimpt.dose.rows import COARSER, BeamRows, beam_rows
 from torchimpt.dose.voxel_mean import mean_rows, widened
 from torchimpt.machine import LayerTables, Machine
 from torchimpt.memory import check_memory
@@ -298,7 +298,8 @@ def scenario_operators(
     check_cutoff(cutoff)
     check_gaps(patient, spots, machine.sad)
     _check_shifts(patient, scenarios)
-    rsp = relative_stopping_power(patient, machine)
+    ct = patient.traced
+    rsp = relative_stopping_power(ct, machine)
     if means and isinstance(voxels, Points):
         raise InputError("means over voxels need voxels, flat grid indices; points have the dose where they are")
     points = voxels if isinstance(voxels, Points) else voxel_points(replace(patient, rois={}), voxels.cpu())
@@ -319,10 +320,13 @@ def scenario_operators(
     for k, (key, scenario) in enumerate(zip(keys, scenarios, strict=True)):
         shift, scale = scenario.shift, scenario.range_scale
         if key not in traced:
-            where, trace = (voxels.cpu(), mean_rows) if means and isinstance(voxels, torch.Tensor) else (points.place(k), beam_rows)
-            traced[key] = {b: trace(rsp, patient.grid, where, spots.beams[b], machine.sad, shift, machine.air_from) for b in used}
+            where: Any = points.place(k)
+            trace: Callable[..., BeamRows] = beam_rows
+            if means and isinstance(voxels, torch.Tensor):
+                where, trace = (patient.grid, voxels.cpu()), mean_rows
+            traced[key] = {b: trace(rsp, ct.grid, where, spots.beams[b], machine.sad, shift, machine.air_from) for b in used}
         rows = traced[key]
-        around = {b: Surroundings(rsp, patient.grid, spots.beams[b], machine.sad, shift, scale) for b in used}
+        around = {b: Surroundings(rsp, ct.grid, spots.beams[b], machine.sad, shift, scale) for b in used}
         tables = tuple(compute.tabulate(rows[b], curves[b], around[b], dtype, device) for b in used)
         left[key] -= 1
         if not left[key]:

@@ -27,18 +27,19 @@ from torchimpt.physics.wepl import wepl
 
 def mean_rows(
     rsp: Tensor,
-    grid: Grid,
-    voxels: Tensor,
+    ct: Grid,
+    voxels: tuple[Grid, Tensor],
     beam: Beam,
     sad: tuple[float, float],
     shift: tuple[float, float, float] = (0.0, 0.0, 0.0),
     air_from: float | None = None,
 ) -> BeamRows:
-    """Rows of voxels (flat grid indices `(n,)`) with the spread of their depths; all else as in `beam_rows`."""
-    neighbours = [_neighbours(grid, voxels, axis) for axis in range(3)]
-    every, place = torch.cat([voxels, *(side for pair in neighbours for side in pair)]).unique(return_inverse=True)
-    path = wepl(rsp, grid, beam, sad, grid.centers(every), shift, air_from=air_from)[place].view(7, -1)
-    steps = torch.stack([torch.stack(((voxels - low).sign(), (high - voxels).sign())) for low, high in neighbours])
+    """Rows of voxels, a grid and flat indices `(n,)` in it, with the spread of their depths; all else as in `beam_rows`."""
+    grid, index = voxels
+    neighbours = [_neighbours(grid, index, axis) for axis in range(3)]
+    every, place = torch.cat([index, *(side for pair in neighbours for side in pair)]).unique(return_inverse=True)
+    path = wepl(rsp, ct, beam, sad, grid.centers(every), shift, air_from=air_from)[place].view(7, -1)
+    steps = torch.stack([torch.stack(((index - low).sign(), (high - index).sign())) for low, high in neighbours])
     before, behind = path[0] - path[1::2], path[2::2] - path[0]
     # at the grid's border there is one neighbour, which tells of both sides
     before, behind = torch.where(steps[:, 0] > 0, before, behind), torch.where(steps[:, 1] > 0, behind, before)
@@ -46,7 +47,7 @@ def mean_rows(
     axis = width.argmax(dim=0, keepdim=True)
     rest = (width.square().sum(0) - width.square().gather(0, axis)[0]).clamp_min(0.0)
     spread = torch.stack((before.gather(0, axis)[0], behind.gather(0, axis)[0], (rest / 12.0).sqrt()))
-    rows = beam_rows(rsp, grid, grid.centers(voxels), beam, sad, shift, air_from, path[0])
+    rows = beam_rows(rsp, ct, grid.centers(index), beam, sad, shift, air_from, path[0])
     return replace(rows, spread=spread[:, rows.order].contiguous())
 
 
