@@ -120,16 +120,17 @@ def test_objective(extended: Extended, generator) -> None:
 
 @section("A robust mode")
 def test_robust_mode(extended: Extended, generator) -> None:
-    mode = extended.module.Composite(power=20.0)
+    mode = extended.module.Deviation(factor=0.5)
     values = 100 * torch.rand(5, dtype=torch.float64, generator=generator)
     total, shares = mode.combine(values.requires_grad_())
     torch.testing.assert_close(torch.autograd.grad(total, values)[0], shares.detach(), rtol=1e-10, atol=0)
-    assert values.max() < total < 1.1 * values.max() and not mode.combine(torch.zeros(3, dtype=torch.float64))[1].any()
+    values = values.detach()
+    assert float(total.detach()) == pytest.approx(float(values.mean() + 0.5 * values.std(correction=0)))
     assert load_case(extended.case).mode() == mode
     enough = "optimizer.max_iterations=60"
     worst, summed = extended.plan(enough), extended.plan(enough, "robustness={range_percent=5.0, setup_mm=0.0}")
     assert 0 < worst.solution.value < summed.solution.value  # one scenario's against three added up
-    assert "takes no powr (did you mean 'power'?)" in extended.command("robustness.powr=3").err
+    assert "takes no facter (did you mean 'factor'?)" in extended.command("robustness.facter=3").err
 
 
 @section("A dose model")

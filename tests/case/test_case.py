@@ -15,8 +15,8 @@ from torchimpt.case.text import dump_toml
 from torchimpt.checks import InputError
 from torchimpt.geometry import Beam, RangeShifter
 from torchimpt.io import patient
-from torchimpt.objectives import KINDS, MODES, MinDVH, Sum
-from torchimpt.scenarios import NOMINAL, boundary_scenarios
+from torchimpt.objectives import KINDS, MODES, CVaR, MinDVH, Nominal, Sum, Voxelwise
+from torchimpt.scenarios import NOMINAL, boundary_scenarios, grid_21, grid_81, random_scenarios
 from torchimpt.spots.delivery import MACHINES, DeliveryModel
 
 TEXT = """
@@ -117,17 +117,38 @@ def test_overrides_reach_everywhere(case_file):
 
 def test_what_is_named_brings_its_keys(case_file):
     """An objective's kind and a robust mode: their parameters are keys, in the types of their annotations, and come back as written."""
-    case = load_case(case_file, ["robustness.weights=[1, 2, 0]"])
+    case = load_case(case_file, ["robustness.weights=[1, 2, 0]", "robustness.setup_mm=0"])
     assert case.mode() == Sum((1.0, 2.0, 0.0)) and case.objective[0].own == {"volume_percent": 95.0}
     assert isinstance(case.objective[0].own["volume_percent"], float)
     case_file.write_text(case.to_toml())
     assert load_case(case_file).model_dump() == case.model_dump() and load_case(case_file).mode() == case.mode()
 
 
+def test_an_objective_may_have_a_mode_of_its_own(case_file):
+    override = "objective[0].mode={name='cvar', level=0.8}"
+    case = load_case(case_file, [override, "robustness={mode='voxelwise', smoothing_gy=0.2}"])
+    assert case.mode() == Voxelwise(0.2) and case.terms()[0].mode == CVaR(level=0.8)
+    case_file.write_text(case.to_toml())
+    assert load_case(case_file).model_dump() == case.model_dump() and load_case(case_file).terms() == case.terms()
+    assert load_case(case_file, ["objective[0].mode=nominal"]).terms()[0].mode == Nominal()
+
+
+def test_sets_of_scenarios(case_file):
+    """In order, with the numbers of the keys; random ones by the case's seed unless they have their own."""
+
+    def scenarios(*keys):
+        return load_case(case_file, [f"robustness={{{', '.join(('setup_mm=4.0, range_percent=2.5', *keys))}}}", "seed=5"]).scenarios()
+
+    assert scenarios() == boundary_scenarios(4.0, 2.5)
+    assert scenarios("set='grid21'") == grid_21(4.0, 2.5) and scenarios("set='grid81'") == grid_81(4.0, 2.5)
+    assert scenarios("set='random'") == random_scenarios(4.0, 2.5, 20, 5, 2.0)
+    assert scenarios("set='random', samples=3, seed=8, sigmas=1.0") == random_scenarios(4.0, 2.5, 3, 8, 1.0)
+
+
 def test_what_is_registered_later_is_known(case_file, monkeypatch):
     """Registries are looked at when a case is read, so that a script can add to them."""
-    monkeypatch.setitem(MODES, "twice", lambda: Sum((2.0,)))
-    assert load_case(case_file, ["robustness.mode=twice"]).mode() == Sum((2.0,))
+    monkeypatch.setitem(MODES, "twice", lambda: Sum((2.0,) * 9))
+    assert load_case(case_file, ["robustness.mode=twice"]).mode() == Sum((2.0,) * 9)
     with pytest.raises(InputError, match=r"one of sum.*, twice, got 'twic' \(did you mean 'twice'\?\)"):
         load_case(case_file, ["robustness.mode=twic"])
     with pytest.raises(InputError, match="comes with a later version"):
@@ -215,13 +236,36 @@ def test_every_kind_of_objective(kind):
         ("objective.0.volume_percent=120", r"objective\[0\]: objective min_dvh of 'PTV70': volume_percent must be 0 to 100, got 120"),
         (
             "objective.0.wieght=2",
-            r"'min_dvh' takes no wieght \(did you mean 'weight'\?\); it takes roi, kind, quantity, dose_gy, letd_kev_um, letd_dose_gy_kev_um, weight, volume_percent",
+            r"'min_dvh' takes no wieght \(did you mean 'weight'\?\); it takes roi, kind, quantity, dose_gy, letd_kev_um, letd_dose_gy_kev_um, weight, mode, volume_percent",
         ),
         ("objective.0.dose=2", r"takes no dose \(did you mean 'dose_gy'\?\)"),
         ("robustness.mode=some", r"robustness.mode must be one of sum.*, got 'some' \(did you mean 'sum'\?\)"),
+        ("robustness={mode='cvar'}", "mode = 'cvar' needs level"),
+        *(
+            (f"robustness={{mode='cvar', level={level}}}", rf"robustness: mode cvar: level must lie between 0 and 1, .* got {level}$")
+            for level in ("1", "0", "-0.5", "95")
+        ),
+        ("robustness={mode='percentile', percent=100}", "robustness: mode percentile: percent must lie between 0 and 100, got 100"),
+        ("robustness={mode='composite', power=0.5}", "robustness: mode composite: power must be 1"),
+        ("robustness={weights=[1, 2]}", "robustness: there are 2 scenario weights and 9 scenarios; give one weight for each"),
+        ("robustness={mode='expected', set='grid21', weights=[1, 2]}", "robustness: there are 2 scenario weights and 21 scenarios"),
+        ("robustness={set='random', samples=4, weights=[1, 2]}", "robustness: there are 2 scenario weights and 5 scenarios"),
+        ("robustness={set='grid'}", r"robustness.set must be one of boundary, grid21, grid81, random, got 'grid' \(did you mean 'grid"),
+        ("robustness={samples=4}", "robustness: set = 'boundary' takes no samples; it is of set = 'random'"),
+        ("robustness={set='random', samples=0}", "robustness.samples must be greater than 0, got 0"),
+        ("robustness={set='random', sigmas=0.0}", "robustness.sigmas must be greater than or equal to 0.5"),
+        ("robustness={range_percent=100}", "robustness.range_percent must be less than 50, got 100"),
+        ("robustness={range_percent=-100}", "robustness.range_percent must be greater than or equal to 0, got -100"),
+        ("robustness={setup_mm=100}", "robustness.setup_mm must be less than 100, got 100"),
+        ("objective.0.mode=nominl", r"objective\[0\].mode.name must be one of sum, .* got 'nominl' \(did you mean 'nominal'\?\)"),
+        ("objective.0.mode=cvar", r"objective\[0\].mode: name = 'cvar' needs level"),
+        ("objective.0.mode={name='cvar', levl=0.5}", r"objective\[0\].mode: name = 'cvar' takes no levl \(did you mean 'level'"),
+        ("objective.0.mode={name='cvar', level=1.5}", r"objective\[0\].mode: mode cvar: level must lie between 0 and 1, .* got 1.5"),
+        ("objective.0.mode={name='sum', weights=[1, 2]}", r"objective\[0\].mode: there are 2 scenario weights and 1 scenario"),
+        ("objective.0.mode=3", r"objective\[0\].mode must be a section"),
         (
             "robustness.setup=2",
-            r"mode = 'sum' takes no setup \(did you mean 'setup_mm'\?\); it takes setup_mm, range_percent, mode, weights",
+            r"mode = 'sum' takes no setup \(did you mean 'setup_mm'\?\); it takes setup_mm, range_percent, mode, set, samples, seed, sigmas, weights",
         ),
         ("robustness.weights=[1, 'x']", r"robustness: weights must be a valid number, got \[1, 'x'\]"),
         ("robustness.weights=[0, 0]", "robustness: scenario weights must be zero or more"),

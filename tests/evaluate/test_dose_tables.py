@@ -9,7 +9,7 @@ from torchimpt.checks import InputError
 from torchimpt.evaluate import common_axis, dvh, parse_scenarios, read_dvh_csv, roi_doses, scenario_table, worst_table, write_dvh_csv
 from torchimpt.geometry import Grid
 from torchimpt.patient import ROI, Patient
-from torchimpt.scenarios import NOMINAL, boundary_scenarios
+from torchimpt.scenarios import NOMINAL, boundary_scenarios, grid_21, grid_81, random_scenarios
 
 
 @pytest.fixture
@@ -78,6 +78,20 @@ def test_scenarios_by_name():
     own = boundary_scenarios(3.0, 3.0)
     again = parse_scenarios(",".join(s.name for s in own))
     assert [(s.name, s.shift) for s in again] == [(s.name, s.shift) for s in own]
-    for text in ("x5mm", "w+3mm", "range+3", "boundary(3)"):
+    for text in ("x5mm", "w+3mm", "range+3", "boundary(3)", "boundary(3,3,9)", "grid(3,3)", "random(3,3,9,1,2)", "random(3,3,1.5)"):
         with pytest.raises(InputError, match="is none of: nominal"):
             parse_scenarios(text)
+
+
+def test_sets_of_scenarios_by_name():
+    """As in a case file; and each scenario of a set is the same again by its own name."""
+    sets = {"grid21(5, 3.5)": grid_21(5.0, 3.5), "grid81(2.5,3%)": grid_81(2.5, 3.0), "random(5mm,3,8,7)": random_scenarios(5.0, 3.0, 8, 7)}
+    for text, own in sets.items():
+        assert parse_scenarios(text) == own
+        again = parse_scenarios(",".join(scenario.name for scenario in own))
+        assert [(s.name, s.shift) for s in again] == [(s.name, s.shift) for s in own]
+        assert [s.range_scale for s in again] == pytest.approx([s.range_scale for s in own], rel=1e-12)
+    assert parse_scenarios("random(5,3,8)") == random_scenarios(5.0, 3.0, 8, 1)
+    assert len(parse_scenarios("boundary(5,3),grid21(5,3),x+1mm")) == 22
+    with pytest.raises(InputError, match="range error of -100 %, which has to be above -100 %"):
+        parse_scenarios("range-100%")

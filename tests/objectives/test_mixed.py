@@ -13,6 +13,8 @@ from torchimpt.dose.scenarios import AutogradDoses, scenario_doses
 from torchimpt.geometry import Beam
 from torchimpt.machine import generic
 from torchimpt.objectives import (
+    Composite,
+    Expected,
     LETd,
     LETdDose,
     MaxDose,
@@ -20,10 +22,14 @@ from torchimpt.objectives import (
     MeanDose,
     MinDose,
     MixedObjective,
+    Nominal,
     Objective,
+    Objectivewise,
     RobustObjective,
     UniformDose,
     VariableRBE,
+    Voxelwise,
+    VoxelwiseInvariant,
     letd_entries,
 )
 from torchimpt.phantoms import phantom
@@ -45,10 +51,10 @@ def term(kind, dose, quantity="dose", **own):
     return kind("Target", dose, quantity=quantity, **own)
 
 
-def mixed(terms, quantities=QUANTITIES, points=None):
+def mixed(terms, quantities=QUANTITIES, points=None, mode=None):
     objective = Objective(terms)
     bound = objective.on(PATIENT, VOXELS) if points is None else objective.at(points, points.volume)
-    return MixedObjective(bound, quantities, letd_entries(bound, frozenset(quantities)), dose=ConstantRBE(1.1))
+    return MixedObjective(bound, quantities, letd_entries(bound, frozenset(quantities)), mode, ConstantRBE(1.1))
 
 
 TERMS = [
@@ -113,6 +119,37 @@ def test_a_point_counts_as_the_voxels_that_it_stands_for() -> None:
     rates = random_doses(len(points)).flip(1)
     assert own.along(doses, rates)(0.3) == pytest.approx(voxels.along(doses[:, both], rates[:, both])(0.3), rel=1e-10)
     assert torch.allclose(own.curvature(doses[0]), torch.zeros_like(doses[0]).index_add_(0, both, voxels.curvature(doses[0, both])))
+
+
+@pytest.mark.parametrize("mode", [Objectivewise(6.0), Voxelwise(0.5), VoxelwiseInvariant(0.3), Expected(), Nominal()], ids=lambda m: m.name)
+def test_robust_modes_that_add_up_over_terms(mode) -> None:
+    """Gradient against autograd's of the loss by finite differences, ray, rows, and the exact value, with terms of five quantities."""
+    objective, doses = mixed(TERMS, mode=mode), random_doses()
+    generator = torch.Generator().manual_seed(2)
+    rates = torch.rand(doses.shape, generator=generator, dtype=torch.float64)
+    value, grad = objective.value_and_grad(doses + 0.7 * rates)
+    assert objective.along(doses, rates)(0.7) == pytest.approx((float(value), float((grad * rates).sum())), rel=1e-9)
+    up, down = (float(objective.value(doses + (0.7 + h) * rates)) for h in (1e-6, -1e-6))
+    assert float((grad * rates).sum()) == pytest.approx((up - down) / 2e-6, rel=1e-6)
+    assert sum(row["value"] for row in objective.terms(doses)) == pytest.approx(float(objective.value(doses)), rel=1e-12)
+    exact = sum(float(mixed([one], mode=mode.exact()).value(_of(one, doses))) for one in TERMS)
+    assert float(objective.exact_value(doses)) == pytest.approx(exact, rel=1e-12)
+    assert objective.smoothed == (mode.exact() != mode)
+
+
+def _of(one, doses: torch.Tensor) -> torch.Tensor:
+    """What an objective of this term alone sees: LETd x dose only where it asks about it."""
+    return doses if one.quantity != "dose" else doses[:, : len(VOXELS)]
+
+
+def test_a_mode_of_totals_over_several_quantities_is_refused() -> None:
+    with pytest.raises(
+        InputError, match=r"mode 'composite' is of the scenarios' totals, .* take 'objectivewise' or 'voxelwise'.* of letd a mode"
+    ):
+        mixed(TERMS[:2], mode=Composite())
+    own = [TERMS[0], term(MaxDose, 2.0, "letd", mode=Objectivewise())]
+    for terms in (own, TERMS[:1], TERMS[1:2]):
+        assert float(mixed(terms, mode=Composite()).value(_of(terms[-1], random_doses()))) > 0
 
 
 def test_the_same_term_twice() -> None:

@@ -82,7 +82,7 @@ def test_wrong_weights_and_doses_say_so(bound, doses) -> None:
     for weights in ([-1.0] * 9, [0.0] * 9, [float("nan")] * 9):
         with pytest.raises(InputError, match="scenario weights must be zero or more"):
             RobustObjective(bound, Sum(weights))
-    with pytest.raises(InputError, match="8 scenario weights and 9 doses"):
+    with pytest.raises(InputError, match="8 scenario weights and 9 scenarios"):
         RobustObjective(bound, Sum([1.0] * 8)).value(doses)
     with pytest.raises(InputError, match="stacked as"):
         RobustObjective(bound).value(doses[0])

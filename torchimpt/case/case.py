@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, PrivateAttr, ValidationError
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from torchimpt.case.sections import (
     BeamConfig,
@@ -32,7 +32,7 @@ from torchimpt.evaluate.goals import Goal
 from torchimpt.geometry import Beam, RangeShifter
 from torchimpt.objectives import KINDS, RobustMode, Sum, Term
 from torchimpt.quantities import ConstantRBE, Quantity
-from torchimpt.scenarios import NOMINAL, Scenario, boundary_scenarios
+from torchimpt.scenarios import NOMINAL, Scenario
 
 
 class Case(Section):
@@ -79,6 +79,17 @@ class Case(Section):
         except ValidationError as error:
             raise InputError(describe(error, type(self), "the case")) from None
 
+    @model_validator(mode="after")
+    def _modes(self) -> Case:
+        """Robust modes are for as many scenarios as there are."""
+        own = {f"objective[{i}].mode": objective.mode.robust_mode() for i, objective in enumerate(self.objective) if objective.mode}
+        for key, mode in {"robustness": self.mode(), **own}.items():
+            try:
+                mode.check(len(self.scenarios()))
+            except InputError as error:
+                raise ValueError(f"{key}: {error}") from None
+        return self
+
     @property
     def placement(self) -> SpotsConfig:
         """The section [spots], which planning needs."""
@@ -107,7 +118,7 @@ class Case(Section):
 
     def scenarios(self) -> tuple[Scenario, ...]:
         """What is planned with, nominal first."""
-        return boundary_scenarios(self.robustness.setup_mm, self.robustness.range_percent) if self.robustness else (NOMINAL,)
+        return self.robustness.scenarios(self.seed) if self.robustness else (NOMINAL,)
 
     def mode(self) -> RobustMode:
         """What becomes of the scenarios' objectives."""

@@ -23,6 +23,7 @@ from torchimpt.case.values import (
     PositiveCount,
     Protons,
     Real,
+    Seed,
     Text,
     as_grid,
     as_layer_spacing,
@@ -43,6 +44,7 @@ from torchimpt.machine import READERS as MACHINE_READERS
 from torchimpt.objectives import KINDS, MODES, UNITS, RobustMode, Term
 from torchimpt.optim import METHODS
 from torchimpt.patient import DENSEST
+from torchimpt.scenarios import SETS, Scenario
 from torchimpt.schemes.schemes import SCHEMES
 from torchimpt.schemes.settings import Motion, Solver
 from torchimpt.spots.delivery import MACHINES, DeliveryModel
@@ -284,11 +286,31 @@ class RobustnessConfig(OpenSection):
     """Range error, percent of the stopping power (the scenario range+3% is the shorter range); 0 leaves the range scenarios out."""
     mode: Annotated[str, OneOf(MODES)] = "sum"
     """What becomes of the scenarios' objectives; sum: all added up (Xu et al. 2020, Eq. 4)."""
+    set: Annotated[str, OneOf(SETS)] = "boundary"
+    """Which errors at once. boundary: one at a time, nine; grid21: each of the seven setups with three ranges; grid81: with setups along
+    x, y and z at once; random: Gaussian. The nominal scenario is the first of each."""
+    samples: Annotated[PositiveCount, Field(le=100000)] | None = None
+    """random: how many besides the nominal one; omitted: 20."""
+    seed: Seed | None = None
+    """random: of the draw; omitted: the case's."""
+    sigmas: Annotated[Real, Field(ge=0.5, le=10)] | None = None
+    """random: how many standard deviations setup_mm (along each axis) and range_percent are; omitted: 2."""
 
     @model_validator(mode="after")
     def _valid(self) -> RobustnessConfig:
         self.robust_mode()
+        for name in ("samples", "seed", "sigmas"):
+            if self.set != "random" and getattr(self, name) is not None:
+                raise ValueError(f"set = '{self.set}' takes no {name}; it is of set = 'random'")
         return self
+
+    def scenarios(self, seed: int) -> tuple[Scenario, ...]:
+        """The scenarios, nominal first; `seed` is the case's."""
+        sizes = (self.setup_mm, self.range_percent)
+        if self.set != "random":
+            return SETS[self.set](*sizes)
+        given = {"samples": self.samples, "seed": seed if self.seed is None else self.seed, "sigmas": self.sigmas}
+        return SETS[self.set](*sizes, **{name: value for name, value in given.items() if value is not None})
 
     def robust_mode(self) -> RobustMode:
         """The mode."""
@@ -404,6 +426,25 @@ _LEVELS = {"letd": "letd_kev_um", "letd_dose": "letd_dose_gy_kev_um"}
 """Keys of an objective's level in another unit than Gy, by quantity."""
 
 
+class ModeConfig(OpenSection):
+    """The robust mode of one objective; its parameters are keys, too."""
+
+    names = "name"
+    registry = MODES
+
+    name: Annotated[str, OneOf(MODES)]
+    """What becomes of the objective's values in the scenarios."""
+
+    @model_validator(mode="after")
+    def _valid(self) -> ModeConfig:
+        self.robust_mode()
+        return self
+
+    def robust_mode(self) -> RobustMode:
+        """The mode."""
+        return MODES[self.name](**self.own)
+
+
 class ObjectiveConfig(OpenSection):
     """[[objective]]: what is asked of a ROI's dose, and how much it matters; a kind's parameters are keys, too (`volume_percent`, `a`)."""
 
@@ -425,6 +466,8 @@ class ObjectiveConfig(OpenSection):
     """Level of LETd x dose, total course; for quantity letd_dose, in the place of dose_gy."""
     weight: Annotated[Real, Field(ge=0)] = 1.0
     """Importance."""
+    mode: Annotated[ModeConfig | None, BeforeValidator(lambda value: {"name": value} if isinstance(value, str) else value)] = None
+    """A robust mode of its own: a name, or a table of name and parameters; omitted: that of [robustness]."""
 
     @model_validator(mode="after")
     def _valid(self) -> ObjectiveConfig:
@@ -445,7 +488,8 @@ class ObjectiveConfig(OpenSection):
 
     def term(self) -> Term:
         """The objective's term."""
-        return KINDS[self.kind](self.roi, self.level, weight=self.weight, quantity=self.quantity, **self.own)
+        mode = None if self.mode is None else self.mode.robust_mode()
+        return KINDS[self.kind](self.roi, self.level, weight=self.weight, mode=mode, quantity=self.quantity, **self.own)
 
 
 class GoalConfig(Section):

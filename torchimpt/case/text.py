@@ -169,11 +169,15 @@ def _scalar(value: Any) -> str:
         return repr(value)
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(_scalar(item) for item in value)}]"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key} = {_scalar(item)}' for key, item in value.items() if item is not None)}}}"
     return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def dump_toml(data: Mapping[str, Any]) -> str:
-    """A tree of scalars, lists of scalars, sections and lists of sections as TOML; None is left out, as TOML has no such value."""
+    """A tree of scalars, lists of scalars, sections and lists of sections as TOML, with inline tables for sections of sections; None is
+    left out, as TOML has no such value.
+    """
     lines, sections = [], []
     for key, value in data.items():
         tables = value if isinstance(value, (list, tuple)) else [value]

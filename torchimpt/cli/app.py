@@ -134,7 +134,8 @@ def evaluate(
         typer.Option(
             "--scenarios",
             metavar="NAMES",
-            help="Comma-separated: nominal, x+5mm, range-3.5%, y-2mm/range+3%, or boundary(5,3) for the nine of 5 mm and 3 %. "
+            help="Comma-separated: nominal, x+5mm, range-3.5%, y-2mm/range+3%, boundary(5,3) for the nine of 5 mm and 3 %, "
+            "grid21(5,3), grid81(5,3), or random(5,3,100,7): a hundred of seed 7, 5 mm and 3 % being two sigmas. "
             "range+3%: 3 % more stopping power, so a shorter range. Omitted: those planned with.",
         ),
     ] = None,

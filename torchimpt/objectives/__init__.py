@@ -3,7 +3,18 @@
 from torchimpt.objectives.bound import BoundObjective, BoundTerm
 from torchimpt.objectives.mixed import MixedObjective, PlanObjective, letd_entries
 from torchimpt.objectives.mode import OverValues, RobustMode
-from torchimpt.objectives.modes import MODES, Sum
+from torchimpt.objectives.modes import (
+    MODES,
+    Composite,
+    CVaR,
+    Expected,
+    Nominal,
+    Objectivewise,
+    Percentile,
+    Sum,
+    Voxelwise,
+    VoxelwiseInvariant,
+)
 from torchimpt.objectives.objective import OVERLAPS, Objective, Split
 from torchimpt.objectives.quantities import UNITS, LETd, LETdDose, LETQuantity, VariableRBE
 from torchimpt.objectives.robust import RobustObjective
@@ -17,6 +28,9 @@ __all__ = [
     "UNITS",
     "BoundObjective",
     "BoundTerm",
+    "CVaR",
+    "Composite",
+    "Expected",
     "LETQuantity",
     "LETd",
     "LETdDose",
@@ -26,8 +40,11 @@ __all__ = [
     "MinDVH",
     "MinDose",
     "MixedObjective",
+    "Nominal",
     "Objective",
+    "Objectivewise",
     "OverValues",
+    "Percentile",
     "PlanObjective",
     "RobustMode",
     "RobustObjective",
@@ -36,5 +53,7 @@ __all__ = [
     "Term",
     "UniformDose",
     "VariableRBE",
+    "Voxelwise",
+    "VoxelwiseInvariant",
     "letd_entries",
 ]

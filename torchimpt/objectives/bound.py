@@ -8,13 +8,14 @@ one scatter of the gradient. Along a ray of doses `D + l AD` they form a convex,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from torchimpt.checks import InputError
-from torchimpt.objectives.terms import Term, as_loss
+from torchimpt.objectives.terms import MaxDose, MinDose, Term, as_loss
 from torchimpt.sums import total
 
 
@@ -148,6 +149,35 @@ class BoundObjective:
         self.bound_terms, self.n_voxels = tuple(terms), n_voxels
         self._packs: dict[tuple[torch.device, torch.dtype], _Packed] = {}
 
+    @cached_property
+    def singles(self) -> list[BoundObjective]:
+        """Each term by itself."""
+        return [BoundObjective([bound], self.n_voxels) for bound in self.bound_terms]
+
+    @cached_property
+    def sides(self) -> tuple[BoundObjective | None, BoundObjective | None]:
+        """The terms of under-dose and those of over-dose, whose sum this is; None where there are none. A term of both, such as a uniform
+        dose, has a part in each.
+        """
+        low, high = (self._side(side) for side in (-1.0, 1.0))
+        return BoundObjective(low, self.n_voxels) if low else None, BoundObjective(high, self.n_voxels) if high else None
+
+    def _side(self, side: float) -> list[BoundTerm]:
+        found = []
+        for bound in self.bound_terms:
+            term = bound.term
+            if side in term.signs:
+                hinge = MinDose if side < 0 else MaxDose
+                found.append(replace(bound, term=hinge(term.roi, term.dose, term.weight, mode=term.mode, quantity=term.quantity)))
+            elif not term.signs and term.side is None:
+                raise InputError(
+                    f"objective {term.kind} of '{term.roi}' does not say whether it is of under-dose or over-dose (`side` of its class), "
+                    "which a voxelwise mode has to know; give it another mode"
+                )
+            elif not term.signs and term.side == side:
+                found.append(bound)
+        return found
+
     def _pack(self, dose: Tensor) -> _Packed:
         if dose.shape[-1] != self.n_voxels or dose.dim() not in (1, 2):
             raise InputError(
@@ -184,6 +214,10 @@ class BoundObjective:
     def __call__(self, dose: Tensor) -> Tensor:
         """Objective as a torch loss; its backward is the hand-derived gradient."""
         return as_loss(self.value_and_grad, dose)
+
+    def by_term(self, dose: Tensor) -> Tensor:
+        """What each term has in the objective of each scenario `(..., n_terms)`, float64."""
+        return torch.stack([bound.value(dose) for bound in self.bound_terms], dim=-1)
 
     def terms(self, dose: Tensor) -> list[dict]:
         """Each term's share of the objective at the dose `(n_voxels,)` of one scenario: `roi`, `kind`, `value`."""

@@ -99,6 +99,20 @@ class MixedObjective:
                 moved = [replace(b, index=place[b.index.cpu()]) for b in own]
                 self._groups.append((quantity, RobustObjective(BoundObjective(moved, len(letd)), mode, asks=name)))
 
+        coupling = [mode for _, part in self._parts() for mode in part.modes if mode.couples]
+        twice = [mode.name for i, mode in enumerate(coupling) if mode in coupling[:i]]
+        if twice:
+            raise InputError(
+                f"mode '{twice[0]}' is of the scenarios' totals, and is not there for objectives of several quantities together; take "
+                f"'objectivewise' or 'voxelwise', or give those of {', '.join(name for name, _ in self._parts() if name != 'dose')} a mode "
+                "of their own"
+            )
+
+    def _parts(self) -> list[tuple[str, RobustObjective]]:
+        """The terms of each quantity, with its name."""
+        plain = [] if self._plain is None else [("dose", self._plain)]
+        return plain + [(robust.bound.bound_terms[0].term.quantity, robust) for _, robust in self._groups]
+
     def for_start(self, doses: Tensor) -> tuple[RobustObjective | MixedObjective, Tensor]:
         """What the weights of a start are scaled by, and its doses: the terms of dose; LETd does not change when all weights do."""
         return (self, doses) if self._plain is None else (self._plain, doses[:, : self.n_dose].contiguous())
@@ -167,12 +181,25 @@ class MixedObjective:
             gain[self.n_dose :] += own * by_letd.square()
         return gain
 
-    def terms(self, doses: Tensor) -> list[dict]:
-        """Rows as of `RobustObjective.terms`, in the terms' own order; those of other quantities than dose name theirs."""
+    def _seen(self, doses: Tensor) -> list[tuple[RobustObjective, Tensor]]:
+        """The terms of each quantity, and what they see."""
         dose, letd_dose = self.parts(doses)
         here = dose.index_select(1, self._letd.to(doses.device))
-        found = [] if self._plain is None else [(self._plain, self._plain.terms(dose.contiguous()))]
-        found += [(robust, robust.terms(quantity.value(here, letd_dose))) for quantity, robust in self._groups]
+        plain = [] if self._plain is None else [(self._plain, dose.contiguous())]
+        return plain + [(robust, quantity.value(here, letd_dose)) for quantity, robust in self._groups]
+
+    @property
+    def smoothed(self) -> bool:
+        """Whether F is a smooth form of what its modes stand for."""
+        return any(part.smoothed for _, part in self._parts())
+
+    def exact_value(self, doses: Tensor) -> Tensor:
+        """What F is a smooth form of, float64 `()`."""
+        return torch.stack([robust.exact_value(values) for robust, values in self._seen(doses)]).sum()
+
+    def terms(self, doses: Tensor) -> list[dict]:
+        """Rows as of `RobustObjective.terms`, in the terms' own order; those of other quantities than dose name theirs."""
+        found = [(robust, robust.terms(values)) for robust, values in self._seen(doses)]
         rows: dict[tuple[int, int], dict] = {}
         first = 0
         for robust, own in found:

@@ -2,7 +2,8 @@
 
     F = sum_groups m_g(f_g1 .. f_gK),    f_gk = the group's terms at Q(D^k)
 
-A group are the terms that share a mode: the plan's, or a term's own. Q is the quantity that the terms ask about (`torchimpt.quantities`).
+A group are the terms that share a mode, the plan's or a term's own; where the mode is `apart`, each term is a group. Q is the quantity that
+the terms ask about (`torchimpt.quantities`).
 Doses are physical and stacked, `(n_scenarios, n_voxels)`, Gy, in the order of the scenarios.
 """
 
@@ -44,14 +45,30 @@ class RobustObjective:
                 )
         self.bound, self.mode, self.quantity = bound, mode or Sum(), quantity
         own = [b.term.mode or self.mode for b in bound.bound_terms]
-        modes: list[RobustMode] = []
-        for one in own:
-            if one not in modes:
-                modes.append(one)
-        self._groups = [
-            (one, BoundObjective([b for b, its in zip(bound.bound_terms, own, strict=True) if its == one], bound.n_voxels)) for one in modes
-        ]
-        self._group_of = [modes.index(one) for one in own]
+        groups: list[tuple[RobustMode, list[int]]] = []
+        for i, one in enumerate(own):
+            same = [members for mode, members in groups if mode == one and not mode.apart]
+            if same:
+                same[0].append(i)
+            else:
+                groups.append((one, [i]))
+        self._members = [members for _, members in groups]
+        self._groups = [(one, BoundObjective([bound.bound_terms[i] for i in members], bound.n_voxels)) for one, members in groups]
+
+    @property
+    def modes(self) -> list[RobustMode]:
+        """The modes of the groups, each once."""
+        return [mode for i, (mode, _) in enumerate(self._groups) if mode not in [other for other, _ in self._groups[:i]]]
+
+    @property
+    def smoothed(self) -> bool:
+        """Whether F is a smooth form of what its modes stand for."""
+        return any(mode.exact() != mode for mode in self.modes)
+
+    def exact_value(self, doses: Tensor) -> Tensor:
+        """What F is a smooth form of, float64 `()`."""
+        values = self._values(doses)
+        return torch.stack([mode.exact().value_and_grad(terms, values)[0] for mode, terms in self._groups]).sum()
 
     def for_start(self, doses: Tensor) -> tuple[RobustObjective, Tensor]:
         """What the weights of a start are scaled by, and its doses: all terms."""
@@ -112,12 +129,14 @@ class RobustObjective:
         return curvature * self.quantity.slope(torch.zeros_like(curvature)).square()
 
     def terms(self, doses: Tensor) -> list[dict]:
-        """Share of every term in every scenario: `scenario` (its index), `roi`, `kind`, `value` (times what its scenario counts)."""
+        """Share of every term in every scenario: `scenario` (its index), `roi`, `kind`, `value` (what it has in F)."""
         values, own = self._values(doses), self.bound.bound_terms
-        shares = [mode.shares(terms.value(values)) for mode, terms in self._groups]
-        by_term = [(bound.value(values) * shares[group]).tolist() for bound, group in zip(own, self._group_of, strict=True)]
+        shares = torch.zeros(len(doses), len(own), dtype=torch.float64)
+        for members, (mode, terms) in zip(self._members, self._groups, strict=True):
+            shares[:, members] = mode.shares(terms, values).cpu().double()
+        by_scenario = shares.tolist()
         return [
-            {"scenario": k, "roi": bound.term.roi, "kind": bound.term.kind, "value": of_scenario[k]}
-            for k in range(len(doses))
-            for bound, of_scenario in zip(own, by_term, strict=True)
+            {"scenario": k, "roi": bound.term.roi, "kind": bound.term.kind, "value": value}
+            for k, row in enumerate(by_scenario)
+            for bound, value in zip(own, row, strict=True)
         ]

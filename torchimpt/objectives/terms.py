@@ -72,6 +72,8 @@ class Term:
     kind: ClassVar[str] = ""
     signs: ClassVar[tuple[float, ...]] = ()
     """Of a sum of squared hinges `max(0, sign (d_v - p))^2`: its signs. Empty for every other form."""
+    side: ClassVar[float | None] = None
+    """Of every form but hinges: 1 where less dose is better, of over-dose; -1 where more is, of under-dose. None: not told."""
     prescribes: ClassVar[bool] = False
     """Whether `dose` is what a target is to get."""
 
@@ -233,6 +235,7 @@ class MeanDose(Term):
     """Mean dose at most `dose`: `weight * n max(0, mean(d) - p)^2`, so that dividing by the voxel count `n` leaves the square."""
 
     kind: ClassVar[str] = "mean_dose"
+    side: ClassVar[float | None] = 1.0
 
     def value_and_grad(self, dose: Tensor, volume: Tensor | None = None) -> tuple[Tensor, Tensor]:
         excess = (_mean(dose, volume).unsqueeze(-1) - self.dose).clamp_min(0)
@@ -257,6 +260,7 @@ class GEUD(Term):
     a: float = field(kw_only=True)
 
     kind: ClassVar[str] = "gEUD"
+    side: ClassVar[float | None] = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -72,7 +72,8 @@ def plan_metrics(
 
     Where the objective was sampled, `objective` is that of all voxels, and `sampling` tells how many voxels were optimized on (`voxels`),
     of how many that are asked about (`of`), and the objective that the solver saw there at the end (`objective`). The first iterations do
-    without the sampled terms, so that `objective.initial` is without them.
+    without the sampled terms, so that `objective.initial` is without them. Where robust modes are smooth, `objective.exact` is the
+    objective with the maxima themselves.
     """
     solution, case = optimized.solution, problem.case
     home = optimized.spots.home.cpu()
@@ -92,6 +93,9 @@ def plan_metrics(
         "steps": optimized.steps,
         **dose_metrics(spots, problem.machine, case.delivery.model(), assessment, times, problem.compute, home),
     }
+    if problem.objective.smoothed:
+        whole = optimized.whole
+        metrics["objective"]["exact"] = float(problem.now.objective.exact_value(optimized.doses)) if whole is None else whole.exact
     if solution.remaining is not None:
         # the share of it that it may still fall by, estimated from its fall
         metrics["objective"]["remaining_percent"] = 100.0 * solution.remaining

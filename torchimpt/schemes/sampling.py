@@ -53,12 +53,13 @@ class Whole:
     ----------
     seen
         Its doses.
-    value, terms
-        The objective, and rows of `RobustObjective.terms`.
+    value, exact, terms
+        The objective, what it is a smooth form of, and rows of `RobustObjective.terms`.
     """
 
     seen: BodyDoses
     value: float
+    exact: float
     terms: list[dict]
 
 
@@ -131,7 +132,8 @@ class Sampling:
         doses = self._parts[0][0].subset(spots.index).dose(spots.position, spots.weight)
         doses = torch.cat((doses.cpu(), seen.doses[:, here].to(doses.dtype)), dim=1)
         objective = self._bound(points)
-        return Whole(seen, float(objective.value(doses)), objective.terms(doses))
+        value = float(objective.value(doses))
+        return Whole(seen, value, float(objective.exact_value(doses)) if objective.smoothed else value, objective.terms(doses))
 
     def _bound(self, points: Points) -> RobustObjective:
         return self._bind(self._terms.at(points, points.volume, self._counts))

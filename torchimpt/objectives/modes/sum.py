@@ -1,45 +1,55 @@
-"""The sum over scenarios."""
+"""The sum over scenarios, their mean, and the nominal one alone."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from torchimpt.checks import InputError
 from torchimpt.objectives.mode import OverValues
+from torchimpt.objectives.modes.weights import Weighted
 
 
 @dataclass(frozen=True)
-class Sum(OverValues):
-    """`F = sum_k p_k F_k(D^k)` (Xu et al. 2020, Eq. 4; their weights are "usually equal to 1").
-
-    Attributes
-    ----------
-    weights
-        `p_k` of each scenario, zero or more, at least one positive; all 1 when left out.
-    """
-
-    weights: Sequence[float] | None = None
+class Sum(Weighted):
+    """`F = sum_k p_k f_k(D^k)` (Xu et al. 2020, Eq. 4; their weights are "usually equal to 1")."""
 
     name: ClassVar[str] = "sum"
-
-    def __post_init__(self) -> None:
-        if self.weights is None:
-            return
-        p = torch.as_tensor(self.weights, dtype=torch.float64)
-        if not (p.dim() == 1 and bool(torch.isfinite(p).all()) and bool((p >= 0).all()) and bool((p > 0).any())):
-            raise InputError(f"scenario weights must be zero or more, one for each scenario, not all zero, got {self.weights}")
-        object.__setattr__(self, "weights", tuple(p.tolist()))
+    couples: ClassVar[bool] = False
 
     def combine(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """`p' f`, and `p`."""
-        if self.weights is None:
-            return values.sum(), torch.ones_like(values)
-        if len(self.weights) != len(values):
-            raise InputError(f"there are {len(self.weights)} scenario weights and {len(values)} doses; give one weight for each scenario")
-        p = torch.tensor(self.weights, dtype=values.dtype, device=values.device)
+        p = self.given(values)
+        return (values.sum() if self.weights is None else p.dot(values)), p
+
+
+@dataclass(frozen=True)
+class Expected(Weighted):
+    """`F = sum_k p_k f_k / sum_k p_k`, the expected value where the weights are probabilities (Unkelbach et al., Med Phys 36:149, 2009).
+
+    Of random scenarios, which are drawn from their distribution, the mean.
+    """
+
+    name: ClassVar[str] = "expected"
+    couples: ClassVar[bool] = False
+
+    def combine(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """`p' f`, and `p`, of sum 1."""
+        p = self.probabilities(values)
         return p.dot(values), p
+
+
+@dataclass(frozen=True)
+class Nominal(OverValues):
+    """`F = f_1`: the first scenario, the nominal one; the others are computed and reported, not optimized."""
+
+    name: ClassVar[str] = "nominal"
+    couples: ClassVar[bool] = False
+
+    def combine(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """`f_1`, and a one for it."""
+        shares = torch.zeros_like(values)
+        shares[0] = 1.0
+        return values[0], shares
