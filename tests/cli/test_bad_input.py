@@ -205,11 +205,11 @@ def test_target_outside_the_body(refused, images):
 
 
 def test_setup_errors_larger_than_the_patient(refused, images, tmp_path):
-    """Of 80 mm: when planning, when planning on a set, and in a scenario by name."""
+    """Of 80 mm: when planning on one set or another, and where a plan is given."""
     images(size=(8, 8, 8), target=torch.nn.functional.pad(torch.ones(2, 2, 2, dtype=torch.bool), (3, 3) * 3))
     message = "shifts the patient by -85 mm along x, where the dose grid is 80 mm long: nothing would be where it was; give a smaller setup"
     for more in ("seed=1", "robustness.set=grid21"):
-        assert message in refused(*IMAGE, "robustness.setup_mm=85", more, warned=2)
+        assert message in refused(*IMAGE, "robustness.setup_mm=85", more)
     (tmp_path / "spots.csv").write_text("beam,energy_mev,x_mm,y_mm,weight\n0,100,0,0,1\n")
     assert message in refused(*IMAGE, "robustness.setup_mm=85", arguments=("dose", "tiny.toml", "--plan", "spots.csv", "--out", "run"))
 

@@ -267,17 +267,6 @@ def scenario_doses(
     return GRADIENTS[gradient](operators)
 
 
-def _check_shifts(patient: Patient, scenarios: Sequence[Scenario]) -> None:
-    """Raise where a scenario moves the patient by more than there is of him."""
-    for scenario in scenarios:
-        for axis, shift, count, size in zip("xyz", scenario.shift, reversed(patient.grid.shape), patient.grid.spacing, strict=True):
-            if abs(shift) >= count * size:
-                raise InputError(
-                    f"scenario '{scenario.name}' shifts the patient by {shift:+g} mm along {axis}, where the dose grid is {count * size:g} "
-                    "mm long: nothing would be where it was; give a smaller setup error (robustness.setup_mm)"
-                )
-
-
 def scenario_operators(
     patient: Patient,
     machine: Machine,
@@ -297,7 +286,6 @@ def scenario_operators(
     compute, device = dose_model(model, backend), torch.device(device)
     check_cutoff(cutoff)
     check_gaps(patient, spots, machine.sad)
-    _check_shifts(patient, scenarios)
     ct = patient.traced
     rsp = relative_stopping_power(ct, machine)
     if means and isinstance(voxels, Points):

@@ -18,7 +18,7 @@ from torchimpt.machine import Machine
 from torchimpt.objectives import LETd
 from torchimpt.patient import Patient
 from torchimpt.planning.letd import least_dose, weighted
-from torchimpt.planning.load import Compute
+from torchimpt.planning.load import Compute, check_shifts
 from torchimpt.planning.look import Look, Tables, case_targets, look
 from torchimpt.points import Points
 from torchimpt.scenarios import NOMINAL, Scenario
@@ -101,6 +101,7 @@ def assess(
     """
     # nominal first, and where it is not among the scenarios it is still what goals compare with
     ordered = (NOMINAL, *(s for s in scenarios if not s.is_nominal))
+    check_shifts(ordered, patient.grid)
     seen = look(case, patient, machine, spots, ordered, compute, progress, whole)
     shape = patient.grid.shape
     dose = _sound(seen.nominal(), NOMINAL.name).reshape(shape)

@@ -21,7 +21,7 @@ from torchimpt.machine import Machine
 from torchimpt.objectives import BoundObjective, MixedObjective, Objective, PlanObjective, RobustObjective, Split, letd_entries
 from torchimpt.patient import Patient
 from torchimpt.planning.letd import quantity
-from torchimpt.planning.load import Compute, load_machine, load_patient, resolve_beams
+from torchimpt.planning.load import Compute, check_shifts, load_machine, load_patient, resolve_beams
 from torchimpt.planning.look import case_points, targets_mask
 from torchimpt.points import Points
 from torchimpt.scenarios import NOMINAL, Scenario
@@ -125,6 +125,7 @@ def build(case: Case, compute: Compute, progress: Progress, times: dict[str, flo
     with progress.stage("Patient, machine and spots"):
         patient, machine = load_patient(case), load_machine(case)
         scenarios = case.scenarios()
+        check_shifts(scenarios, patient.grid)
         spots = _start(case, patient, machine, scenarios, compute)
         log.info("%d spots in %d energy layers of %d beams", spots.n_spots, spots.n_layers, len(spots.beams))
         objective = Objective(case.terms(), normalize=case.optimizer.normalize, overlap=case.optimizer.overlap)

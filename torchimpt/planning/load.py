@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,12 +13,13 @@ import torch
 from torchimpt.case import Case
 from torchimpt.checks import InputError, PhysicsWarning
 from torchimpt.dose.inlines import use_torch_threads
-from torchimpt.geometry import Beam
+from torchimpt.geometry import Beam, Grid
 from torchimpt.hu_table import read_hu_table
 from torchimpt.io.patient import read_patient
 from torchimpt.machine import READERS, Machine, generic
 from torchimpt.patient import Patient
 from torchimpt.resampling import resample
+from torchimpt.scenarios import Scenario
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -110,3 +112,14 @@ def resolve_beams(case: Case, patient: Patient, plan: Path | None = None) -> tup
         raise InputError(f"{case.label}: a beam has no isocenter_mm, and there is no target to take the centroid of; give isocenter_mm")
     center = patient.centroid(names)
     return tuple(beam.at(center) for beam in beams)
+
+
+def check_shifts(scenarios: Iterable[Scenario], grid: Grid) -> None:
+    """Raise where a scenario moves the patient by as much as the dose grid is long, or more."""
+    for scenario in scenarios:
+        for axis, shift, count, spacing in zip("xyz", scenario.shift, reversed(grid.shape), grid.spacing, strict=True):
+            if abs(shift) >= count * spacing:
+                raise InputError(
+                    f"scenario '{scenario.name}' shifts the patient by {shift:+g} mm along {axis}, where the dose grid is "
+                    f"{count * spacing:g} mm long: nothing would be where it was; give a smaller setup error (robustness.setup_mm)"
+                )
