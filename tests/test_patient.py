@@ -103,10 +103,10 @@ def test_rays_go_through_the_ct_as_it_was_read_where_it_is_coarse() -> None:
     grid = Grid((6, 6, 6), (4.0, 4.0, 2.5), (0.0, 0.0, 0.0))
     read = Patient(torch.arange(216.0).reshape(6, 6, 6), grid)
     assert read.traced is read
-    assert resample(read, 3.0).traced is read, "2.5 mm is half of 3 mm and more"
+    assert resample(read, 3.0).traced is read
     assert resample(read, 8.0).traced is not read
-    assert resample(read, [8.0, 8.0, 5.0]).traced is read
-    assert resample(read, [8.0, 8.0, 5.5]).traced is not read
+    assert resample(read, [12.0, 12.0, 7.5]).traced is read, "a third of it"
+    assert resample(read, [12.0, 12.0, 7.6]).traced is not read
 
 
 def test_a_dose_on_another_grid_is_that_through_the_ct_as_it_was_read() -> None:

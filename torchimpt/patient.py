@@ -15,6 +15,9 @@ from torchimpt.hu_table import HuTable
 
 ROLES = ("target", "oar", "external")
 
+FINEST_TRACED = 1.0 / 3.0
+"""Voxels of a CT as it was read that rays are traced through, of the dose grid's, along every axis: 1 mm for a dose grid of 3 mm."""
+
 DENSEST = 15.0
 """Greatest relative stopping power that is taken; what is above is a unit or a typing error."""
 
@@ -139,11 +142,12 @@ class Patient(Regions):
 
     @property
     def traced(self) -> Patient:
-        """What rays are traced through: the CT as it was read, where its voxels are at least half as large as these along every axis, so
-        that it is not blurred twice; else, as a finer one takes longer and adds little, this one.
+        """What rays are traced through: the CT as it was read, so that ranges are the same on every dose grid; this one where voxels as
+        they were read are smaller than `FINEST_TRACED` of these, as rays then cross too many.
         """
         read = self.original
-        coarse = read is not None and all(own >= 0.5 * now for own, now in zip(read.grid.spacing, self.grid.spacing, strict=True))
+        sizes = [] if read is None else zip(read.grid.spacing, self.grid.spacing, strict=True)
+        coarse = all(own >= (1.0 - 1e-6) * FINEST_TRACED * now for own, now in sizes)
         return read if read is not None and coarse else self
 
     @property
