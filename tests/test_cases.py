@@ -66,4 +66,5 @@ def test_shortened_plan_leaves_a_whole_run_folder(path: Path, tmp_path: Path, re
     assert 0 < metrics["matrix"]["discarded_fraction"] < 0.005
     dose, grid = read_dose(tmp_path / "run" / "dose.mha")
     assert grid.spacing == pytest.approx((6.0, 6.0, 6.0))
-    assert float(dose.max()) < 1.5 * prescription
+    # the body's objective comes in after 20 iterations
+    assert float(dose.max()) < 2.0 * prescription
