@@ -185,11 +185,22 @@ class Bench:
 
     def _side_by_side(self) -> tuple[Spots, Tensor]:
         """The spots of all plans as one, and whose each is."""
-        columns = {key: torch.cat([getattr(s, key).detach().cpu().double() for _, s in self.plans]) for key in ("beam", "energy", "weight")}
+        columns = {
+            key: torch.cat([getattr(s, key).detach().cpu().double() for _, s in self.plans])
+            for key in ("beam", "energy", "weight", "shifted")
+        }
         position = torch.cat([s.position.detach().double() for _, s in self.plans])
         owner = torch.cat([torch.full((s.n_spots,), float(k)) for k, (_, s) in enumerate(self.plans)])
         everything, owners = (
-            Spots.from_columns(self.beams, columns["beam"].long(), columns["energy"], position[:, 0], position[:, 1], weight)
+            Spots.from_columns(
+                self.beams,
+                columns["beam"].long(),
+                columns["energy"],
+                position[:, 0],
+                position[:, 1],
+                weight,
+                shifted=columns["shifted"].bool(),
+            )
             for weight in (columns["weight"], owner)
         )
         return everything, owners.weight.detach().long()
