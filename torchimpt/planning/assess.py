@@ -18,7 +18,7 @@ from torchimpt.machine import Machine
 from torchimpt.objectives import LETd
 from torchimpt.patient import Patient
 from torchimpt.planning.letd import least_dose, weighted
-from torchimpt.planning.load import Compute, check_shifts
+from torchimpt.planning.load import Compute, check_shifts, dose_options
 from torchimpt.planning.look import Look, Tables, case_targets, look
 from torchimpt.points import Points
 from torchimpt.scenarios import NOMINAL, Scenario
@@ -141,8 +141,8 @@ def _beam_doses(case: Case, patient: Patient, machine: Machine, spots: Spots, co
         if bool(mine.any()):
             seen = body_doses(
                 patient, machine, spots.subset(mine).to(compute.device), (NOMINAL,), asked=nowhere, level=torch.inf,
-                quantity=case.quantity(), letd=isinstance(case.dose.rbe, str), cutoff=case.dose.cutoff_sigma, dtype=spots.weight.dtype,
-                device=compute.device, model=case.dose.model, means=True,
+                quantity=case.quantity(), letd=isinstance(case.dose.rbe, str), means=True,
+                **dose_options(case, compute.device, spots.weight.dtype),
             )  # fmt: skip
             dose[seen.body] = weighted(case, patient, seen.nominal, seen.nominal_letd_dose, seen.body)
         found[beam] = dose.reshape(patient.grid.shape)

@@ -21,7 +21,7 @@ from torchimpt.machine import Machine
 from torchimpt.objectives import BoundObjective, MixedObjective, Objective, PlanObjective, RobustObjective, Split, letd_entries
 from torchimpt.patient import Patient
 from torchimpt.planning.letd import quantity
-from torchimpt.planning.load import Compute, check_shifts, load_machine, load_patient, resolve_beams
+from torchimpt.planning.load import Compute, check_shifts, dose_options, load_machine, load_patient, resolve_beams
 from torchimpt.planning.look import case_points, targets_mask
 from torchimpt.points import Points
 from torchimpt.scenarios import NOMINAL, Scenario
@@ -134,8 +134,7 @@ def build(case: Case, compute: Compute, progress: Progress, times: dict[str, flo
         split = objective.split(patient, patient.grid.n_voxels if mixed else case.optimizer.sample_above)
     times["load"] = time.perf_counter() - begin
     begin = time.perf_counter()
-    options: dict[str, Any] = {"cutoff": case.dose.cutoff_sigma, "dtype": compute.dtype, "device": compute.device}
-    options["model"] = case.dose.model
+    options = dose_options(case, compute.device, compute.dtype)
     engine = _engine(case)
 
     def bind(bound: BoundObjective) -> RobustObjective:

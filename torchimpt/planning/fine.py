@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from torchimpt.objectives import Objective
 from torchimpt.patient import Patient
 from torchimpt.planning.assess import Assessment
 from torchimpt.planning.letd import weighted
-from torchimpt.planning.load import Compute
+from torchimpt.planning.load import Compute, dose_options
 from torchimpt.points import Points, cell_points
 from torchimpt.resampling import cropped, resample
 from torchimpt.scenarios import NOMINAL
@@ -85,10 +85,7 @@ def _nominal(
 ) -> torch.Tensor:
     """Nominal physical dose `(n_points,)`, Gy, or LETd x dose, on the CPU, matrix-free."""
     spots = spots.weighted().to(compute.device)
-    options: Mapping[str, Any] = {
-        "cutoff": case.dose.cutoff_sigma, "dtype": spots.weight.dtype, "device": compute.device, "model": case.dose.model,
-        "amplitude": amplitude,
-    }  # fmt: skip
+    options = {**dose_options(case, compute.device, spots.weight.dtype), "amplitude": amplitude}
     parts = []
     for place, volume in zip(points.place(0).split(_CHUNK), points.volume.split(_CHUNK), strict=True):
         operator = next(scenario_operators(fine, machine, spots, Points((place,), volume, {}), (NOMINAL,), **options))

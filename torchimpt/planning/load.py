@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -52,6 +53,11 @@ def set_up(case: Case, device: str = "auto", threads: int | None = None) -> Comp
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device 'cuda' was asked for, but torch sees no NVIDIA GPU; use --device cpu")
     return Compute(torch.device(device), DTYPES[case.dose.dtype])
+
+
+def dose_options(case: Case, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """What `scenario_doses` and `scenario_operators` take of a case."""
+    return {"cutoff": case.dose.cutoff_sigma, "dtype": dtype, "device": device, "model": case.dose.model}
 
 
 def load_machine(case: Case) -> Machine:

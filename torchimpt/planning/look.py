@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from torchimpt.machine import Machine
 from torchimpt.objectives import MaxDose
 from torchimpt.patient import Patient
 from torchimpt.planning.letd import quantity, weighted
-from torchimpt.planning.load import Compute
+from torchimpt.planning.load import Compute, dose_options
 from torchimpt.points import Points, voxel_points
 from torchimpt.scenarios import Scenario
 from torchimpt.spots import Spots
@@ -49,15 +48,20 @@ def case_targets(case: Case, patient: Patient) -> list[str]:
     return [*dict.fromkeys((*case.prescriptions(), *(case.spots.targets if case.spots else ())))] or [*patient.targets]
 
 
+def _seen_targets(case: Case, patient: Patient) -> list[str]:
+    """Those of `case_targets` that the dose grid has a voxel of."""
+    return [name for name in case_targets(case, patient) if bool(patient.roi(name).mask.any())]
+
+
 def targets_mask(case: Case, patient: Patient) -> torch.Tensor:
     """Mask `(z, y, x)` of `case_targets`; empty where there is none."""
-    targets = [name for name in case_targets(case, patient) if bool(patient.roi(name).mask.any())]
+    targets = _seen_targets(case, patient)
     return patient.union(targets) if targets else torch.zeros(patient.grid.shape, dtype=torch.bool)
 
 
 def case_points(case: Case, patient: Patient, machine: Machine, spots: Spots, rois: Sequence[str], n_scenarios: int, seed: int) -> Points:
     """Points in ROIs as the case asks for them, finer in its targets."""
-    targets = [name for name in case_targets(case, patient) if bool(patient.roi(name).mask.any())]
+    targets = _seen_targets(case, patient)
     return look_points(patient, machine, spots, rois, targets, spacing=case.dose.target_grid_mm, n_scenarios=n_scenarios, seed=seed)
 
 
@@ -143,9 +147,7 @@ def look(
     The points are other ones than a plan is made with.
     """
     prescription = case.highest_prescription()
-    options: Mapping[str, Any] = {
-        "cutoff": case.dose.cutoff_sigma, "dtype": spots.weight.dtype, "device": compute.device, "model": case.dose.model,
-    }  # fmt: skip
+    options = dose_options(case, compute.device, spots.weight.dtype)
     here, organs = spots.weighted().to(compute.device), _organs(patient)
     with progress.stage("Dose in every scenario", total=2 * len(scenarios)) as stage:
         body = body_doses(
