@@ -1,0 +1,110 @@
+"""Sections of the case file about whom to plan for and on which machine: `[patient]`, `[[material]]`, `[[tissue]]`, `[machine]`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from torchimpt.case.sections.base import Section
+from torchimpt.case.values import (
+    ExistingPath,
+    Flag,
+    OneOf,
+    Pair,
+    Real,
+    Text,
+)
+from torchimpt.io.patient import LATER as LATER_SOURCES
+from torchimpt.io.patient import SOURCES, check_source
+from torchimpt.machine import READERS as MACHINE_READERS
+from torchimpt.patient import DENSEST
+
+
+class PatientConfig(Section):
+    """[patient]: whom to plan for, a built-in phantom or a patient's files."""
+
+    source: Annotated[str, OneOf(SOURCES, LATER_SOURCES)]
+    """Where the patient comes from."""
+    path: ExistingPath | None = None
+    """Folder or file; not for a phantom."""
+    name: Text | None = None
+    """Name of the phantom; for the others a name for titles and files."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> PatientConfig:
+        check_source(self.source, self.path, self.name)
+        return self
+
+
+class MaterialConfig(Section):
+    """[[material]]: a ROI of known stopping power, whatever its CT numbers: an implant, a couch, contrast agent."""
+
+    roi: Text
+    """Name of the ROI."""
+    rsp: Annotated[Real, Field(ge=0, le=DENSEST)]
+    """Relative stopping power inside, water is 1; outside the body too."""
+
+
+class TissueConfig(Section):
+    """[[tissue]]: how a ROI responds to dose, for RBE models."""
+
+    roi: Text
+    """Name of the ROI."""
+    alpha_beta_gy: Annotated[Real, Field(ge=0.1, le=50)]
+    """Photons' alpha/beta inside; where two overlap, the later one's counts."""
+
+
+_OF_READERS = ("plane_mm", "curves", "sad_mm", "air")
+"""Keys of [machine] that a reader takes where it has a parameter of that name."""
+
+
+class MachineConfig(Section):
+    """[machine]: the generic machine, or one from a file, and how HU become stopping power."""
+
+    name: Literal["generic"] | None = None
+    """A machine that is part of the package; what is taken when no file is named."""
+    format: Annotated[str, OneOf(MACHINE_READERS)] | None = None
+    """Format of a machine from a file; needs path."""
+    path: ExistingPath | None = None
+    """The machine's file or folder."""
+    plane_mm: Annotated[Real, Field(ge=0)] | None = None
+    """emittance: how far upstream of the isocentre the table's plane lies."""
+    curves: ExistingPath | None = None
+    """emittance, bdl: folder of a csv machine, whose depth doses and widths are moved to the table's real energies."""
+    sad_mm: Pair | None = None
+    """emittance: distances of the virtual sources of x and y from the isocentre."""
+    air: Flag | None = None
+    """emittance, bdl: whether the table's energies are those on its plane, so that the air behind it takes some off; omitted: true."""
+    hu_table: ExistingPath | None = None
+    """CSV (hu, rsp), matRad's .hlut, or a scanner folder of MCsquare; omitted: the machine's or the CT's own, else the default table."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default(cls, data: Any) -> Any:
+        """The generic machine where neither a name nor a file is given."""
+        plain = isinstance(data, Mapping) and not {"name", "format", "path"} & data.keys()
+        return {"name": "generic", **data} if plain else data
+
+    @model_validator(mode="after")
+    def _one(self) -> MachineConfig:
+        if (self.format is None) != (self.path is None):
+            raise ValueError("a machine from a file takes both format and path")
+        if (self.name is None) == (self.format is None):
+            raise ValueError("give either name = 'generic', or format and path")
+        takes = {} if self.format is None else inspect.signature(MACHINE_READERS[self.format]).parameters
+        what = "the generic machine" if self.format is None else f"format = '{self.format}'"
+        for name in self.own:
+            if name not in takes:
+                raise ValueError(f"{what} takes no {name}")
+        for name in _OF_READERS:
+            if name in takes and takes[name].default is inspect.Parameter.empty and name not in self.own:
+                raise ValueError(f"{what} needs {name}")
+        return self
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """What the file gives of the format's own keys."""
+        return {name: getattr(self, name) for name in _OF_READERS if getattr(self, name) is not None}
