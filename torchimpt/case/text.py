@@ -1,6 +1,6 @@
 """The case file as text: reading TOML, `--set` overrides, one-line errors, and writing TOML back.
 
-What the keys mean is told in `sections.py`; here nothing knows them.
+What the keys mean is told in `sections`; here nothing knows them.
 """
 
 from __future__ import annotations
