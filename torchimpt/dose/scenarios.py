@@ -12,17 +12,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
 
 from torchimpt.checks import InputError, nearest
 from torchimpt.dose.cutoff import DEFAULT_CUTOFF, check_cutoff
+from torchimpt.dose.group import Group, partials_of
 from torchimpt.dose.influence import InfluenceMatrix, influence_matrices
 from torchimpt.dose.model import Partials, Surroundings
 from torchimpt.dose.models import DEFAULT_MODEL, dose_model
 from torchimpt.dose.operator import DoseOperator
 from torchimpt.dose.rows import COARSER, BeamRows, beam_rows
+from torchimpt.dose.shares import Place, Placement, Share, added, contributions, gathered, shares
 from torchimpt.dose.voxel_mean import mean_rows, widened
 from torchimpt.machine import LayerTables, Machine
 from torchimpt.memory import check_memory
@@ -58,6 +61,15 @@ class ScenarioDoses(Sequence[DoseOperator]):
 
     def __init__(self, operators: Sequence[DoseOperator]) -> None:
         self.operators = tuple(operators)
+
+    @cached_property
+    def shares(self) -> tuple[Share, ...]:
+        """Which scenarios lie on which device."""
+        return shares([operator.device for operator in self.operators])
+
+    @cached_property
+    def _groups(self) -> dict[int, Group]:
+        return {share.begin: Group(self.operators[share.begin : share.end]) for share in self.shares}
 
     def __len__(self) -> int:
         return len(self.operators)
@@ -95,16 +107,13 @@ class ScenarioDoses(Sequence[DoseOperator]):
 
     def dose(self, position: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """`D` `(n_scenarios, n_voxels)`, Gy, of spots at `position` `(n_spots, 2)` with `weight` `(n_spots,)`."""
-        return torch.stack([operator.dose(position, weight) for operator in self.operators])
+        return gathered(self.shares, lambda share, *spots: self._groups[share.begin].dose(*spots), position, weight)
 
     def gradient(self, residual: torch.Tensor, position: torch.Tensor, weight: torch.Tensor, move: bool = True) -> Partials:
         """Gradients for `residual = dF/dD` `(n_scenarios, n_voxels)`, summed over scenarios; positions are left out unless `move`."""
-        total = self.operators[0].gradient(residual[0], position, weight, move)
-        for operator, row in zip(self.operators[1:], residual[1:], strict=True):
-            for whole, more in zip(total, operator.gradient(row, position, weight, move), strict=True):
-                if whole is not None and more is not None:
-                    whole += more
-        return total
+        work = lambda share, r, x, w: self._groups[share.begin].gradients(r, x, w, move)  # noqa: E731
+        rows = contributions(self.shares, work, residual, position, weight)
+        return partials_of(added(rows))
 
     def subset(self, index: torch.Tensor) -> ScenarioDoses:
         """Those of the spots `index` `(n_kept,)`, ascending."""
@@ -159,20 +168,25 @@ class StoredDose:
         self.n_bytes = sum(matrix.n_bytes for matrix in self.matrices)
         self.n_nonzeros = sum(matrix.n_nonzeros for matrix in self.matrices)
 
+        self._shares = shares([matrix.device for matrix in self.matrices])
+
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         """`D^k = A^k w` for every scenario."""
-        return torch.stack([matrix.forward(weight) for matrix in self.matrices])
+        return gathered(self._shares, lambda share, w: torch.stack([matrix.forward(w) for matrix in self._of(share)]), weight)
 
     def adjoint(self, residual: torch.Tensor) -> torch.Tensor:
         """`sum_k A^k' r^k`."""
-        total = self.matrices[0].adjoint(residual[0])
-        for matrix, row in zip(self.matrices[1:], residual[1:], strict=True):
-            total += matrix.adjoint(row)
-        return total
+        return added(contributions(self._shares, self._adjoints, residual))
 
     def columns(self, spots: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
         """`A^k[:, spots] change` for every scenario."""
-        return torch.stack([matrix.columns(spots, change) for matrix in self.matrices])
+        return gathered(self._shares, lambda share, *some: torch.stack([m.columns(*some) for m in self._of(share)]), spots, change)
+
+    def _of(self, share: Share) -> tuple[InfluenceMatrix, ...]:
+        return self.matrices[share.begin : share.end]
+
+    def _adjoints(self, share: Share, residual: torch.Tensor) -> list[torch.Tensor]:
+        return [matrix.adjoint(row) for matrix, row in zip(self._of(share), residual, strict=True)]
 
 
 class MatrixFreeDose:
@@ -212,7 +226,7 @@ def scenario_doses(
     *,
     cutoff: float = DEFAULT_CUTOFF,
     dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | Placement = "cpu",
     model: str = DEFAULT_MODEL,
     backend: str = "auto",
     gradient: str = "analytic",
@@ -236,7 +250,7 @@ def scenario_doses(
     cutoff
         Lateral cut-off in sigmas.
     dtype, device, backend
-        Of the tables and the products.
+        Of the tables and the products. A `Placement` gives scenarios to several devices.
     model
         A key of `torchimpt.dose.models.MODELS`. `"pencil_beam"`: each voxel's own ray.
     gradient
@@ -248,10 +262,14 @@ def scenario_doses(
     """
     if gradient not in GRADIENTS:
         raise InputError(f"gradient must be one of {', '.join(GRADIENTS)}, got '{gradient}'{nearest(gradient, GRADIENTS)}")
-    device = torch.device(device)
     if not scenarios:
         raise InputError("doses need at least one scenario, got none; give (NOMINAL,)")
+    placement = device if isinstance(device, Placement) else Placement([Place(torch.device(device))])
+    # tables are computed on the CPU; of several devices it is known once the first of them are there which ones the others go to
+    device = placement.places[0].device if len(placement.places) == 1 else torch.device("cpu")
     if gradient == "autograd":
+        if len(placement.places) > 1:
+            raise InputError("gradient 'autograd' computes on one device; take gradient 'analytic', or --device cpu or cuda")
         pairs = len(voxels) * spots.n_spots
         what = f"autograd's {pairs:.2g} pairs of {len(voxels):,} voxels and {spots.n_spots:,} spots"
         check_memory(what, pairs * PAIR_BYTES * torch.finfo(dtype).bits / 32, device, "use gradient = 'analytic', which stores none")
@@ -260,10 +278,13 @@ def scenario_doses(
         patient, machine, spots, voxels, scenarios, cutoff=cutoff, dtype=dtype, device=device, model=model, backend=backend,
         amplitude=amplitude, means=means,
     ):  # fmt: skip
-        operators.append(operator)
-        if len(operators) == 1 < len(scenarios):
-            rest = operator.n_bytes * (len(scenarios) - 1)
-            check_memory(f"the dose tables of {len(scenarios) - 1} more scenarios", rest, device, COARSER)
+        if not operators:
+            devices = placement.devices(operator, len(scenarios))
+            for where in dict.fromkeys(devices):
+                if more := devices.count(where) - (where.type == operator.device.type):
+                    check_memory(f"the dose tables of {more} more scenarios", operator.n_bytes * more, where, COARSER)
+        where = devices[len(operators)]
+        operators.append(operator if operator.device == where else operator.to(where))
     return GRADIENTS[gradient](operators)
 
 

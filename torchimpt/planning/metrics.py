@@ -100,6 +100,7 @@ def plan_metrics(
         # the share of it that it may still fall by, estimated from its fall
         metrics["objective"]["remaining_percent"] = 100.0 * solution.remaining
     metrics["spots"]["placed"] = problem.spots.n_spots
+    metrics["device"] = ", ".join(dict.fromkeys(share.device.type for share in problem.doses.shares))
     linear = problem.now.linear
     metrics["matrix"] |= {"nonzeros": linear.n_nonzeros, "bytes": linear.n_bytes}
     if problem.sampling is not None and optimized.whole is not None:
