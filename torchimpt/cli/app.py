@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 import typer
 
 from torchimpt.cli.border import run as run_command_line
-from torchimpt.cli.streams import printing
+from torchimpt.cli.streams import follows, printing
 
 if TYPE_CHECKING:  # what the commands need is imported when one is called: `--help` is there at once
     from torchimpt.case import Case
@@ -34,9 +34,18 @@ def _version(asked: bool) -> None:
         raise typer.Exit()
 
 
+TOGETHER = ("plan", "dose", "evaluate")
+"""Commands that several processes do together, as `torchrun` starts them; of any other the first process does all."""
+
+
 @app.callback()
-def root(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False) -> None:
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
     """Proton therapy planning: differentiable dose, fast robust optimization."""
+    if follows() and context.invoked_subcommand not in TOGETHER:
+        raise typer.Exit()
 
 
 CaseFile = Annotated[Path, typer.Argument(metavar="CASE.toml", help="The case file; `torchimpt new NAME` writes one.")]
@@ -89,12 +98,16 @@ def plan(
 ) -> None:
     """Plan a case: place spots, compute dose, optimize, evaluate, report."""
     progress = _progress(quiet, verbose)
-    case = _case(case_file, overrides, dtype, seed)
 
     from torchimpt.cli.show import show_run
+    from torchimpt.processes import joined
     from torchimpt.runs.commands import run_plan
 
-    result = run_plan(case, out, device=device, threads=threads, resume=resume, progress=progress)
+    with joined(device) as team:
+        case = _case(case_file, overrides, dtype, seed)
+        result = run_plan(case, out, device=device, threads=threads, resume=resume, progress=progress, team=team)
+    if not team.leads:
+        return
     show_run(result.metrics, out)
     if not result.metrics["converged"]:
         raise typer.Exit(3)
@@ -117,13 +130,16 @@ def dose(
 ) -> None:
     """Compute the dose of a given plan or spot list on the case's patient and machine; nothing is optimized."""
     progress = _progress(quiet, verbose)
-    case = _case(case_file, overrides, dtype, seed)
 
     from torchimpt.cli.show import show_run
+    from torchimpt.processes import joined
     from torchimpt.runs.commands import run_dose
 
-    result = run_dose(case, plan, out, device=device, threads=threads, progress=progress)
-    show_run(result.metrics, out)
+    with joined(device) as team:
+        case = _case(case_file, overrides, dtype, seed)
+        result = run_dose(case, plan, out, device=device, threads=threads, progress=progress, team=team)
+    if team.leads:
+        show_run(result.metrics, out)
 
 
 @app.command()
@@ -150,17 +166,20 @@ def evaluate(
 ) -> None:
     """Evaluate a run in scenarios other than those it was planned with: DVH bands and goals."""
     progress = _progress(quiet, verbose)
-    case = _case(run, overrides, dtype, seed)
 
     from torchimpt.cli.show import show_run
     from torchimpt.evaluate.scenario_names import parse_scenarios
+    from torchimpt.processes import joined
     from torchimpt.runs.commands import run_evaluate
     from torchimpt.runs.folder import EVALUATION
 
-    wanted = parse_scenarios(scenarios) if scenarios else case.scenarios()
     folder = out if out is not None else run / EVALUATION
-    result = run_evaluate(case, run, folder, scenarios=wanted, device=device, threads=threads, progress=progress)
-    show_run(result.metrics, folder)
+    with joined(device) as team:
+        case = _case(run, overrides, dtype, seed)
+        wanted = parse_scenarios(scenarios) if scenarios else case.scenarios()
+        result = run_evaluate(case, run, folder, scenarios=wanted, device=device, threads=threads, progress=progress, team=team)
+    if team.leads:
+        show_run(result.metrics, folder)
 
 
 @app.command()

@@ -18,12 +18,11 @@ from torch import Tensor
 
 from torchimpt.checks import InputError
 from torchimpt.objectives.bound import BoundObjective
-from torchimpt.objectives.mode import Ray, RobustMode
+from torchimpt.objectives.mode import Ray, RobustMode, sum_over_all
 from torchimpt.objectives.quantities import LETQuantity
 from torchimpt.objectives.robust import RobustObjective
 from torchimpt.objectives.terms import as_loss
 from torchimpt.quantities import PHYSICAL, Quantity
-from torchimpt.sums import total
 
 
 class DosePart:
@@ -84,20 +83,20 @@ class MixedObjective:
         mode: RobustMode | None = None,
         dose: Quantity = PHYSICAL,
     ) -> None:
-        self.n_dose, self._letd = bound.n_voxels, letd
+        self.n_dose, self._letd, self.team = bound.n_voxels, letd, bound.team
         self.quantity = DosePart(dose, self.n_dose, quantities.get("dose"), letd)
         place = torch.full((self.n_dose,), -1)
         place[letd.cpu()] = torch.arange(len(letd))
         plain = [b for b in bound.bound_terms if b.term.quantity not in quantities]
         self._order = [i for i, b in enumerate(bound.bound_terms) if b.term.quantity not in quantities]
-        self._plain = RobustObjective(BoundObjective(plain, self.n_dose), mode, dose) if plain else None
+        self._plain = RobustObjective(BoundObjective(plain, self.n_dose, self.team), mode, dose) if plain else None
         self._groups: list[tuple[LETQuantity, RobustObjective]] = []
         for name, quantity in quantities.items():
             own = [b for b in bound.bound_terms if b.term.quantity == name]
             if own:
                 self._order += [i for i, b in enumerate(bound.bound_terms) if b.term.quantity == name]
                 moved = [replace(b, index=place[b.index.cpu()]) for b in own]
-                self._groups.append((quantity, RobustObjective(BoundObjective(moved, len(letd)), mode, asks=name)))
+                self._groups.append((quantity, RobustObjective(BoundObjective(moved, len(letd), self.team), mode, asks=name)))
 
         coupling = [mode for _, part in self._parts() for mode in part.modes if mode.couples]
         twice = [mode.name for i, mode in enumerate(coupling) if mode in coupling[:i]]
@@ -116,6 +115,10 @@ class MixedObjective:
     def for_start(self, doses: Tensor) -> tuple[RobustObjective | MixedObjective, Tensor]:
         """What the weights of a start are scaled by, and its doses: the terms of dose; LETd does not change when all weights do."""
         return (self, doses) if self._plain is None else (self._plain, doses[:, : self.n_dose].contiguous())
+
+    def highest(self, doses: Tensor) -> float:
+        """The highest value of the dose's quantity in any scenario."""
+        return float(self.team.largest(self.quantity.value(doses).max().reshape(1)))
 
     def parts(self, doses: Tensor) -> tuple[Tensor, Tensor]:
         """D `(n_scenarios, n_dose)` and LD `(n_scenarios, n_letd)`."""
@@ -163,8 +166,8 @@ class MixedObjective:
             here, letd_dose = torch.add(start, slope, alpha=length).chunk(2)
             for quantity, robust in self._groups:
                 more, residual = robust.value_and_grad(quantity.value(here, letd_dose))
-                grad = torch.cat(quantity.pull(here, letd_dose, residual))
-                value, rise = value + float(more), rise + float(total((grad.double() * slope).flatten()))
+                grads = zip(quantity.pull(here, letd_dose, residual), slope.chunk(2), strict=True)
+                value, rise = value + float(more), rise + sum(sum_over_all(self.team, grad.double() * way) for grad, way in grads)
             return value, rise
 
         return restricted

@@ -19,19 +19,20 @@ from torchimpt.io.plan import read_plan, write_plan
 from torchimpt.machine import Machine
 from torchimpt.patient import Patient
 from torchimpt.physics.stopping import table_of
-from torchimpt.planning.assess import Assessment, assess
+from torchimpt.planning.assess import Assessment, assess, help_assess
 from torchimpt.planning.build import PlanningProblem
 from torchimpt.planning.load import Compute, load_machine, load_patient, resolve_beams, set_up
 from torchimpt.planning.metrics import dose_metrics
-from torchimpt.planning.plan import PlanResult, plan
+from torchimpt.planning.plan import PlanResult, help_plan, plan
+from torchimpt.processes import ALONE, Team
 from torchimpt.report.figures import dvh_figure
 from torchimpt.report.page import ReportData, write_report
 from torchimpt.report.style import roi_colors, shown_rois
-from torchimpt.runs.about import versions
-from torchimpt.runs.checkpoint import Checkpoint, check_start, read_checkpoint
+from torchimpt.runs.about import rounding, versions
+from torchimpt.runs.checkpoint import Checkpoint, check_start, fingerprint, read_checkpoint
 from torchimpt.runs.folder import is_result, open_run, write_json
 from torchimpt.scenarios import NOMINAL, Scenario
-from torchimpt.schemes.stages import Callback
+from torchimpt.schemes.stages import Callback, PlanIteration
 from torchimpt.spots import Spots
 from torchimpt.watch import History, Log, Progress, TensorBoard, together
 
@@ -40,7 +41,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a command came to: the content of its `metrics.json`."""
+    """What a command came to: the content of its `metrics.json`; empty in a process that does not lead."""
 
     metrics: dict
 
@@ -53,25 +54,35 @@ def run_plan(
     threads: int | None = None,
     resume: bool = False,
     progress: Progress | None = None,
+    team: Team = ALONE,
 ) -> RunResult:
     """Plan a case into a run folder, which no other command may be writing into.
 
     An earlier run's results stay until the problem is built, with `resume` until the solver goes on: what is wrong with the input is found
-    before. An interrupt writes the checkpoint and goes on up as `KeyboardInterrupt`.
+    before. An interrupt writes the checkpoint and goes on up as `KeyboardInterrupt`. Several processes all call this; the one that leads
+    writes, and one that is lost ends the run as an interrupt does.
     """
     progress = progress or Progress(enabled=False)
     case.check_plan()
-    compute = set_up(case, device, threads)
+    compute = set_up(case, device, threads, team)
     out = Path(out)
+    if not team.leads:
+        team.agree(_same(case))
+        saved = read_checkpoint(out / "checkpoint.pt", case, compute.device) if resume else None
+        watchers = _Watchers(out, saved, lambda: None)
+        state = None if saved is None else saved["solver"]
+        help_plan(case, device=str(compute.device), threads=threads, watch=watchers.of_helper, state=state, team=team)
+        return RunResult({})
     if case.joint is not None and case.joint.start is not None and is_result(case.joint.start, out):
         raise InputError(f"{case.label}: joint.start lies in {out}, whose plan this run would replace; choose another --out")
     with open_run(out, case, compute.device, resume=resume) as begin:
+        team.agree(_same(case))
         saved = read_checkpoint(out / "checkpoint.pt", case, compute.device) if resume else None
         watchers = _Watchers(out, saved, begin)
         try:
             result = plan(
                 case, device=str(compute.device), threads=threads, progress=progress, watch=watchers.of,
-                state=None if saved is None else saved["solver"],
+                state=None if saved is None else saved["solver"], team=team,
             )  # fmt: skip
         finally:
             watchers.write_checkpoint()
@@ -86,6 +97,25 @@ def run_plan(
         watchers.finish(result)
         write_json(out / "metrics.json", result.metrics)
     return RunResult(result.metrics)
+
+
+def _same(case: Case) -> dict[str, str]:
+    """What has to be the same in all processes of a run: they decide alike only where they round alike."""
+    return {"case": fingerprint(case), **rounding()}
+
+
+class _Terms:
+    """The objective's terms at an iteration, computed once for all who ask: several processes are asked at the same time."""
+
+    def __init__(self, problem: PlanningProblem) -> None:
+        self._problem = problem
+        self._of: PlanIteration | None = None
+        self._rows: list[dict] = []
+
+    def __call__(self, iteration: PlanIteration) -> list[dict]:
+        if iteration is not self._of:
+            self._of, self._rows = iteration, self._problem.terms(iteration.doses())
+        return self._rows
 
 
 class _Watchers:
@@ -107,15 +137,22 @@ class _Watchers:
             check_start(self._saved, problem, out / "checkpoint.pt")
         every = case.optimizer.log_every
         last = None if self._saved is None else self._saved["last"]
-        self.history = History(out / "history.jsonl", terms=lambda iteration: problem.terms(iteration.doses()), last=last)
+        terms = _Terms(problem)
+        self.history = History(out / "history.jsonl", terms=terms, last=last)
         if case.output.tensorboard:
             self._board = TensorBoard(
-                out / "tensorboard", terms=lambda iteration: problem.terms(iteration.doses()),
+                out / "tensorboard", terms=terms,
                 doses=lambda iteration: problem.nominal_doses(iteration.doses()),
                 motion=None if case.joint is None else problem.moving, every=every,
             )  # fmt: skip
         self._checkpoint = Checkpoint(out / "checkpoint.pt", problem, every=every)
         return together(lambda _: self._begin(), self.history, self._board, Log(every), self._checkpoint)
+
+    def of_helper(self, problem: PlanningProblem) -> Callback:
+        """The callback of a process that does not lead: nothing is written, but the terms are asked of all."""
+        if self._saved is not None:
+            check_start(self._saved, problem, self._out / "checkpoint.pt")
+        return together(lambda iteration: bool(_Terms(problem)(iteration)) and None)
 
     def write_checkpoint(self) -> None:
         """The last iterate's state, if there is any."""
@@ -145,6 +182,7 @@ def run_dose(
     device: str = "auto",
     threads: int | None = None,
     progress: Progress | None = None,
+    team: Team = ALONE,
 ) -> RunResult:
     """Forward dose of a given plan or spot list on the case's patient and machine, in the case's scenarios.
 
@@ -161,9 +199,11 @@ def run_dose(
         if "fractions" in case.delivery.model_fields_set and case.delivery.fractions != fractions:
             log.warning("%s is for %d fractions, not %d as the case says: its own count", plan_path, fractions, case.delivery.fractions)
         case = case.in_fractions(fractions)
-    compute = set_up(case, device, threads)
+    compute = set_up(case, device, threads, team)
+    if not team.leads:
+        return _help_dose(case, plan_path, case.scenarios(), compute, team)
     with open_run(out, case, compute.device) as begin:
-        return _dose_of(case, plan_path, out, case.scenarios(), compute, progress, begin)
+        return _dose_of(case, plan_path, out, case.scenarios(), compute, progress, begin, team)
 
 
 def run_evaluate(
@@ -175,6 +215,7 @@ def run_evaluate(
     device: str = "auto",
     threads: int | None = None,
     progress: Progress | None = None,
+    team: Team = ALONE,
 ) -> RunResult:
     """Doses, DVHs and goals of a run's plan in other scenarios, written to `folder`, with the machine and the RBE that it was made with."""
     progress, run, folder = progress or Progress(enabled=False), Path(run), Path(folder)
@@ -182,9 +223,28 @@ def run_evaluate(
         raise InputError(f"{run} holds no plan.json: it is no run folder, or its run did not finish")
     if is_result(run / "plan.json", folder):
         raise InputError(f"{folder} is the run itself, whose files the evaluation would replace; choose another --out")
-    compute = set_up(case, device, threads)
+    compute = set_up(case, device, threads, team)
+    if not team.leads:
+        return _help_dose(case, run / "plan.json", scenarios, compute, team, strict=True)
     with open_run(folder, case, compute.device) as begin:
-        return _dose_of(case, run / "plan.json", folder, scenarios, compute, progress, begin, strict=True)
+        return _dose_of(case, run / "plan.json", folder, scenarios, compute, progress, begin, team, strict=True)
+
+
+def _read(case: Case, plan_path: Path, compute: Compute, strict: bool) -> tuple[Patient, Machine, Spots]:
+    """What a dose is computed of."""
+    patient, machine = load_patient(case), load_machine(case)
+    beams = resolve_beams(case, patient, plan_path)
+    return patient, machine, read_plan(plan_path, beams, dtype=compute.dtype, machine=machine, rbe=case.dose.rbe, strict=strict)
+
+
+def _help_dose(
+    case: Case, plan_path: Path, scenarios: Sequence[Scenario], compute: Compute, team: Team, *, strict: bool = False
+) -> RunResult:
+    """The part of `_dose_of` that falls to a process which does not lead."""
+    team.agree(_same(case))
+    patient, machine, spots = _read(case, plan_path, compute, strict)
+    help_assess(case, patient, machine, spots, scenarios, compute, whole=case.output.scenarios_dose, team=team)
+    return RunResult({})
 
 
 def _dose_of(
@@ -195,19 +255,19 @@ def _dose_of(
     compute: Compute,
     progress: Progress,
     begin: Callable[[], None],
+    team: Team,
     *,
     strict: bool = False,
 ) -> RunResult:
     """Read a plan, compute and assess its dose, write all but a solver's part."""
+    team.agree(_same(case))
     times: dict[str, float] = {}
     started = time.perf_counter()
     with progress.stage("Patient, machine and plan"):
-        patient, machine = load_patient(case), load_machine(case)
-        beams = resolve_beams(case, patient, plan_path)
-        spots = read_plan(plan_path, beams, dtype=compute.dtype, machine=machine, rbe=case.dose.rbe, strict=strict)
+        patient, machine, spots = _read(case, plan_path, compute, strict)
     times["load"] = time.perf_counter() - started
     log.info("dose model: %s", case.dose.model)
-    assessment = assess(case, patient, machine, spots, scenarios, compute, progress, whole=case.output.scenarios_dose)
+    assessment = assess(case, patient, machine, spots, scenarios, compute, progress, whole=case.output.scenarios_dose, team=team)
     times["dose"] = time.perf_counter() - started - times["load"]
     times["total"] = time.perf_counter() - started
     metrics = {"title": case.title, **dose_metrics(spots, machine, case.delivery.model(), assessment, times, compute)}
