@@ -87,5 +87,6 @@ def _told(error: BaseException) -> int:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{frame.filename}, line {frame.lineno}"
         text = f"this should not happen: {type(error).__name__}: {error} ({where}); --verbose shows more, which helps to mend it"
-    complain(f"torchimpt: {text}")
+    if getattr(error, "speaks", True):  # of several processes one tells what ends all
+        complain(f"torchimpt: {text}")
     return 2

@@ -9,6 +9,7 @@ first one that is left tells what happened, once; the others are silent.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import time
@@ -33,17 +34,20 @@ PATIENCE = timedelta(minutes=30)
 FAREWELL = 2.0
 """Seconds that the others have to say that they are still there, once one is lost."""
 
-INTERRUPTED = "interrupted"
+INTERRUPTED, TERMINATED = "interrupted", "SIGTERM"
+"""Notes of a process for the others."""
 
 
-class LostProcess(Exception):
+class LostProcess(InputError):
     """Another process is not there any more."""
 
 
 class EndedTogether(InputError):
-    """Why all processes end; `speaks` on the one that tells it."""
+    """Why all processes end; `speaks` in the one that tells it."""
 
-    speaks = True
+    def __init__(self, message: str, speaks: bool) -> None:
+        super().__init__(message)
+        self.speaks = speaks
 
 
 class _Terminated(BaseException):
@@ -89,7 +93,7 @@ class _World:
             yield
         except RuntimeError as error:
             self.ending = True
-            raise LostProcess(str(error).splitlines()[0]) from error
+            raise LostProcess(re.sub(r"^\[.*?\] ", "", str(error).splitlines()[0]).split(". ")[0]) from error
         self.seconds += time.perf_counter() - began
         self.n_bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
@@ -236,7 +240,8 @@ def joined(device: str = "auto") -> Iterator[Team]:
             world.store.set(f"ended/{world.rank}", note)
         raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        # a process that ends has yet to tell why, whatever its launcher sends
+        signal.signal(signal.SIGTERM, signal.SIG_IGN if world.ending else before)
 
 
 def _meet(device: str) -> _World:
@@ -254,7 +259,8 @@ def _meet(device: str) -> _World:
         where = {other: store.get(f"where/{other}").decode() for other in range(size)}
     except (RuntimeError, ValueError, OSError) as error:
         first = str(error).splitlines()[0]
-        raise EndedTogether(f"process {rank} of {size} cannot meet the others at {place}: {first}; start all with torchrun") from error
+        why = f"process {rank} of {size} cannot meet the others at {place}: {first}; start all with torchrun"
+        raise EndedTogether(why, speaks=True) from error
     return _World(rank, size, store, where=where)
 
 
@@ -268,41 +274,42 @@ def _gpu() -> int:
 
 def _part(world: _World, error: BaseException) -> NoReturn:
     """Find out with the others why all end; the first that is left raises what is to be told, the others end without a word."""
-    rank, size = world.rank, world.size
+    rank, size, everyone = world.rank, world.size, range(world.size)
+    with suppress(RuntimeError):
+        dist.destroy_process_group()  # whoever waits for this one learns that it is on its way out
     try:
-        world.store.set(f"left/{rank}", "")
+        world.store.set(f"left/{rank}", TERMINATED if isinstance(error, _Terminated) else str(error))
         until = time.monotonic() + FAREWELL
         while True:
-            ended = [other for other in range(size) if world.store.check([f"ended/{other}"])]
-            left = [other for other in range(size) if world.store.check([f"left/{other}"])]
-            lost = [other for other in range(size) if other not in (*ended, *left) and not _runs(world.where[other])]
+            ended = [other for other in everyone if world.store.check([f"ended/{other}"])]
+            left = [other for other in everyone if world.store.check([f"left/{other}"])]
+            lost = [other for other in everyone if other not in (*ended, *left) and not _runs(world.where[other])]
             if len(ended) + len(left) + len(lost) == size or time.monotonic() > until:
                 break
             time.sleep(0.05)
-        notes = {other: world.store.get(f"ended/{other}").decode() for other in ended}
-    except RuntimeError:  # the store's process is gone: it is the first one's, where no launcher keeps it
-        ended, left, notes, lost = [], [rank], {}, [0] if rank else []
+        notes, saw = (
+            {other: world.store.get(f"{name}/{other}").decode() for other in some} for name, some in (("ended", ended), ("left", left))
+        )
+        speaks = rank == min(left) and 0 not in ended and world.store.compare_set("told", "", str(rank)).decode() == str(rank)
+    except RuntimeError:  # the store has gone with its process: the first one, where no launcher keeps it
+        lost, notes, saw, speaks = [0], {}, {}, rank == 1
     if INTERRUPTED in notes.values():
         raise KeyboardInterrupt from error
+    raise EndedTogether(_what(world, lost, notes, saw), speaks) from error
+
+
+def _what(world: _World, lost: list[int], notes: dict[int, str], saw: dict[int, str]) -> str:
+    """What to tell: who ended with a note, who was lost, or what those who are left have seen."""
+    again = "start again, with --resume where the run folder has a checkpoint.pt, with as many processes or with others"
     if notes:
-        other, note = next(iter(notes.items()))
-        found = EndedTogether(f"process {other} of {size} ended: {note}")
-        found.speaks = rank == min(left) and 0 not in ended
-    else:
-        found = EndedTogether(_what(world, lost, error))
-        found.speaks = rank == min(left)
-    raise found from error
-
-
-def _what(world: _World, lost: list[int], error: BaseException) -> str:
-    """What to tell, where no process said why it ended."""
-    again = "the run folder's last checkpoint is whole: start again with --resume, with as many processes or others"
+        first = min(notes)
+        return f"process {first} of {world.size} ended: {notes[first]}"
     if lost:
-        who = " and ".join(f"process {other} of {world.size} ({' pid '.join(world.where[other].split())})" for other in lost)
+        who = " and ".join(f"process {other} of {world.size} (on {world.where[other].replace(' ', ', pid ')})" for other in lost)
         return f"{who} was lost: killed, out of memory, or cut off; {again}"
-    if isinstance(error, _Terminated):
+    if TERMINATED in saw.values():
         return f"ended by SIGTERM, as by a launcher that has lost a process or by a queue at its time limit; {again}"
-    return f"a process of {world.size} was lost ({error}); {again}"
+    return f"a process of {world.size} was lost ({next(iter(saw.values()), '')}); {again}"
 
 
 def _runs(where: str) -> bool:
