@@ -64,8 +64,12 @@ def _case(path: Path, overrides: list[str] | None, dtype: str | None, seed: int 
     """The case file, or that of a run folder, with the command line's overrides, the flags last."""
     from torchimpt.case import load_case
 
-    flags = [f"{key}={value}" for key, value in (("dose.dtype", dtype), ("seed", seed)) if value is not None]
-    return load_case(path, [*(overrides or ()), *flags])
+    return load_case(path, [*(overrides or ()), *_flags(dtype, seed)])
+
+
+def _flags(dtype: str | None, seed: int | None) -> list[str]:
+    """The flags that stand for keys, as overrides."""
+    return [f"{key}={value}" for key, value in (("dose.dtype", dtype), ("seed", seed)) if value is not None]
 
 
 def _progress(quiet: bool, verbose: bool) -> Progress:
@@ -180,6 +184,48 @@ def evaluate(
         result = run_evaluate(case, run, folder, scenarios=wanted, device=device, threads=threads, progress=progress, team=team)
     if team.leads:
         show_run(result.metrics, folder)
+
+
+@app.command()
+def sweep(
+    case_file: CaseFile,
+    over: Annotated[
+        list[str],
+        typer.Option(
+            "--over",
+            metavar="key=v1,v2",
+            help="A key of the case file and the values that it takes; repeatable: every combination. An objective by its ROI, and kind "
+            "where there are several: objective.PTV.weight, objective.PTV.min_dose.weight.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="A run folder for each member, and the table.")],
+    shard: Annotated[
+        str | None, typer.Option("--shard", metavar="i/n", help="Part i of n only, from 1, as in a job array; the table is of all.")
+    ] = None,
+    overrides: Set = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    dtype: Dtype = None,
+    seed: Seed = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Plan every combination of some values; what is finished is skipped, so that a sweep goes on where it stopped."""
+    progress = _progress(quiet, verbose)
+
+    from torchimpt.cli.show import show_sweep
+    from torchimpt.runs.sweep import parse_over, parse_shard, run_sweep
+
+    rows = run_sweep(
+        case_file, out, parse_over(over), overrides=[*(overrides or ()), *_flags(dtype, seed)], shard=parse_shard(shard), device=device,
+        threads=threads, progress=progress,
+    )  # fmt: skip
+    show_sweep(rows, out)
+    states = {row["status"] for row in rows}
+    if states == {"failed"}:
+        raise typer.Exit(2)
+    if states & {"failed", "not converged"}:
+        raise typer.Exit(3)
 
 
 @app.command()

@@ -23,6 +23,7 @@ from torchimpt.patient import Patient
 from torchimpt.planning.letd import quantity
 from torchimpt.planning.load import Compute, check_shifts, dose_options, load_machine, load_patient, resolve_beams
 from torchimpt.planning.look import case_points, targets_mask
+from torchimpt.planning.shared import SharedDoses
 from torchimpt.points import Points
 from torchimpt.processes import ALONE, Team
 from torchimpt.scenarios import NOMINAL, Scenario
@@ -124,8 +125,17 @@ def _start(case: Case, patient: Patient, machine: Machine, scenarios: tuple[Scen
     return spots.to(compute.device)
 
 
-def build(case: Case, compute: Compute, progress: Progress, times: dict[str, float], team: Team = ALONE) -> PlanningProblem:
-    """Load, place, trace and build what the schemes need, doses of this process's scenarios; the seconds go into `times`."""
+def build(
+    case: Case,
+    compute: Compute,
+    progress: Progress,
+    times: dict[str, float],
+    team: Team = ALONE,
+    shared: SharedDoses | None = None,
+) -> PlanningProblem:
+    """Load, place, trace and build what the schemes need, doses of this process's scenarios; the seconds go into `times`. What `shared` has
+    of another case is not built again.
+    """
     case.check_plan()
     begin = time.perf_counter()
     with progress.stage("Patient, machine and spots"):
@@ -149,8 +159,12 @@ def build(case: Case, compute: Compute, progress: Progress, times: dict[str, flo
 
     def tabulate(points: Points, amplitude: str = "dose") -> tuple[ScenarioDoses, LinearDose]:
         own: dict[str, Any] = {"gradient": case.dose.gradient, "amplitude": amplitude, "team": team}
-        doses = scenario_doses(patient, machine, spots, points, scenarios, **own, **options)
-        return doses, doses.at(spots.position, engine)
+
+        def make() -> tuple[ScenarioDoses, LinearDose]:
+            doses = scenario_doses(patient, machine, spots, points, scenarios, **own, **options)
+            return doses, doses.at(spots.position, engine)
+
+        return make() if shared is None else shared.get((amplitude, case.dose.gradient, engine), spots, points, make)
 
     with progress.stage("Influence matrices" if engine == "matrix" else "Dose tables"):
         sampling: Sampling | None = None

@@ -18,6 +18,7 @@ from torchimpt.planning.build import PlanningProblem, build
 from torchimpt.planning.fine import fine_check
 from torchimpt.planning.load import set_up
 from torchimpt.planning.metrics import plan_metrics, shared_metrics
+from torchimpt.planning.shared import SharedDoses
 from torchimpt.processes import ALONE, Team
 from torchimpt.schemes.schemes import optimize
 from torchimpt.schemes.settings import Limits
@@ -69,6 +70,7 @@ def plan(
     watch: Callable[[PlanningProblem], Callback] | None = None,
     state: dict | None = None,
     team: Team = ALONE,
+    shared: SharedDoses | None = None,
 ) -> PlanResult:
     """Plan a case, as the command line does, without writing anything.
 
@@ -90,14 +92,16 @@ def plan(
         From an iteration's `state()`, to go on.
     team
         The processes of the plan (`torchimpt.processes.joined`), in the one that leads; the others call `help_plan` at the same time.
+    shared
+        Doses and matrices of plans of the same geometry.
     """
     progress = progress or Progress(enabled=False)
     compute = set_up(case, device, threads, team)
     times: dict[str, float] = {}
     begin = time.perf_counter()
-    problem = build(case, compute, progress, times, team)
+    problem = build(case, compute, progress, times, team, shared)
     optimized = _optimize(problem, progress, times, together(callback, watch and watch(problem)), state)
-    shared = shared_metrics(problem, optimized)
+    of_all = shared_metrics(problem, optimized)
     started = time.perf_counter()
     spots = optimized.spots.spots(problem.spots).cpu()
     assessment = assess(
@@ -108,7 +112,7 @@ def plan(
     fine = fine_check(case, problem.patient, problem.machine, spots, assessment, compute, progress)
     times["check"] = time.perf_counter() - started
     times["total"] = time.perf_counter() - begin
-    metrics = plan_metrics(problem, optimized, shared, spots, assessment, times, fine)
+    metrics = plan_metrics(problem, optimized, of_all, spots, assessment, times, fine)
     home = optimized.spots.home.cpu()
     return PlanResult(case, problem.patient, problem.machine, spots, home, optimized.solution, optimized.steps, assessment, metrics)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,10 +25,11 @@ from torchimpt.planning.build import PlanningProblem
 from torchimpt.planning.load import Compute, load_machine, load_patient, resolve_beams, set_up
 from torchimpt.planning.metrics import dose_metrics
 from torchimpt.planning.plan import PlanResult, help_plan, plan
+from torchimpt.planning.shared import SharedDoses
 from torchimpt.processes import ALONE, Team
 from torchimpt.report.figures import dvh_figure
 from torchimpt.report.page import ReportData, write_report
-from torchimpt.report.style import roi_colors, shown_rois
+from torchimpt.report.style import roi_colors, shown_rois, slug
 from torchimpt.runs.about import rounding, versions
 from torchimpt.runs.checkpoint import Checkpoint, check_start, fingerprint, read_checkpoint
 from torchimpt.runs.folder import is_result, open_run, write_json
@@ -55,12 +57,15 @@ def run_plan(
     resume: bool = False,
     progress: Progress | None = None,
     team: Team = ALONE,
+    shared: SharedDoses | None = None,
+    parameters: Mapping[str, Any] | None = None,
 ) -> RunResult:
     """Plan a case into a run folder, which no other command may be writing into.
 
     An earlier run's results stay until the problem is built, with `resume` until the solver goes on: what is wrong with the input is found
     before. An interrupt writes the checkpoint and goes on up as `KeyboardInterrupt`. Several processes all call this; the one that leads
-    writes, and one that is lost ends the run as an interrupt does.
+    writes, and one that is lost ends the run as an interrupt does. `shared` are doses and matrices of plans of the same geometry,
+    `parameters` what TensorBoard tells besides of what the run was made with.
     """
     progress = progress or Progress(enabled=False)
     case.check_plan()
@@ -82,7 +87,7 @@ def run_plan(
         try:
             result = plan(
                 case, device=str(compute.device), threads=threads, progress=progress, watch=watchers.of,
-                state=None if saved is None else saved["solver"], team=team,
+                state=None if saved is None else saved["solver"], team=team, shared=shared,
             )  # fmt: skip
         finally:
             watchers.write_checkpoint()
@@ -94,7 +99,7 @@ def run_plan(
             home = None if case.joint is None else result.home
             parts = case, result.patient, result.machine, result.spots, result.assessment, result.metrics
             _write_results(out, *parts, watchers.history.rows, home)
-        watchers.finish(result)
+        watchers.finish(result, parameters or {})
         write_json(out / "metrics.json", result.metrics)
     return RunResult(result.metrics)
 
@@ -159,7 +164,7 @@ class _Watchers:
         if self._checkpoint is not None:
             self._checkpoint.write()
 
-    def finish(self, result: PlanResult) -> None:
+    def finish(self, result: PlanResult, parameters: Mapping[str, Any]) -> None:
         """TensorBoard's last pictures and numbers."""
         if self._board is None:
             return
@@ -168,10 +173,15 @@ class _Watchers:
         figure = dvh_figure(doses, shown, roi_colors(result.patient, case.placement.targets))
         self._board.figure("dvh/band", figure, result.solution.iterations)
         self._board.hyperparameters(
-            {"method": case.optimizer.method or "suited", "spacing_mm": case.placement.spacing_mm, "seed": case.seed},
-            {"objective": result.solution.value, "seconds": result.metrics["time_s"]["total"]},
+            {"method": case.optimizer.method or "suited", "spacing_mm": case.placement.spacing_mm, "seed": case.seed, **parameters},
+            {"objective": result.solution.value, "seconds": result.metrics["time_s"]["total"], **_worst_goals(result.metrics)},
         )
         self._board.close()
+
+
+def _worst_goals(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Goals in their worst scenario, by ROI and metric."""
+    return {f"{slug(goal['roi'])}_{goal['metric']}": goal["worst"] for goal in metrics["goals"] if goal["worst"] is not None}
 
 
 def run_dose(

@@ -1,0 +1,47 @@
+"""Doses and matrices that plans share: those of a sweep whose members have one geometry and one set of spots."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+from torchimpt.case import Case
+from torchimpt.dose.scenarios import LinearDose, ScenarioDoses
+from torchimpt.points import Points
+from torchimpt.spots import Spots
+
+Made = tuple[ScenarioDoses, LinearDose]
+
+
+def geometry(case: Case) -> str:
+    """All of a case that its doses come from: plans that have the same can share them. Not what is asked of them, nor the solver."""
+    sections = ("patient", "material", "machine", "dose", "spots", "beam", "seed")
+    start = (case.joint.start, case.joint.motion().moves) if case.joint is not None else None
+    return repr([*(getattr(case, name) for name in sections), case.scenarios(), start])
+
+
+class SharedDoses:
+    """Doses and their linear maps at points, made once and kept; for cases of one `geometry`."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Made] = {}
+
+    def get(self, what: tuple[str, ...], spots: Spots, points: Points, make: Callable[[], Made]) -> Made:
+        """What was made for the same spots and points before, or is made now.
+
+        Parameters
+        ----------
+        what
+            What else decides: amplitude, gradient and engine.
+        spots, points
+            Where the doses come from and where they are looked at; compared by their bits.
+        make
+            Makes them.
+        """
+        seen = hashlib.sha256(repr(what).encode())
+        for tensor in (spots.position, spots.layer, spots.layer_energy, points.volume, *points.places):
+            seen.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        key = seen.hexdigest()
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
