@@ -112,12 +112,22 @@ def test_wrong_input_is_told_once(tmp_path: Path) -> None:
 def launched(folder: Path, size: int) -> subprocess.Popen:
     """`torchrun` on a plan that goes on for minutes, once it has written a checkpoint."""
     write_tiny(folder)
-    long = ["--set", "optimizer.tolerance=1e-13", "--set", "optimizer.max_iterations=100000", "--set", "optimizer.log_every=2"]
+    long = [
+        "--set",
+        "optimizer.tolerance=1e-13",
+        "--set",
+        "optimizer.max_iterations=100000",
+        "--set",
+        "optimizer.log_every=2",
+        "--set",
+        "dose.check_mm=off",
+    ]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(size), "--master-port", str(free_port())]
-    process = subprocess.Popen(
-        [*launcher, "-m", "torchimpt", "plan", "tiny.toml", "--out", "run", *long], cwd=folder, stdout=subprocess.DEVNULL,
-        stderr=(folder / "stderr").open("wb"), start_new_session=True,
-    )  # fmt: skip
+    with (folder / "stderr").open("wb") as err:
+        process = subprocess.Popen(
+            [*launcher, "-m", "torchimpt", "plan", "tiny.toml", "--out", "run", *long], cwd=folder, stdout=subprocess.DEVNULL, stderr=err,
+            start_new_session=True,
+        )  # fmt: skip
     until = time.monotonic() + 180
     while not (folder / "run/checkpoint.pt").is_file() and time.monotonic() < until and process.poll() is None:
         time.sleep(0.1)

@@ -86,7 +86,7 @@ def _numbered(data: Mapping[str, Any], parts: list[str], override: str) -> list[
 
 
 def values_of(text: str) -> list[Any]:
-    """A list of values as TOML reads `[text]`; what is no TOML is cut at commas outside quotes and brackets, so that names need no quotes."""
+    """A list of values as TOML reads `[text]`; what is no TOML is cut at commas, but within quotes and brackets: names need no quotes."""
     found = _value(f"[{text}]")
     if isinstance(found, list):
         return found

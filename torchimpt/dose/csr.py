@@ -18,6 +18,7 @@ import torch
 
 from torchimpt.checks import InputError
 from torchimpt.dose.inlines import use_torch_threads
+from torchimpt.dose.many import product
 from torchimpt.dose.model import SpotRows
 
 MAX_NONZEROS = 2**31 - 1
@@ -133,6 +134,11 @@ class Rows:
             return dense.index_copy_(0, self.filled.long(), product)
         _spread(dense.numpy(), self.filled.numpy(), product.numpy())
         return dense
+
+    def products(self, x: torch.Tensor) -> torch.Tensor:
+        """`M X` `(n_rows, k)` for `X` `(n_columns, k)`: entries are read once for all of up to eight vectors."""
+        found = product(self.entries, x)
+        return found if self.filled is None else found.new_zeros(self.shape[0], x.shape[1]).index_copy_(0, self.filled.long(), found)
 
     def sum_of_rows(self, rows: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
         """`sum_i factors[i] M[rows[i], :]` `(n_columns,)`, reading only those rows; all rows must be stored."""

@@ -195,6 +195,15 @@ class StoredDose:
         """`sum_k A^k' r^k`."""
         return self.team.sum(matrix.adjoint(row) for matrix, row in zip(self.matrices, residual, strict=True))
 
+    def forward_many(self, weights: torch.Tensor) -> torch.Tensor:
+        """`(k, n_scenarios, n_voxels)` of `k` vectors of weights `(k, n_spots)`: as `forward` of each, but for rounding."""
+        return torch.stack([(matrix @ weights.T).T.contiguous() for matrix in self.matrices], dim=1)
+
+    def adjoint_many(self, residuals: torch.Tensor) -> torch.Tensor:
+        """`(k, n_spots)` of `k` residuals `(k, n_scenarios, n_voxels)`."""
+        rows = residuals.unbind(1)
+        return self.team.sum(matrix.T @ row.T for matrix, row in zip(self.matrices, rows, strict=True)).T.contiguous()
+
     def columns(self, spots: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
         """`A^k[:, spots] change` for every scenario."""
         return torch.stack([matrix.columns(spots, change) for matrix in self.matrices])

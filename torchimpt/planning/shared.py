@@ -6,8 +6,9 @@ import hashlib
 from collections.abc import Callable
 
 from torchimpt.case import Case
-from torchimpt.dose.scenarios import LinearDose, ScenarioDoses
+from torchimpt.dose.scenarios import LinearDose, ScenarioDoses, StoredDose
 from torchimpt.points import Points
+from torchimpt.schemes.lockstep import Lockstep
 from torchimpt.spots import Spots
 
 Made = tuple[ScenarioDoses, LinearDose]
@@ -21,10 +22,17 @@ def geometry(case: Case) -> str:
 
 
 class SharedDoses:
-    """Doses and their linear maps at points, made once and kept; for cases of one `geometry`."""
+    """Doses and their linear maps at points, made once and kept; for cases of one `geometry`, planned in lockstep.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    lockstep
+        Where stored matrices do the plans' products together.
+    """
+
+    def __init__(self, lockstep: Lockstep) -> None:
         self._made: dict[str, Made] = {}
+        self._lockstep = lockstep
 
     def get(self, what: tuple[str, ...], spots: Spots, points: Points, make: Callable[[], Made]) -> Made:
         """What was made for the same spots and points before, or is made now.
@@ -43,5 +51,6 @@ class SharedDoses:
             seen.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         key = seen.hexdigest()
         if key not in self._made:
-            self._made[key] = make()
+            doses, linear = make()
+            self._made[key] = doses, self._lockstep.of(linear) if isinstance(linear, StoredDose) else linear
         return self._made[key]

@@ -1,8 +1,9 @@
 """Sweeps: many plans of one case file, whose keys take every combination of some values; each a run folder, all in one table.
 
 A sweep is what its folder says: which runs are finished is told by their `metrics.json`, so that it goes on where it was interrupted, and
-parts of it (`--shard`) may run anywhere that sees the folder. Members with the same geometry come one after the other and share doses and
-matrices.
+parts of it (`--shard`) may run anywhere that sees the folder. Members with the same geometry share doses and matrices, and are planned in
+lockstep, some at a time: their products are done together. So a member's plan is that of `torchimpt plan` but for rounding, and to the last
+bit the same in any company.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from torchimpt.case import Case, load_case
 from torchimpt.case.text import scalar, values_of
@@ -22,9 +26,13 @@ from torchimpt.planning.shared import SharedDoses, geometry
 from torchimpt.runs.commands import run_plan
 from torchimpt.runs.folder import write_text
 from torchimpt.runs.sweep_table import Row, read_keys, short_keys, write_table
+from torchimpt.schemes.lockstep import Lockstep
 from torchimpt.watch import Progress
 
 log = logging.getLogger(__name__)
+
+TOGETHER = 8
+"""Members in lockstep at a time: as many vectors as a product takes side by side."""
 
 MOST = 10_000
 """More members than this are a slip of the keyboard."""
@@ -156,24 +164,37 @@ def run_sweep(
     write_table(out, told, list(over))  # the folder is this sweep's from now on
     try:
         with progress.stage(f"Sweep, {len(mine)} of {len(every)} members", total=len(mine)) as stage:
-            shared, before = SharedDoses(), ""
-            for member in mine:
-                if member.case is not None and geometry(member.case) != before:
-                    shared, before = SharedDoses(), geometry(member.case)  # the matrices of before go
-                stage.note(member.name)
-                _run(member, out, shared, device, threads)
-                stage.advance()
+            for group in _groups(mine):
+                stage.note(", ".join(member.name for member in group))
+                _run_together(group, out, device, threads or torch.get_num_threads())
+                stage.advance(len(group))
     finally:
         rows = write_table(out, told, list(over))
     return rows
 
 
-def _run(member: Member, out: Path, shared: SharedDoses, device: str, threads: int | None) -> None:
-    """Plan one member, unless it is finished; an error is left in a file beside its folder."""
+def _groups(mine: Sequence[Member]) -> list[list[Member]]:
+    """Members of one geometry next to each other, `TOGETHER` at most."""
+    found: list[list[Member]] = []
+    for _, same in itertools.groupby(mine, key=lambda member: None if member.case is None else geometry(member.case)):
+        one = list(same)
+        found += [one[i : i + TOGETHER] for i in range(0, len(one), TOGETHER)]
+    return found
+
+
+def _run_together(group: Sequence[Member], out: Path, device: str, threads: int) -> None:
+    """Plan those of a group that are not finished, on the same doses."""
+    lockstep = Lockstep()
+    shared = SharedDoses(lockstep)
+    left = [member for member in group if not (out / member.name / "metrics.json").is_file()]
+    for result in lockstep.run([partial(_run, member, out, shared, device, threads) for member in left]):
+        if isinstance(result, Exception):
+            raise result
+
+
+def _run(member: Member, out: Path, shared: SharedDoses, device: str, threads: int) -> None:
+    """Plan one member; an error is left in a file beside its folder."""
     folder, failed = out / member.name, out / f"{member.name}.error.txt"
-    if (folder / "metrics.json").is_file():
-        log.info("%s is finished", member.name)
-        return
     error = member.error
     if member.case is not None:
         going_on = (folder / "checkpoint.pt").is_file()

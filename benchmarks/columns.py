@@ -1,0 +1,74 @@
+"""What does a product with several vectors of weights at once bring over one after the other?
+
+    python benchmarks/columns.py [--case hn] [--grid 4] [--spacing 7] [--repeats 9] [--out runs/columns.json]
+
+The nominal influence matrix of a case, both ways: seconds of `k` products of one vector against one of `k` vectors, ours and MKL's, timed
+by turns; the least of each counts. About a minute on 2 cores.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from measure import built_case
+
+from torchimpt.dose.influence import influence_matrices
+from torchimpt.runs.about import about
+from torchimpt.runs.folder import write_json
+from torchimpt.studies.flags import flags
+
+
+@dataclass(frozen=True)
+class Config:
+    """Flags."""
+
+    case: str = "hn"
+    grid: float = 4.0
+    spacing: float = 7.0
+    repeats: int = 9
+    out: str = "runs/columns.json"
+
+
+def by_turns(works: dict[str, Callable[[], object]], times: int) -> dict[str, float]:
+    """The least seconds of each, done one after the other again and again; the first round does not count."""
+    least: dict[str, float] = {}
+    for turn in range(times + 1):
+        for name, work in works.items():
+            begin = time.perf_counter()
+            work()
+            if turn:
+                least[name] = min(least.get(name, float("inf")), time.perf_counter() - begin)
+    return least
+
+
+def main(config: Config) -> None:
+    """Measure, print, write."""
+    where = about()
+    print(json.dumps(where))
+    keys = [f"dose.grid_mm={config.grid}", f"spots.spacing_mm={config.spacing}", "robustness.setup_mm=0", "robustness.range_percent=0"]
+    built = built_case(config.case, keys)
+    (matrix,) = influence_matrices(built.doses, built.spots.position)
+    print(f"{matrix.shape[0]:,} points, {matrix.shape[1]:,} spots, {matrix.n_nonzeros:,} entries")
+    rows = []
+    for name, map_ in (("A", matrix), ("A'", matrix.T)):
+        for k in (2, 4, 8):
+            x = torch.rand(map_.shape[1], k)
+            one = x[:, 0].contiguous()
+            entries = map_.matrix.entries
+            least = by_turns(
+                {"one": lambda: map_ @ one, "ours": lambda: map_ @ x, "mkl": lambda: torch.mm(entries, x)}, config.repeats  # noqa: B023
+            )  # fmt: skip
+            rows.append({"map": name, "k": k, **least})
+            gains = {other: k * least["one"] / least[other] for other in ("ours", "mkl")}
+            print(f"{name:2s} {k} vectors: {1e3 * least['one']:.1f} ms each, {1e3 * least['ours']:.1f} ms together: "
+                  f"{gains['ours']:.2f} times as fast; MKL's product {gains['mkl']:.2f}", flush=True)  # fmt: skip
+    write_json(Path(config.out), {"about": where, "config": asdict(config), "rows": rows})
+
+
+if __name__ == "__main__":
+    main(flags(Config, __doc__))
