@@ -18,7 +18,6 @@ import torch
 
 from torchimpt.checks import InputError
 from torchimpt.dose.inlines import use_torch_threads
-from torchimpt.dose.many import product
 from torchimpt.dose.model import SpotRows
 
 MAX_NONZEROS = 2**31 - 1
@@ -136,8 +135,11 @@ class Rows:
         return dense
 
     def products(self, x: torch.Tensor) -> torch.Tensor:
-        """`M X` `(n_rows, k)` for `X` `(n_columns, k)`: entries are read once for all of up to eight vectors."""
-        found = product(self.entries, x)
+        """`M X` `(n_rows, k)` for `X` `(n_columns, k)`: an entry is read once for all vectors.
+
+        Each column is summed in an order of its own, whatever the others are and however many, but not in that of `product`.
+        """
+        found = torch.mm(self.entries, x.contiguous())
         return found if self.filled is None else found.new_zeros(self.shape[0], x.shape[1]).index_copy_(0, self.filled.long(), found)
 
     def sum_of_rows(self, rows: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 Each job runs in a thread of its own, but only one runs at a time: a thread is a job that can wait. It runs until it asks for a product,
 and when all jobs have asked, the products of one kind are done together. So jobs need no locks, and what one computes does not depend on
-the others: each column of the product is summed in the same order in any company (`torchimpt.dose.many`), and in none.
+the others: each column of the product is summed in the same order in any company, and in none (`torchimpt.dose.csr`).
 """
 
 from __future__ import annotations
