@@ -2,7 +2,7 @@
 
     python benchmarks/columns.py [--case hn] [--grid 4] [--spacing 7] [--repeats 15] [--threads 1] [--out runs/columns.json]
 
-The nominal influence matrix of a case, both ways: `k` products of one vector against one of `k` vectors, timed by turns in the process's own
+The nominal influence matrix of a case, both ways: `k` products of one vector against one of `k` vectors, timed by turns in the process's
 CPU seconds, which other programs on the machine change little; the least of each counts. About a minute.
 """
 
@@ -64,9 +64,8 @@ def main(config: Config) -> None:
             least = by_turns({"one": lambda: map_ @ one, "all": lambda: map_ @ x}, config.repeats)  # noqa: B023
             rows.append({"map": name, "k": k, **least})
             gain = k * least["one"] / least["all"]
-            print(
-                f"{name:2s} {k:2d} vectors: {1e3 * least['one']:.1f} ms each, {1e3 * least['all']:.1f} ms together: {gain:.2f} times as fast"
-            )
+            each, together = 1e3 * least["one"], 1e3 * least["all"]
+            print(f"{name:2s} {k:2d} vectors: {each:.1f} ms each, {together:.1f} ms together: {gain:.2f} times as fast", flush=True)
     write_json(Path(config.out), {"about": where, "config": asdict(config), "rows": rows})
 
 

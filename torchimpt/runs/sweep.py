@@ -31,8 +31,9 @@ from torchimpt.watch import Progress
 
 log = logging.getLogger(__name__)
 
-TOGETHER = 8
-"""Members in lockstep at a time: as many vectors as a product takes side by side."""
+TOGETHER = 16
+"""Members in lockstep at a time: their products are four times as fast as one by one (`benchmarks/columns.py`), and their doses still small
+beside the matrices."""
 
 MOST = 10_000
 """More members than this are a slip of the keyboard."""
