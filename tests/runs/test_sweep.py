@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -79,15 +80,13 @@ def test_interrupt_and_going_on(tmp_path: Path) -> None:
     long = ["--set", "optimizer.max_iterations=60", "--set", "optimizer.tolerance=1e-9", "--set", "dose.check_mm=off", "--threads", "1"]
     arguments = ["sweep", "tiny.toml", *WEIGHTS, *long, "--set", "optimizer.log_every=5"]
     assert command(*arguments, "--out", "whole", cwd=tmp_path).status in (0, 3)
-    pid = os.fork()
-    if pid == 0:  # pragma: no cover
-        os._exit(command(*arguments, "--out", "sw", cwd=tmp_path).status)
-    while not (tmp_path / "sw/weight=100/checkpoint.pt").is_file():
-        assert os.waitpid(pid, os.WNOHANG) == (0, 0), "ended before it could be interrupted"
-    os.kill(pid, signal.SIGINT)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130
+    process = subprocess.Popen([sys.executable, "-m", "torchimpt", *arguments, "--out", "sw"], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    while not all((tmp_path / "sw" / name / "checkpoint.pt").is_file() for name in FOLDERS):
+        assert process.poll() is None, "ended before it could be interrupted"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
     told = json.loads((tmp_path / "sw/sweep.json").read_text())["members"]
-    assert told[0]["status"] == "not converged" and told[1]["status"] == "open"
+    assert [row["status"] for row in told] == ["open", "open"]
     assert command(*arguments, "--out", "sw", cwd=tmp_path).status in (0, 3)
     for name in FOLDERS:  # bit for bit, as any interrupted run
         assert (tmp_path / "sw" / name / "plan.json").read_bytes() == (tmp_path / "whole" / name / "plan.json").read_bytes()
@@ -95,11 +94,15 @@ def test_interrupt_and_going_on(tmp_path: Path) -> None:
 
 def test_member_that_breaks_does_not_end_the_sweep(tmp_path: Path) -> None:
     file = write_tiny(tmp_path)
-    rows = run_sweep(file, tmp_path / "sw", {"dose.grid_mm": [90, 8]}, overrides=FAST, threads=1)
-    assert "fills no voxel of the dose grid" in rows[0]["error"] and rows[1]["status"] == "not converged"
-    assert not (tmp_path / "sw/grid_mm=90").exists()
-    only = command("sweep", "tiny.toml", "--over", "dose.grid_mm=90", "--out", "sw2", cwd=tmp_path)
-    assert only.status == 2 and "grid_mm=90: tiny.toml: spots.target: ROI 'Target'" in only.out
+    over = {"objective.Target.min_dose.weight": [50, 100], "delivery.min_mu": [1e9]}
+    rows = run_sweep(file, tmp_path / "sw", over, overrides=FAST, threads=1)
+    assert all("no spot reaches the minimum MU" in row["error"] for row in rows)
+    # in lockstep with one that breaks the other goes on
+    over = {"delivery.min_mu": [1e9, 0]}
+    rows = run_sweep(file, tmp_path / "sw2", over, overrides=FAST, threads=1)
+    assert [row["status"] for row in rows] == ["failed", "not converged"] and rows[1]["iterations"] == 2
+    found = command("sweep", "tiny.toml", "--over", "delivery.min_mu=1e9", "--out", "sw3", *QUICK, cwd=tmp_path)
+    assert found.status == 2 and "min_mu=1000000000.0: no spot reaches the minimum MU" in found.out
 
 
 def test_hyperparameters_for_tensorboard(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def build(
     case.check_plan()
     begin = time.perf_counter()
     with progress.stage("Patient, machine and spots"):
-        patient, machine = load_patient(case), load_machine(case)
+        patient, machine = load_patient(case) if shared is None else shared.patient(case), load_machine(case)
         scenarios = case.scenarios()
         team = team.share(len(scenarios))
         check_shifts(scenarios, patient.grid)

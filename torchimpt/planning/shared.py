@@ -1,4 +1,4 @@
-"""Doses and matrices that plans share: those of a sweep whose members have one geometry and one set of spots."""
+"""Patient, doses and matrices that plans share: those of a sweep whose members have one geometry and one set of spots."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 from torchimpt.case import Case
 from torchimpt.dose.scenarios import LinearDose, ScenarioDoses, StoredDose
+from torchimpt.patient import Patient
+from torchimpt.planning.load import load_patient
 from torchimpt.points import Points
 from torchimpt.schemes.lockstep import Lockstep
 from torchimpt.spots import Spots
@@ -22,7 +24,7 @@ def geometry(case: Case) -> str:
 
 
 class SharedDoses:
-    """Doses and their linear maps at points, made once and kept; for cases of one `geometry`, planned in lockstep.
+    """The patient, doses and their linear maps at points, made once and kept; for cases of one `geometry`, planned in lockstep.
 
     Parameters
     ----------
@@ -32,7 +34,15 @@ class SharedDoses:
 
     def __init__(self, lockstep: Lockstep) -> None:
         self._made: dict[str, Made] = {}
+        self._patients: dict[str, Patient] = {}
         self._lockstep = lockstep
+
+    def patient(self, case: Case) -> Patient:
+        """The case's patient on its dose grid, read once for all cases that name the same ROIs."""
+        named = repr((case.used_rois(), case.goal, [objective.kind for objective in case.objective]))
+        if named not in self._patients:
+            self._patients[named] = load_patient(case)
+        return self._patients[named]
 
     def get(self, what: tuple[str, ...], spots: Spots, points: Points, make: Callable[[], Made]) -> Made:
         """What was made for the same spots and points before, or is made now.

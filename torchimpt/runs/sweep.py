@@ -31,9 +31,9 @@ from torchimpt.watch import Progress
 
 log = logging.getLogger(__name__)
 
-TOGETHER = 16
-"""Members in lockstep at a time: their products are four times as fast as one by one (`benchmarks/columns.py`), and their doses still small
-beside the matrices."""
+TOGETHER = 8
+"""Members in lockstep at a time: their products are three times as fast as one by one (`benchmarks/columns.py`), and what each has of its
+own, doses and the matrices of voxels that only it samples, is less than what they share."""
 
 MOST = 10_000
 """More members than this are a slip of the keyboard."""
