@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchimpt.checks import InputError
 from torchimpt.objectives.mode import PerScenario, Ray, RobustMode, sum_over_all
-from torchimpt.processes import Team
+from torchimpt.processes import ALONE, Team
 from torchimpt.sums import total
 
 
@@ -47,7 +47,7 @@ class Voxelwise(RobustMode):
         """Maxima and minima."""
         return Voxelwise(0.0)
 
-    def worst(self, team: Team, doses: Tensor, side: float) -> tuple[Tensor, Tensor]:
+    def worst(self, doses: Tensor, side: float, team: Team = ALONE) -> tuple[Tensor, Tensor]:
         """The largest (`side` 1) or least (-1) dose of each voxel `(n_voxels,)`, and its derivative by each scenario's, of sum 1."""
         if self.smoothing_gy == 0:
             found, at = (side * doses).max(0)
@@ -67,7 +67,7 @@ class Voxelwise(RobustMode):
         value, grad = doses.new_zeros((), dtype=torch.float64), torch.zeros_like(doses)
         for terms, side in zip(objective.sides, (-1.0, 1.0), strict=True):
             if terms is not None:
-                dose, by_scenario = self.worst(objective.team, doses, side)
+                dose, by_scenario = self.worst(doses, side, objective.team)
                 more, slope = terms.value_and_grad(dose)
                 value, grad = value + more, grad.addcmul_(by_scenario, slope)
         return value, grad
@@ -88,7 +88,7 @@ class Voxelwise(RobustMode):
             column = torch.zeros(len(doses), dtype=torch.float64, device=doses.device)
             for terms, side in zip(single.sides, (-1.0, 1.0), strict=True):
                 if terms is not None:
-                    dose, by_scenario = self.worst(objective.team, doses, side)
+                    dose, by_scenario = self.worst(doses, side, objective.team)
                     value, slope = terms.value_and_grad(dose)
                     weight = total(by_scenario * slope.abs())
                     column += value * weight / objective.team.gather(weight).sum().clamp_min(torch.finfo(torch.float64).tiny)
