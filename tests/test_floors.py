@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "torchimpt"
 
 FLOORS = (
     {"checks", "constants", "sums", "version"},
-    {"files", "geometry", "memory", "processes", "quantities", "scenarios"},
+    {"contours", "files", "geometry", "memory", "processes", "quantities", "scenarios"},
     {"columns"},
     {"scanner"},
     {"hu_table"},

@@ -151,10 +151,8 @@ def test_what_is_registered_later_is_known(case_file, monkeypatch):
     assert load_case(case_file, ["robustness.mode=twice"]).mode() == Sum((2.0,) * 9)
     with pytest.raises(InputError, match=r"one of sum.*, twice, got 'twic' \(did you mean 'twice'\?\)"):
         load_case(case_file, ["robustness.mode=twic"])
-    with pytest.raises(InputError, match="comes with a later version"):
-        load_case(case_file, ["patient={source='dicom', path='ct'}"])
-    monkeypatch.setitem(patient.READERS, "dicom", lambda path: None)
-    load_case(case_file, ["patient={source='dicom', path='ct'}"])
+    monkeypatch.setitem(patient.READERS, "mha", lambda path: None)
+    load_case(case_file, ["patient={source='mha', path='ct'}"])
     monkeypatch.setitem(machine.READERS, "mine", lambda path: None)
     load_case(case_file, ["machine={format='mine', path='ct'}"])
 
@@ -200,11 +198,12 @@ def test_every_kind_of_objective(kind):
         ("robustness={mode='minimax'}", r"robustness.mode must be one of sum.*, got 'minimax'"),
         ("dose.gradient=autgrad", r"dose.gradient must be one of analytic, autograd, got 'autgrad' \(did you mean 'autograd'\?\)"),
         ("dose.engine=autograd", r"dose.engine must be one of matrix, matrix_free, got 'autograd'"),
-        ("patient.source=dcm", r"patient.source must be one of openkbp, matrad, image, phantom, got 'dcm'$"),
         (
-            "patient.source=dicom",
-            r"patient.source = 'dicom' comes with a later version; until then convert the CT and its ROIs to .mha and use",
+            "patient.source=dicm",
+            r"patient.source must be one of openkbp, dicom, matrad, image, phantom, got 'dicm' \(did you mean 'dicom'\?\)",
         ),
+        ("patient.structures=CT_1", r"source = 'image' takes no structures"),
+        ("patient.position=HFR", r"patient.position must be one of HFS, HFP, .*, got 'HFR'"),
         ("patient.source=openkpb", r"patient.source must be one of openkbp, .*\(did you mean 'openkbp'\?\)"),
         ("patient.path=tc", r"patient.path: no such file or folder: .*tc \(did you mean 'ct'\?\)"),
         ("patient={path='ct'}", r"'patient.source' is missing \(where the patient comes from; one of openkbp"),

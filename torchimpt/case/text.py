@@ -133,14 +133,6 @@ def _choices(annotation: Any) -> list[str]:
     return [choice for part in get_args(annotation) for choice in _choices(part)]
 
 
-def _later(*annotations: Any) -> dict[str, str]:
-    """What a `OneOf` among these, also inside `X | None`, will take in a later version, and what to do until then."""
-    found: dict[str, str] = {}
-    for annotation in annotations:
-        found |= annotation.later if isinstance(annotation, OneOf) else _later(*get_args(annotation))
-    return found
-
-
 def choices(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     """The names that a key takes, empty where it takes no names: `choices(Case, ("optimizer", "method"))`."""
     field = _section(model, location).model_fields.get(str(location[-1])) if location else None
@@ -175,8 +167,6 @@ def describe(error: ValidationError, model: type[BaseModel], label: str) -> str:
         about = about[:1].lower() + about[1:] if about[1:2].islower() else about
         options = f"; one of {', '.join(names)}" if names else ""
         text = f"'{name}' is missing ({about}{options})"
-    elif kind == "literal_error" and field is not None and str(found) in (later := _later(field.annotation, *field.metadata)):
-        text = f"{name} = '{found}' comes with a later version; until then {later[str(found)]}"
     elif kind == "literal_error":
         text = f"{name} must be one of {', '.join(names)}, got {short(found)}{nearest(str(found), names)}"
     elif kind == "value_error":

@@ -9,6 +9,7 @@ faster per product once they are built; the pair kernel needs little memory and 
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -16,7 +17,7 @@ from typing import Any, Protocol
 
 import torch
 
-from torchimpt.checks import InputError, nearest
+from torchimpt.checks import InputError, PhysicsWarning, nearest
 from torchimpt.dose.cutoff import DEFAULT_CUTOFF, check_cutoff
 from torchimpt.dose.influence import InfluenceMatrix, influence_matrices
 from torchimpt.dose.model import Partials, Surroundings
@@ -323,6 +324,7 @@ def scenario_operators(
     """The operators of `scenario_doses`, made one after the other: for those that need each one once, and not the memory of all."""
     compute, device = dose_model(model, backend), torch.device(device)
     check_cutoff(cutoff)
+    _check_positions(patient, spots)
     check_gaps(patient, spots, machine.sad)
     ct = patient.traced
     rsp = relative_stopping_power(ct, machine)
@@ -360,3 +362,20 @@ def scenario_operators(
         if not left[key]:
             del traced[key], rows
         yield DoseOperator(tables, spans, layers, len(points), spots.n_spots, scenario, cutoff)
+
+
+def _check_positions(patient: Patient, spots: Spots) -> None:
+    """Raise where a beam does not say how a patient lies who does not lie head first supine; tell where it says otherwise than the CT."""
+    for number, beam in enumerate(spots.beams):
+        if beam.position is None and patient.position != "HFS":
+            raise InputError(
+                f"beam {number} does not say how the patient lies, who lies {patient.position} in the CT: give it that position, as "
+                f"place_spots does, or Beam(..., position='{patient.position}')"
+            )
+        if beam.lies != patient.position:
+            warnings.warn(
+                f"beam {number} is for a patient who lies {beam.lies}, the CT's lies {patient.position}: the beam's counts for its angles; "
+                "set position = '...' in [patient] where the CT is wrong",
+                PhysicsWarning,
+                stacklevel=2,
+            )

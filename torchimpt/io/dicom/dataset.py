@@ -99,3 +99,16 @@ def numbers(item: Dataset, keyword: str, where: str, count: int | None = None) -
 def number(item: Dataset, keyword: str, where: str) -> float:
     """An element that is one finite number."""
     return float(numbers(item, keyword, where, 1)[0])
+
+
+def stored_pixels(file: Dataset, what: str) -> np.ndarray:
+    """A file's stored values `(frames, rows, columns)`, uncompressed.
+
+    pydicom decodes what needs no further library (RLE, deflated), or one that is here (JPEG 2000 through pillow).
+    """
+    rows, columns, bits = (int(number(file, key, what)) for key in ("Rows", "Columns", "BitsAllocated"))
+    frames = int(file.get("NumberOfFrames") or 1)
+    stored, needed = len(need(file, "PixelData", what)), rows * columns * frames * bits // 8
+    if not file.file_meta.TransferSyntaxUID.is_compressed and stored < needed:
+        raise InputError(f"{what} has {stored} bytes of {needed}; the file is cut off, copy or export it anew")
+    return file.pixel_array.reshape(frames, rows, columns)
