@@ -17,8 +17,10 @@ import torch
 LINES = 8
 """Scan lines through a pixel: a circle of five pixels across has its area within 0.5 %."""
 
-FINEST = 512
-"""Scan lines through a plane's contours for its area: a circle's is right within 0.01 %."""
+FINEST = 64
+"""Strips that a plane's contours are cut into for their area, besides those that end at their corners: only contours that cross each other
+need them.
+"""
 
 _AT_ONCE = 1 << 22
 """Pairs of points and edges that are looked at together."""
@@ -42,13 +44,11 @@ class Plane:
 
     @property
     def area(self) -> float:
-        """What lies inside, mm^2."""
+        """What lies inside, mm^2: exact, as between two corners' levels edges are straight."""
         v = self.edges[..., 1]
-        low, size = float(v.min()), float(np.ptp(v))
-        if size == 0.0:
-            return 0.0
-        _, along = _crossings(self.edges, low, size / FINEST, FINEST)
-        return float((along[1::2] - along[::2]).sum()) * size / FINEST
+        levels = np.unique(np.concatenate((v.reshape(-1), np.linspace(v.min(), v.max(), FINEST + 1))))
+        strip, along = _crossings(self.edges, 0.5 * (levels[1:] + levels[:-1]))
+        return float(((along[1::2] - along[::2]) * np.diff(levels)[strip[::2]]).sum())
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +154,7 @@ def coverage(edges: np.ndarray, low: Sequence[float], size: Sequence[float], sha
     `shape`, float64.
     """
     n_v, n_u = shape
-    line, along = _crossings(edges, low[1], size[1] / LINES, n_v * LINES)
+    line, along = _crossings(edges, low[1] + size[1] / LINES * (np.arange(n_v * LINES) + 0.5))
     x = np.clip((along - low[0]) / size[0], 0.0, n_u)
     # what a crossing opens, or closes, is all to the right of it
     sign = np.where(np.arange(len(x)) % 2 == 0, 1.0, -1.0) / LINES
@@ -170,17 +170,16 @@ def closed(polygons: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate([np.stack((polygon, np.roll(polygon, -1, axis=0)), axis=1) for polygon in polygons])
 
 
-def _crossings(edges: np.ndarray, low: float, step: float, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where the edges cross the lines `v = low + (i + 1/2) step`: `i`, ascending, and `u`, ascending on each line. Every line has an even
-    number of them, so that those of even index lead inside and the others out.
+def _crossings(edges: np.ndarray, lines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the edges cross lines of equal v, given ascending: the number of the line, ascending, and `u`, ascending on each line. Every
+    line has an even number of them, so that those of even index lead inside and the others out.
     """
     (u0, v0), (u1, v1) = edges[:, 0].T, edges[:, 1].T
-    first, last = (np.clip(np.ceil((v - low) / step - 0.5), 0, count).astype(np.int64) for v in (np.minimum(v0, v1), np.maximum(v0, v1)))
+    first, last = np.searchsorted(lines, np.minimum(v0, v1)), np.searchsorted(lines, np.maximum(v0, v1))
     times = last - first
     edge = np.repeat(np.arange(len(edges)), times)
     line = np.arange(len(edge)) - (np.cumsum(times) - times)[edge] + first[edge]
-    share = (low + (line + 0.5) * step - v0[edge]) / (v1 - v0)[edge]
-    u = u0[edge] + share * (u1 - u0)[edge]
+    u = u0[edge] + (lines[line] - v0[edge]) / (v1 - v0)[edge] * (u1 - u0)[edge]
     order = np.lexsort((u, line))
     return line[order], u[order]
 

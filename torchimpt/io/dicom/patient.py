@@ -59,8 +59,9 @@ def read_dicom(path: str | os.PathLike, structures: str | None = None, series: s
     if len(files) < 2:
         wanted = f"; structure set {drawn.path} was drawn on {len(drawn.images)}" if drawn is not None and drawn.images else ""
         raise InputError(f"the CT has one slice, {files[0].path}, and a patient needs two or more{wanted}; export the series whole")
-    hu, stack = read_stack(stack_of(files))
-    slices = stack.w
+    placed = stack_of(files)
+    hu, stack = read_stack(placed)
+    slices = placed.w - (stack.origin - placed.origin) @ stack.axes[:, 2]  # along the frame of the even ones
     values, grid = _upright(hu, stack)
     del hu
     tensor = torch.from_numpy(values)
