@@ -18,11 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import SimpleITK as sitk
+from pydicom import dcmread
+from pydicom.uid import ExplicitVRLittleEndian
 
-from torchimpt.io import read_image
 from torchimpt.io.dicom import read_structure_set
 from torchimpt.io.dicom.structure_set import StructureSet, outline
-from torchimpt.runs.about import versions
+from torchimpt.runs.about import about
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "dicom"
 
@@ -37,7 +39,6 @@ for number, roi in file.GetStructures().items():
     if planes and all(c["type"] == "CLOSED_PLANAR" for plane in planes.values() for c in plane):
         step = file.CalculatePlaneThickness(planes)
         whole = file.CalculateStructureVolume(planes, step)
-        areas = []
         dvh = dvhcalc.get_dvh(sys.argv[1], sys.argv[2], number, calculate_full_volume=True)
         found[roi["name"]] = [whole, float(dvh.volume)]
 print(json.dumps(found))
@@ -53,9 +54,6 @@ class Config:
 
 def by_dicompyler(python: str, drawn: StructureSet, folder: Path) -> dict[str, list[float]]:
     """dicompyler-core's volumes, cm3: of the structure, and of its DVH in a dose that covers all."""
-    from pydicom import dcmread
-    from pydicom.uid import ExplicitVRLittleEndian
-
     file = dcmread(DATA / "topas_demo" / "rtdose.dcm")
     boxes = np.stack([outline(roi, drawn.step).box for roi in drawn.rois if roi.contours])
     low, high = boxes[:, 0].min(axis=0) - 10.0, boxes[:, 1].max(axis=0) + 10.0
@@ -87,8 +85,6 @@ def by_plastimatch(drawn: StructureSet, folder: Path) -> dict[str, float]:
     subprocess.run(command, capture_output=True, check=True)
     found = {}
     for file in (folder / "masks").glob("*.mha"):
-        import SimpleITK as sitk
-
         image = sitk.ReadImage(str(file))
         found[file.stem] = float((sitk.GetArrayFromImage(image) != 0).sum() * np.prod(image.GetSpacing())) / 1000.0
     return found
@@ -96,7 +92,7 @@ def by_plastimatch(drawn: StructureSet, folder: Path) -> dict[str, float]:
 
 def main(config: Config) -> None:
     """Print the table."""
-    print(versions())
+    print(about())
     for path in (DATA / "dicompyler" / "rtss.dcm", next((DATA / "ramp_full").glob("RS*.dcm"))):
         drawn = read_structure_set(path)
         with tempfile.TemporaryDirectory() as name:
@@ -109,7 +105,12 @@ def main(config: Config) -> None:
                 continue
             planes = [plane.area * (plane.high - plane.low) / 1000.0 for plane in region.planes]
             halved = region.volume / 1000.0 - 0.5 * (planes[0] + planes[-1])
-            row = [region.volume / 1000.0, halved, *theirs.get(roi.name, [np.nan] * 2), masks.get(roi.name.replace(" ", "_"), masks.get(roi.name, np.nan))]
+            row = [
+                region.volume / 1000.0,
+                halved,
+                *theirs.get(roi.name, [np.nan] * 2),
+                masks.get(roi.name.replace(" ", "_"), masks.get(roi.name, np.nan)),
+            ]
             print(f"{roi.name:18}" + "".join(f"{v:{w}.3f}" for v, w in zip(row, (10, 16, 12, 10, 13), strict=True)))
 
 

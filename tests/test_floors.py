@@ -31,7 +31,7 @@ FLOORS = (
     {"case"},
     {"planning"},
     {"runs"},
-    {"studies"},
+    {"inspection", "studies"},
     {"cli"},
     {"__main__"},
 )

@@ -273,6 +273,24 @@ def export(
 
 
 @app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A folder of anything, or a file.")],
+    case: Annotated[
+        Path | None, typer.Option("--case", metavar="CASE.toml", help="Write the case file that is proposed; it runs as it stands.")
+    ] = None,
+) -> None:
+    """Say what a folder or file holds: CT, ROIs, plans beam by beam, doses, machines, runs; and propose a case file. Reads only."""
+    from torchimpt.cli.logs import set_up
+    from torchimpt.cli.show_inspection import show_inspection, write_proposal
+    from torchimpt.inspection import inspect as look
+
+    set_up(quiet=True, verbose=False)
+    found = look(path)
+    written = None if case is None else write_proposal(found, case)
+    show_inspection(found, path, written)
+
+
+@app.command()
 def commission(
     config: Annotated[
         Path, typer.Argument(metavar="CONFIG.toml", help="Names the machine and its tables; docs/machine_file.md has an example.")

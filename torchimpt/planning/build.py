@@ -24,6 +24,7 @@ from torchimpt.planning.letd import quantity
 from torchimpt.planning.load import Compute, check_shifts, dose_options, load_machine, load_patient, resolve_beams
 from torchimpt.planning.look import case_points, targets_mask
 from torchimpt.planning.shared import SharedDoses
+from torchimpt.planning.way import tell_way
 from torchimpt.points import Points
 from torchimpt.processes import ALONE, Team
 from torchimpt.scenarios import NOMINAL, Scenario
@@ -144,6 +145,7 @@ def build(
         team = team.share(len(scenarios))
         check_shifts(scenarios, patient.grid)
         spots = _start(case, patient, machine, scenarios, compute)
+        tell_way(case, patient, machine, spots.beams)
         log.info("%d spots in %d energy layers of %d beams", spots.n_spots, spots.n_layers, len(spots.beams))
         objective = Objective(case.terms(), normalize=case.optimizer.normalize, overlap=case.optimizer.overlap)
         mixed = frozenset(term.quantity for term in case.terms()) & case.letd_quantities()

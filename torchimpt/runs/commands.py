@@ -26,6 +26,7 @@ from torchimpt.planning.load import Compute, load_machine, load_patient, resolve
 from torchimpt.planning.metrics import dose_metrics
 from torchimpt.planning.plan import PlanResult, help_plan, plan
 from torchimpt.planning.shared import SharedDoses
+from torchimpt.planning.way import tell_way
 from torchimpt.processes import ALONE, Team
 from torchimpt.report.figures import dvh_figure
 from torchimpt.report.page import ReportData, write_report
@@ -275,6 +276,7 @@ def _dose_of(
     started = time.perf_counter()
     with progress.stage("Patient, machine and plan"):
         patient, machine, spots = _read(case, plan_path, compute, strict)
+        tell_way(case, patient, machine, spots.beams)
     times["load"] = time.perf_counter() - started
     log.info("dose model: %s", case.dose.model)
     assessment = assess(case, patient, machine, spots, scenarios, compute, progress, whole=case.output.scenarios_dose, team=team)

@@ -37,7 +37,7 @@ def choose_structures(found: Catalog, folder: Path, said: str | None) -> Found |
         return fits[0]
     if len(sets) < 2:
         return sets[0] if sets else None
-    of_ct = [one for one in sets if _of_set(found.series, one)]
+    of_ct = [one for one in sets if series_of(found.series, one)]
     if len(of_ct) == 1:
         logger.info("of %d structure sets that of %s is read, as the others' CT is not here", len(sets), of_ct[0].path)
         return of_ct[0]
@@ -70,7 +70,7 @@ def choose_series(found: Catalog, folder: Path, structures: Found | None, said: 
             raise InputError(f"series = '{said}' has another frame of reference than structure set {structures.path}; choose others")
         return fits[0]
     if structures is not None:
-        fits = _of_set(series, structures)
+        fits = series_of(series, structures)
         if len(fits) == 1:
             return fits[0]
         if fits:
@@ -90,7 +90,7 @@ def choose_series(found: Catalog, folder: Path, structures: Found | None, said: 
     return next(iter(series))
 
 
-def _of_set(series: Series, structures: Found) -> list[str]:
+def series_of(series: Series, structures: Found) -> list[str]:
     """UIDs of the series that a structure set was drawn on: that it names, whose slices it names, or all of its frame of reference."""
     frame, own, images = references(structures.header)
     if own in series:

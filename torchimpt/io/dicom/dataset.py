@@ -58,9 +58,22 @@ def dataset(path: str | os.PathLike, what: str, modality: str, sop_class: str) -
     The dataset. Elements are decoded as they are asked for, so all is read inside the block: there pydicom's warnings about values that
     break the standard in small things (a number of 17 digits) are silent, and what is wrong ends as an `InputError` with the file's name.
     """
+    from pydicom.uid import UID
+
+    with opened(path, what) as found:
+        own = UID(str(found.get("SOPClassUID", ""))).name or "no SOP class"
+        if own == "RT Plan Storage":
+            raise InputError(f"{path} is a plan for photons or electrons ({own}); torchimpt reads an {what}")
+        if own != sop_class or found.get("Modality") != modality:
+            raise InputError(f"{path} is {own}, modality {found.get('Modality', 'unknown')}; an {what} is needed")
+        yield found
+
+
+@contextmanager
+def opened(path: str | os.PathLike, what: str) -> Iterator[Dataset]:
+    """Open a DICOM file of any kind, likewise."""
     import pydicom
     from pydicom.errors import InvalidDicomError
-    from pydicom.uid import UID
 
     path = input_file(path, what)
     with reading(path, what), warnings.catch_warnings():
@@ -71,11 +84,6 @@ def dataset(path: str | os.PathLike, what: str, modality: str, sop_class: str) -
             raise InputError(f"{path} is no DICOM file; an {what} is needed") from None
         except EOFError:
             raise InputError(f"{path} is cut off; copy or export it anew") from None
-        own = UID(str(found.get("SOPClassUID", ""))).name or "no SOP class"
-        if own == "RT Plan Storage":
-            raise InputError(f"{path} is a plan for photons or electrons ({own}); torchimpt reads an {what}")
-        if own != sop_class or found.get("Modality") != modality:
-            raise InputError(f"{path} is {own}, modality {found.get('Modality', 'unknown')}; an {what} is needed")
         yield found
 
 
