@@ -23,6 +23,8 @@ from torchimpt.io.dicom import read_dicom, read_structure_set
 from torchimpt.io.dicom.patient import fullest
 from torchimpt.io.dicom.structure_set import outline, slabs
 from torchimpt.patient import ROI, Patient
+from torchimpt.points import cell_points
+from torchimpt.resampling import resample
 
 GRID = Grid((14, 40, 44), (2.0, 2.0, 3.0), (-43.0, -39.0, -19.5))
 PLANES = GRID.axis("z").tolist()
@@ -443,6 +445,18 @@ def test_fullest_voxels_first():
     share = np.array([[0.1, 0.9, 1.0], [0.5, 0.5, 0.5]], dtype=np.float32)
     assert fullest(share, float(share.sum())).tolist() == [[False, True, True], [True, True, False]]  # 3.5, rounded to 4
     assert fullest(share, 0.1).sum() == 1 and fullest(share, 99.0).all()
+
+
+def test_points_lie_where_it_was_drawn(tmp_path):
+    """Points of a tube 3 voxels wide lie within its circle, on the CT's grid and on a dose grid, and are as many as it is large."""
+    slices = ct_series(ball(), GRID)
+    patient = read_dicom(write(tmp_path, [*slices, structure_set({"T": ("PTV", [circle(0.4, 1.1, z, 3.0) for z in PLANES])}, slices)]))
+    for on in (patient, resample(patient, (3.0, 3.0, 3.0))):
+        points = cell_points(on, ["T"], 0.75, targets=["T"])
+        x, y, _ = points.place(0).T
+        assert float((x - 0.4).hypot(y - 1.1).max()) < 3.0
+        # stratified: of each part of 0.4 mm3 at the edge one random point
+        assert float(points.volume.sum()) * on.grid.voxel_volume == pytest.approx(math.pi * 9.0 * 42.0, rel=0.02)
 
 
 def test_a_gap_between_planes_is_told(tmp_path, scene, caplog):
