@@ -23,7 +23,7 @@ MOST_TOLD = 8
 def dicom_sections(found: Catalog, folder: Path) -> Iterator[Section]:
     """All that is told of a folder's DICOM files."""
     if found.series:
-        yield _series(found)
+        yield told(folder, "CT", lambda: _series(found))
     for one in found.of(STRUCTURES):
         yield told(one.path, "structure set", lambda one=one: structures_section(one, found, folder)[0])  # type: ignore[misc]
     for one in found.of(ION_PLAN):

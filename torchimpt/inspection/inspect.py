@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torchimpt.checks import InputError
+from torchimpt.files import reading
+from torchimpt.geometry import check_position
 from torchimpt.inspection.dicom import dicom_sections, structures_section
 from torchimpt.inspection.others import (
     case_section,
@@ -135,10 +137,11 @@ def _for_dicom(found: Catalog, folder: Path) -> tuple[Proposal | None, str]:
     sets = found.of(STRUCTURES)
     for one in sets:
         try:
-            _, regions, files = structures_section(one, found, folder)
-            if len(files) < 2:
-                raise InputError(f"structure set {one.path}: its CT is not here, or one slice of it")
-            position = stack_of(files).files[0].text("PatientPosition") or "HFS"
+            with reading(one.path, "structure set"):
+                _, regions, files = structures_section(one, found, folder)
+                if len(files) < 2:
+                    raise InputError("its CT is not here, or one slice of it")
+                position = check_position(stack_of(files).files[0].text("PatientPosition") or "HFS")
         except InputError as error:
             reason = reason or str(error)
             continue

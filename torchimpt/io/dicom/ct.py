@@ -92,12 +92,13 @@ def stack_of(files: Sequence[Found]) -> Stack:
             size = [int(number(found.header, key, "the slice")) for key in ("Rows", "Columns")]
             if min(dv, du) <= 0 or min(size) < 1:
                 raise InputError(f"PixelSpacing, Rows and Columns must be positive, got {dv:g} x {du:g} mm and {size[0]} x {size[1]}")
-        rows.append((place, axes, (float(du), float(dv)), (size[0], size[1])))
+            thick = number(found.header, "SliceThickness", "the slice") if found.header.get("SliceThickness") is not None else 0.0
+        rows.append((place, axes, (float(du), float(dv)), (size[0], size[1]), thick))
     places = np.array([row[0] for row in rows])
     axes = rows[0][1] / np.linalg.norm(rows[0][1], axis=1, keepdims=True)
     if not abs(float(axes[0] @ axes[1])) <= PARALLEL:
         raise InputError(f"{files[0].path}: its rows and columns are not perpendicular (ImageOrientationPatient); export the CT anew")
-    for found, (_, own, spacing, shape) in zip(files, rows, strict=True):
+    for found, (_, own, spacing, shape, _) in zip(files, rows, strict=True):
         if np.abs(own - rows[0][1]).max() > PARALLEL:
             raise InputError(f"slices lie in different directions: {files[0].path} and {found.path}; export one CT in a series")
         if shape != rows[0][3] or np.abs(np.subtract(spacing, rows[0][2])).max() > 1e-4:
@@ -116,7 +117,7 @@ def stack_of(files: Sequence[Found]) -> Stack:
             f"slice {ordered[int(off.argmax())].path} lies {off.max():.3g} mm beside the line of the others; the series is no volume, "
             "resample or export it anew"
         )
-    _check_gaps(w, ordered)
+    _check_gaps(w, np.array([rows[i][4] for i in order]), ordered)
     return Stack(ordered, places[0], np.stack((axes[0], axes[1], along), axis=1), rows[0][2], rows[0][3], w)
 
 
@@ -131,13 +132,12 @@ def _check_places(d: np.ndarray, files: Sequence[Found]) -> None:
         )
 
 
-def _check_gaps(w: np.ndarray, files: Sequence[Found]) -> None:
+def _check_gaps(w: np.ndarray, thick: np.ndarray, files: Sequence[Found]) -> None:
     """Raise where slices are missing: a gap that is wider than usual and than its slices are thick."""
     gaps = np.diff(w)
     if len(gaps) < 2:
         return
     usual = float(np.median(gaps))
-    thick = np.array([float(found.header.get("SliceThickness") or 0.0) for found in files])
     wide = np.flatnonzero((gaps > MISSING * usual) & (gaps > 1.2 * np.maximum(thick[1:], thick[:-1])))
     if len(wide):
         i = int(wide[0])
