@@ -1,6 +1,7 @@
 """Objectives: terms for ROIs, bound to voxels, over scenarios in a robust mode."""
 
 from torchimpt.objectives.bound import BoundObjective, BoundTerm
+from torchimpt.objectives.constraints import BoundConstraint, Constraints, worst
 from torchimpt.objectives.mixed import MixedObjective, PlanObjective, letd_entries
 from torchimpt.objectives.mode import OverValues, RobustMode
 from torchimpt.objectives.modes import (
@@ -26,10 +27,12 @@ __all__ = [
     "MODES",
     "OVERLAPS",
     "UNITS",
+    "BoundConstraint",
     "BoundObjective",
     "BoundTerm",
     "CVaR",
     "Composite",
+    "Constraints",
     "Expected",
     "LETQuantity",
     "LETd",
@@ -56,4 +59,5 @@ __all__ = [
     "Voxelwise",
     "VoxelwiseInvariant",
     "letd_entries",
+    "worst",
 ]
