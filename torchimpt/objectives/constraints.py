@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ from torch import Tensor
 from torchimpt.checks import InputError
 from torchimpt.objectives.bound import BoundTerm, one_sided
 from torchimpt.objectives.mode import Ray
+from torchimpt.objectives.quantities import UNITS
 from torchimpt.objectives.terms import GEUD, MaxDose, MaxDVH, MeanDose, MinDose, MinDVH, Term
 from torchimpt.sums import total
 
@@ -52,7 +54,9 @@ class BoundConstraint:
         self.term, self.nominal, self.penalty = bound.term, nominal, penalty
         self.shift: Tensor | None = None
         """`t` `(n_scenarios, n_violations)`, Gy; None for zeros."""
+        self._first = penalty
         self._bound = replace(bound, term=replace(bound.term, weight=1.0))
+        bound.term.excess(torch.zeros(len(bound.index), dtype=torch.float64), bound.volume)  # raises for terms that cannot be one
 
     def _own(self, values: Tensor) -> Tensor:
         """What the term sees, in the scenarios that it holds in."""
@@ -140,6 +144,10 @@ class BoundConstraint:
         self.penalty *= factor
         self.shift = None if self.shift is None else self.shift / factor
 
+    def reset(self) -> None:
+        """No shifts, and the penalty of the start."""
+        self.penalty, self.shift = self._first, None
+
     def state_dict(self) -> dict:
         """Shifts and penalty."""
         return {"shift": None if self.shift is None else self.shift.clone(), "penalty": self.penalty}
@@ -181,6 +189,36 @@ class Constraints(Sequence[BoundConstraint]):
         """Penalty of what is violated now, shifts left out, Gy^2."""
         return sum(constraint.energy(see(doses)) for constraint, see in self.members)
 
+    def rows(self, violations: Tensor, names: Sequence[str], tolerance: float) -> list[dict[str, Any]]:
+        """What to tell of each: its `violation` in the worst of the scenarios, and `violations` in every one that it holds in, in Gy or the
+        quantity's `unit`, negative by how far the plan is inside the level; the `value` in the worst; whether it is `met`.
+
+        Parameters
+        ----------
+        violations
+            As `violations` gives them.
+        names
+            Of the scenarios.
+        tolerance
+            The largest violation that counts as met.
+        """
+        rows = []
+        for constraint, own in zip(self, violations, strict=True):
+            term = constraint.term
+            by_scenario = {name: float(violation) for name, violation in zip(names, own, strict=True) if not violation.isnan()}
+            where = max(by_scenario, key=lambda name: by_scenario[name])
+            largest, side = by_scenario[where], term.signs[0] if term.signs else term.side or 1.0
+            volume = {"volume_percent": term.volume_percent} if isinstance(term, (MinDVH, MaxDVH)) else {}
+            quantity = {} if term.quantity == "dose" else {"quantity": term.quantity}
+            rows.append(
+                {
+                    "roi": term.roi, "kind": term.kind, **quantity, "level": term.dose, **volume, "unit": UNITS[term.quantity],
+                    "value": term.dose + side * largest, "violation": largest, "worst_scenario": where, "violations": by_scenario,
+                    "tolerance": tolerance, "met": largest <= tolerance,
+                }
+            )  # fmt: skip
+        return rows
+
     def advance(self, doses: Tensor) -> list[float]:
         """Update the shifts of each; by how much they changed at most, Gy."""
         return [constraint.advance(see(doses)) for constraint, see in self.members]
@@ -188,6 +226,11 @@ class Constraints(Sequence[BoundConstraint]):
     def stiffen(self, number: int, factor: float) -> None:
         """Raise one's penalty."""
         self.members[number][0].stiffen(factor)
+
+    def reset(self) -> None:
+        """Forget what earlier runs found: no shifts, and the penalties of the start."""
+        for constraint in self:
+            constraint.reset()
 
     def state_dict(self) -> list[dict]:
         """Shifts and penalties."""
@@ -215,8 +258,8 @@ def check_consistent(terms: Sequence[Term]) -> None:
         for high in terms:
             if low.roi == high.roi and low.quantity == high.quantity and _least(low, high) > high.dose:
                 raise InputError(
-                    f"constraints of '{low.roi}' contradict each other: {_told(low)} cannot be had with {_told(high)}; take one out, make one "
-                    "an objective, or change a level"
+                    f"constraints of '{low.roi}' contradict each other: {_told(low)} cannot be had with {_told(high)}; take one out, make "
+                    "one an objective, or change a level"
                 )
 
 

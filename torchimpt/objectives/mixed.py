@@ -12,16 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from torchimpt.checks import InputError
 from torchimpt.objectives.bound import BoundObjective
-from torchimpt.objectives.constraints import Constraints
+from torchimpt.objectives.constraints import Constraints, See
 from torchimpt.objectives.mode import Ray, RobustMode
 from torchimpt.objectives.quantities import LETQuantity
-from torchimpt.objectives.robust import RobustObjective
+from torchimpt.objectives.robust import RobustObjective, heaviest_weight
 from torchimpt.objectives.terms import as_loss
 from torchimpt.quantities import PHYSICAL, Quantity
 from torchimpt.sums import total
@@ -96,7 +97,7 @@ class MixedObjective:
         place[letd.cpu()] = torch.arange(len(letd))
         plain = [b for b in bound.bound_terms if b.term.quantity not in quantities]
         self._order = [i for i, b in enumerate(bound.bound_terms) if b.term.quantity not in quantities]
-        heaviest = max((b.term.weight for b in bound.bound_terms if not b.term.constraint), default=0.0)
+        heaviest = heaviest_weight(bound)
         self._plain = RobustObjective(BoundObjective(plain, self.n_dose), mode, dose, heaviest=heaviest) if plain else None
         self._groups: list[tuple[LETQuantity, RobustObjective]] = []
         for name, quantity in quantities.items():
@@ -108,8 +109,8 @@ class MixedObjective:
                 self._groups.append((quantity, robust))
         self.constraints = Constraints(
             [
-                (constraint, lambda doses, i=i, see=see: see(self._seen(doses)[i][1]))
-                for i, (_, robust) in enumerate(self._parts())
+                (constraint, partial(self._values, number, see))
+                for number, (_, robust) in enumerate(self._parts())
                 for constraint, see in robust.constraints.members
             ]
         )
@@ -195,6 +196,10 @@ class MixedObjective:
             gain.index_add_(0, self._letd.to(gain.device), own * by_dose.square())
             gain[self.n_dose :] += own * by_letd.square()
         return gain
+
+    def _values(self, number: int, see: See, doses: Tensor) -> Tensor:
+        """What a constraint of one of the quantities sees."""
+        return see(self._seen(doses)[number][1])
 
     def _seen(self, doses: Tensor) -> list[tuple[RobustObjective, Tensor]]:
         """The terms of each quantity, and what they see."""

@@ -73,7 +73,8 @@ class Objective:
             raise InputError(f"overlap must be one of {', '.join(OVERLAPS)}, got '{self.overlap}'{nearest(self.overlap, OVERLAPS)}")
         if all(term.constraint for term in self.terms):
             raise InputError(
-                "every objective is a constraint: nothing is left to be as good as it can; give one that is none, e.g. a min_dose for the target"
+                "every objective is a constraint: nothing is left to be as good as it can; give one that is none, e.g. a min_dose for the "
+                "target"
             )
         if not any(term.weight > 0 for term in self.terms if not term.constraint):
             raise InputError("every objective has weight 0: nothing is left to plan for; give one a positive weight")

@@ -10,6 +10,9 @@ Doses are physical and stacked, `(n_scenarios, n_voxels)`, Gy, in the order of t
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -21,6 +24,11 @@ from torchimpt.objectives.modes import Sum
 from torchimpt.objectives.terms import as_loss
 from torchimpt.quantities import PHYSICAL, Quantity
 from torchimpt.sums import total
+
+
+def heaviest_weight(bound: BoundObjective) -> float:
+    """The largest weight of a term that is no constraint."""
+    return max((b.term.weight for b in bound.bound_terms if not b.term.constraint), default=0.0)
 
 
 class RobustObjective:
@@ -61,20 +69,17 @@ class RobustObjective:
                 )
         self.bound, self.mode, self.quantity = bound, mode or Sum(), quantity
         own = [b.term.mode or self.mode for b in bound.bound_terms]
-        held = [i for i, b in enumerate(bound.bound_terms) if b.term.constraint]
-        if heaviest is None:
-            heaviest = max((b.term.weight for b in bound.bound_terms if not b.term.constraint), default=0.0)
+        least = heaviest_weight(bound) if heaviest is None else heaviest
         self._held = [
             constraint
-            for i in held
-            for constraint in bound_constraints(
-                bound.bound_terms[i], own[i].nominal_only, max(bound.bound_terms[i].term.weight, heaviest)
-            )
+            for b, one in zip(bound.bound_terms, own, strict=True)
+            if b.term.constraint
+            for constraint in bound_constraints(b, one.nominal_only, max(b.term.weight, least))
         ]
         self.constraints = Constraints([(constraint, self._values) for constraint in self._held])
         groups: list[tuple[RobustMode, list[int]]] = []
         for i, one in enumerate(own):
-            if i in held:
+            if bound.bound_terms[i].term.constraint:
                 continue
             same = [members for mode, members in groups if mode == one and not mode.apart]
             if same:
@@ -117,12 +122,11 @@ class RobustObjective:
     def value_and_grad(self, doses: Tensor) -> tuple[Tensor, Tensor]:
         """F and what constraints add to it (float64 `()`), and the gradient in the doses' shape and dtype."""
         values = self._values(doses)
-        parts = [(mode.value_and_grad, (terms, values)) for mode, terms in self._groups]
-        parts += [(constraint.value_and_grad, (values,)) for constraint in self._held]
-        first, arguments = parts[0]
-        value, grad = first(*arguments)
-        for part, arguments in parts[1:]:
-            more, way = part(*arguments)
+        parts: list[Callable[[Tensor], tuple[Tensor, Tensor]]] = [partial(mode.value_and_grad, terms) for mode, terms in self._groups]
+        parts += [constraint.value_and_grad for constraint in self._held]
+        value, grad = parts[0](values)
+        for part in parts[1:]:
+            more, way = part(values)
             value, grad = value + more, grad.add_(way)
         return value, self.quantity.pull(doses, grad)
 
@@ -159,8 +163,10 @@ class RobustObjective:
         `(n_voxels,)` in the dtype and on the device of `like`: the sum of the terms' weights at the voxel, times `(dQ/dD)^2` at no dose.
         """
         curvature = like.new_zeros(self.bound.n_voxels)
-        for part in (*(terms for _, terms in self._groups), *self._held):
-            curvature += part.curvature(curvature)
+        for _, terms in self._groups:
+            curvature += terms.curvature(like)
+        for constraint in self._held:
+            curvature += constraint.curvature(curvature)
         return curvature * self.quantity.slope(torch.zeros_like(curvature)).square()
 
     def terms(self, doses: Tensor) -> list[dict]:

@@ -88,13 +88,13 @@ class Term:
             raise InputError(f"objective {self.kind} of '{self.roi}': weight must be zero or more, got {self.weight}")
         if self.constraint and not self.weight > 0:
             raise InputError(
-                f"objective {self.kind} of '{self.roi}': the weight of a constraint is the penalty that it starts with, and must be positive; "
-                "leave it out, or take the objective out"
+                f"objective {self.kind} of '{self.roi}': the weight of a constraint is the penalty that it starts with, and must be "
+                "positive; leave it out, or take the objective out"
             )
         if self.constraint and self.mode is not None and not self.mode.nominal_only:
             raise InputError(
-                f"objective {self.kind} of '{self.roi}': a constraint holds in every scenario, and has no mode '{self.mode.name}'; leave mode "
-                "out, or give 'nominal' for the nominal scenario alone"
+                f"objective {self.kind} of '{self.roi}': a constraint holds in every scenario, and has no mode '{self.mode.name}'; leave "
+                "mode out, or give 'nominal' for the nominal scenario alone"
             )
 
     def excess(self, dose: Tensor, volume: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
@@ -108,7 +108,8 @@ class Term:
             Added to the violations before they are cut at zero, Gy, in the result's shape; None: nothing.
         """
         raise InputError(
-            f"objective {self.kind} of '{self.roi}' cannot be a constraint: its class does not say `excess` and `violation`; take constraint out"
+            f"objective {self.kind} of '{self.roi}' cannot be a constraint: its class does not say `excess` and `violation`; take "
+            "constraint out"
         )
 
     def violation(self, dose: Tensor, volume: Tensor | None = None) -> Tensor:
@@ -294,7 +295,7 @@ class MinDVH(_DoseVolume):
 
 
 class _Number(Term):
-    """`weight * n max(0, m(d) - p)^2` of one number `m` of the ROI's doses, at most `p`; divided by the voxel count `n` it is the square."""
+    """`weight * n max(0, m(d) - p)^2` of one number `m` of the ROI's doses, so that dividing by the voxel count `n` leaves the square."""
 
     side: ClassVar[float | None] = 1.0
 

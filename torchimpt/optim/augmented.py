@@ -3,10 +3,10 @@
     L(x) = F(x) + sum_j r_j (max(0, g_j(x) + t_j)^2 - t_j^2),    t_j <- max(0, g_j + t_j) after each round
 
 The problem's value is L, and its constraints hold shifts `t`, the multipliers over twice the penalties, and penalties `r`
-(`torchimpt.objectives.constraints`). A penalty is raised where a round did not bring the change of its shifts down to `FALL` of what it was.
-Rounds end where no shift changes by more than the tolerance, in the constraints' unit: then no constraint is violated by more, and none
-that has a multiplier is further inside. They also end where constraints cannot be met: the penalty of what is violated is far above F, and
-raising it brings the violation down no further.
+(`torchimpt.objectives.constraints`). A penalty is raised where a round did not bring the change of its shifts down to `FALL` of what it
+was. Rounds end where no shift changes by more than the tolerance, in the constraints' unit: then no constraint is violated by more, and
+none that has a multiplier is further inside. They also end where constraints cannot be met: the penalty of what is violated is far above F,
+and raising it brings the violation down no further.
 
 Sources: Hestenes, J Optim Theory Appl 4:303, 1969; Rockafellar, J Optim Theory Appl 12:555, 1973; the order of updates as in Andreani,
 Birgin, Martinez and Schuverdt, SIAM J Optim 18:1286, 2007 (ALGENCAN).
@@ -169,13 +169,15 @@ def run_rounds(run: Run, solve: Solve, x: Tensor, feasibility: float, saved: dic
         x, inner = solution.x, None
         status: Status | None = solution.status
         if solution.status not in (Status.STOPPED, Status.NOT_FINITE):
-            status = multipliers.update(problem.image(x), solution.value, solution.converged)
-            if status is None and not solution.converged:
-                status = solution.status
-            elif status is Status.CONVERGED:
-                status = solution.status
+            ended = multipliers.update(problem.image(x), solution.value, solution.converged)
+            # to go on is for rounds that were solved; out of iterations, or where no lower point is found, there is no next one
+            status = Status.INFEASIBLE if ended is Status.INFEASIBLE else None if ended is None and solution.converged else solution.status
+        last = history[-1]
+        if status is None and last["iteration"] + 1 >= run.max_iterations:
+            status = Status.MAX_ITERATIONS
+        if status is None and last["evaluations"] >= run.max_evaluations:
+            status = Status.MAX_EVALUATIONS
         if status is not None:
-            last = history[-1]
             return replace(
                 solution, status=status, history=history, iterations=last["iteration"], evaluations=last["evaluations"],
                 state={**solution.state, "rounds": before},

@@ -113,7 +113,8 @@ def minimize(
     feasibility
         Of a problem with constraints (`torchimpt.optim.augmented`): how far any may be violated, in its own unit.
     settle
-        Whether to update its multipliers until the constraints hold (True), or to leave them as they are.
+        Whether to update its multipliers until the constraints hold (True), or to leave them as they are. They stay with the problem, and a
+        further call starts from them.
 
     Examples
     --------

@@ -43,7 +43,7 @@ class PlanningProblem:
     case, compute
         What is planned, and where.
     patient, machine, scenarios
-        On the dose grid; the beam model; what is planned for.
+        On the dose grid; the beam model; what is planned for, of which the objective may need the first alone (`needed_scenarios`).
     spots
         As placed.
     points
@@ -98,6 +98,12 @@ class PlanningProblem:
         return placed.at(spots.position, spots.weight, layer), spots.home
 
 
+def needed_scenarios(case: Case) -> tuple[Scenario, ...]:
+    """Those that any objective looks at: the nominal one, which is the first, where no mode asks for others; else all."""
+    modes = [term.mode or case.mode() for term in case.terms()]
+    return case.scenarios()[:1] if all(mode.nominal_only for mode in modes) else case.scenarios()
+
+
 def _start(case: Case, patient: Patient, machine: Machine, scenarios: tuple[Scenario, ...], compute: Compute) -> Spots:
     """The spots that the case starts from: its lattice, jittered or not, or those of a plan file."""
     config, start = case.placement, case.joint.start if case.joint is not None else None
@@ -124,7 +130,7 @@ def build(case: Case, compute: Compute, progress: Progress, times: dict[str, flo
     begin = time.perf_counter()
     with progress.stage("Patient, machine and spots"):
         patient, machine = load_patient(case), load_machine(case)
-        scenarios = case.scenarios()
+        scenarios, needed = case.scenarios(), needed_scenarios(case)
         check_shifts(scenarios, patient.grid)
         spots = _start(case, patient, machine, scenarios, compute)
         log.info("%d spots in %d energy layers of %d beams", spots.n_spots, spots.n_layers, len(spots.beams))
@@ -141,7 +147,7 @@ def build(case: Case, compute: Compute, progress: Progress, times: dict[str, flo
         return RobustObjective(bound, case.mode(), case.quantity())
 
     def tabulate(points: Points, amplitude: str = "dose") -> tuple[ScenarioDoses, LinearDose]:
-        doses = scenario_doses(patient, machine, spots, points, scenarios, gradient=case.dose.gradient, amplitude=amplitude, **options)
+        doses = scenario_doses(patient, machine, spots, points, needed, gradient=case.dose.gradient, amplitude=amplitude, **options)
         return doses, doses.at(spots.position, engine)
 
     with progress.stage("Influence matrices" if engine == "matrix" else "Dose tables"):
@@ -149,9 +155,9 @@ def build(case: Case, compute: Compute, progress: Progress, times: dict[str, flo
         robust: PlanObjective
         sampled = split.limits if bool(split.needed.any()) else ()
         asked = [term.roi for term in objective.terms if term not in sampled]
-        points = case_points(case, patient, machine, spots, asked, len(scenarios), case.seed)
+        points = case_points(case, patient, machine, spots, asked, len(needed), case.seed)
         if sampled:
-            look = _look(case, patient, machine, scenarios, split, options)
+            look = _look(case, patient, machine, needed, split, options)
             sampling = Sampling(patient, objective, split, bind, needed=points, tabulate=tabulate, look=look, seed=case.seed)
             doses, linear, robust = sampling.doses, sampling.linear, sampling.objective
         else:

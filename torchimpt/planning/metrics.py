@@ -9,7 +9,6 @@ import torch
 from torchimpt.evaluate.tables import letd_table, scenario_table, worst_table
 from torchimpt.machine import Machine
 from torchimpt.memory import peak_memory
-from torchimpt.objectives import UNITS, MaxDVH, MinDVH
 from torchimpt.planning.assess import Assessment
 from torchimpt.planning.build import PlanningProblem
 from torchimpt.planning.load import Compute
@@ -61,26 +60,6 @@ def dose_metrics(
     }
 
 
-def constraint_rows(problem: PlanningProblem, violations: torch.Tensor) -> list[dict]:
-    """The constraints in the case's order, each with its `violation` in Gy (of another quantity in its unit): of the worst scenario and of
-    every one that it holds in, negative by how far the dose is inside the level; and whether it is `met` to the case's tolerance.
-    """
-    rows, allowed = [], problem.case.optimizer.feasibility_gy
-    for constraint, own in zip(problem.now.objective.constraints, violations, strict=True):
-        term, names = constraint.term, problem.doses.names
-        by_scenario = {name: float(v) for name, v in zip(names, own, strict=True) if not v.isnan()}
-        where = max(by_scenario, key=lambda name: by_scenario[name])
-        volume = {"volume_percent": term.volume_percent} if isinstance(term, (MinDVH, MaxDVH)) else {}
-        asked = {"unit": UNITS[term.quantity], **({} if term.quantity == "dose" else {"quantity": term.quantity})}
-        rows.append(
-            {
-                "roi": term.roi, "kind": term.kind, "level": term.dose, **volume, **asked, "tolerance": allowed,
-                "violation": by_scenario[where], "worst_scenario": where, "violations": by_scenario, "met": by_scenario[where] <= allowed,
-            }
-        )  # fmt: skip
-    return rows
-
-
 def plan_metrics(
     problem: PlanningProblem,
     optimized: Optimized,
@@ -94,7 +73,7 @@ def plan_metrics(
     Where the objective was sampled, `objective` is that of all voxels, and `sampling` tells how many voxels were optimized on (`voxels`),
     of how many that are asked about (`of`), and the objective that the solver saw there at the end (`objective`). The first iterations do
     without the sampled terms, so that `objective.initial` is without them. Where robust modes are smooth, `objective.exact` is the
-    objective with the maxima themselves. `constraints` is what `constraint_rows` returns, where there are any; they are in no objective.
+    objective with the maxima themselves. `constraints` is what `Constraints.rows` returns, where there are any; they are in no objective.
     """
     solution, case = optimized.solution, problem.case
     home = optimized.spots.home.cpu()
@@ -117,8 +96,9 @@ def plan_metrics(
     if problem.objective.smoothed:
         whole = optimized.whole
         metrics["objective"]["exact"] = float(problem.now.objective.exact_value(optimized.doses)) if whole is None else whole.exact
-    if rows := constraint_rows(problem, optimized.violations):
-        metrics["constraints"] = rows
+    constraints = problem.now.objective.constraints
+    if constraints:
+        metrics["constraints"] = constraints.rows(optimized.violations, problem.doses.names, case.optimizer.feasibility_gy)
     if solution.remaining is not None:
         # the share of it that it may still fall by, estimated from its fall
         metrics["objective"]["remaining_percent"] = 100.0 * solution.remaining

@@ -110,6 +110,7 @@ class Sampling:
         ]
         self._voxels, self._stands_for = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.float64)
         self._parts: list[tuple[ScenarioDoses, LinearDose]] = []
+        self.objective: RobustObjective
         self._add(needed)
 
     @property

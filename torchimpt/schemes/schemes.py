@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,7 +50,6 @@ PRICE_STEP = 1.3
 
 ROUND = 30
 """Iterations between two rounds of pruning."""
-
 
 Found = tuple[MovingSpots, Solution | None]
 """What a stage leaves; no solution where an earlier run had finished it."""
@@ -101,6 +101,7 @@ def optimize(
     solver, limits = solver or Solver(), limits or Limits()
     scheme = None if motion is None else _scheme(motion.scheme)
     stages = Stages(doses, objective, spots, solver, motion.box_mm if motion is not None else 0.0, callback, linear, state, sampling)
+    objective.constraints.reset()
     start = MovingSpots.start(spots)
     if uniform:
         start = replace(start, weight=best_uniform_weight(linear or doses.at(start.position), objective, start.weight))
@@ -187,19 +188,17 @@ def _alternating(stages: Stages, spots: MovingSpots, motion: Motion, vary: Vary)
         spots, _ = stages.solve("weights, before moving", WEIGHTS, spots, motion.warm_iterations, settle=False)
         spots = _thin(stages, spots, motion.spots, WEIGHTS)
     others = tuple(variable for variable in vary if variable not in WEIGHTS)
-    first = len(stages.done)
+    first, turn = len(stages.done), partial(stages.solve, tolerance=0.0, settle=False)
 
     def ended(solution: Solution | None, status: Status) -> Solution | None:
         values = [row["value"] for record in stages.done[first:] for row in record["history"]]
         return solution and replace(solution, status=status, remaining=remaining_fall(values))
 
     while True:
-        spots, solution = stages.solve("weights", WEIGHTS, spots, motion.weight_iterations, tolerance=0.0, settle=False)
+        spots, solution = turn("weights", WEIGHTS, spots, motion.weight_iterations)
         if others:
             # few steps, each down the gradient, as published: from one step a quasi-Newton method learns nothing
-            spots, solution = stages.solve(
-                _name(others), others, spots, motion.position_steps, tolerance=0.0, method="projected_cg", settle=False
-            )
+            spots, solution = turn(_name(others), others, spots, motion.position_steps, method="projected_cg")
         # the stages' own records, so that a resumed run stops where the whole one does
         if _turns_converged(stages.done[first:], stages.solver.tolerance):
             if why := stages.settle():
@@ -324,12 +323,15 @@ class JointResult:
         Of the last stage, with history and counts of all.
     steps
         What each step left: `step`, `spots`, `objective`, `iterations`, `evaluations`, `seconds`.
+    constraints
+        Rows of `Constraints.rows`.
     """
 
     spots: Spots
     home: Tensor
     solution: Solution = field(repr=False)
     steps: list[dict] = field(repr=False)
+    constraints: list[dict] = field(repr=False)
 
 
 def joint(
@@ -346,6 +348,7 @@ def joint(
     seed: int = 0,
     max_iterations: int = 300,
     tolerance: float = 1e-4,
+    feasibility: float = Solver.feasibility,
     limits: Limits | None = None,
     callback: Callback | None = None,
     **settings: Any,
@@ -367,7 +370,7 @@ def joint(
         Lateral cut-off in sigmas; constant factor on physical dose.
     target_grid, seed
         How finely the objective looks, mm, `"auto"` or `"off"`, as in `look_points`, with this `seed`.
-    max_iterations, tolerance
+    max_iterations, tolerance, feasibility
         Of each stage's solver.
     limits
         Minimum weights and layer share of the finished plan.
@@ -384,14 +387,14 @@ def joint(
             raise InputError(f"joint: unknown key '{name}'{nearest(name, allowed)}; allowed: {', '.join(allowed)}")
     motion = Motion(**settings)
     _scheme(motion.scheme)
-    rois = list(dict.fromkeys(term.roi for term in objective.terms))
+    rois, weight = list(dict.fromkeys(term.roi for term in objective.terms)), spots.weight.detach()
     targets = [name for name in rois if patient.roi(name).role == "target"]
     points = look_points(patient, machine, spots, rois, targets, spacing=target_grid, n_scenarios=len(scenarios), seed=seed)
     robust = RobustObjective(objective.at(points, points.volume), quantity=ConstantRBE(rbe))
-    weight = spots.weight.detach()
     doses = scenario_doses(patient, machine, spots, points, scenarios, cutoff=cutoff, dtype=weight.dtype, device=weight.device)
     optimized = optimize(
-        doses, robust, spots, Solver(max_iterations=max_iterations, tolerance=tolerance), motion, limits=limits,
+        doses, robust, spots, Solver(None, max_iterations, None, tolerance, feasibility), motion, limits=limits,
         uniform=bool((weight == weight[0]).all()), callback=callback,
     )  # fmt: skip
-    return JointResult(optimized.spots.spots(spots), optimized.spots.home, optimized.solution, optimized.steps)
+    held = robust.constraints.rows(optimized.violations, doses.names, feasibility)
+    return JointResult(optimized.spots.spots(spots), optimized.spots.home, optimized.solution, optimized.steps, held)

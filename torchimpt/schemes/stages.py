@@ -127,10 +127,10 @@ class Stages:
     ) -> tuple[MovingSpots, Solution | None]:
         """One stage in which `vary` changes. The solution is None where an earlier run had finished the stage.
 
-        With `sparse`, the solver sees a price on each spot's weight (`sparsity_cost`), and where there are constraints what their violation
-        costs; all values that are told are without these. `settle`: whether the stage goes on until the constraints hold; one that is
-        followed by others need not. `method` is the one of `torchimpt.optim.METHODS` that suits the stage, taken unless the solver's settings name one; left out, `"projected_cg"`
-        for weights alone and `"quasi_newton"` for all else.
+        With `sparse`, the solver sees a price on each spot's weight (`sparsity_cost`), and of constraints what their violation costs; all
+        values that are told are without these. `settle`: whether the stage goes on until the constraints hold, which one that others follow
+        need not. `method` is the one of `torchimpt.optim.METHODS` that suits the stage, taken unless the solver's settings name one; left
+        out, `"projected_cg"` for weights alone and `"quasi_newton"` for all else.
         """
         number = len(self.done)
         if self.saved is not None and number < len(self.saved["done"]):

@@ -112,8 +112,8 @@ class ObjectiveConfig(OpenSection):
     mode: Annotated[ModeConfig | None, BeforeValidator(lambda value: {"name": value} if isinstance(value, str) else value)] = None
     """A robust mode of its own: a name, or a table of name and parameters; omitted: that of [robustness]."""
     constraint: Flag = False
-    """Whether it has to hold, in every scenario (with mode nominal: in the nominal one), whatever it costs the other objectives. Its weight is
-    the penalty that it starts with, at least the heaviest objective's."""
+    """Whether it has to hold, in every scenario (with mode nominal: in the nominal one), whatever it costs the other objectives. Its weight
+    is the penalty that it starts with, or the heaviest objective's where that is more."""
 
     @model_validator(mode="after")
     def _valid(self) -> ObjectiveConfig:
