@@ -191,8 +191,8 @@ def _alternating(stages: Stages, spots: MovingSpots, motion: Motion, vary: Vary)
     first, turn = len(stages.done), partial(stages.solve, tolerance=0.0, settle=False)
 
     def ended(solution: Solution | None, status: Status) -> Solution | None:
-        values = [row["value"] for record in stages.done[first:] for row in record["history"]]
-        return solution and replace(solution, status=status, remaining=remaining_fall(values))
+        values = [row["value"] for record in stages.done[first:] for row in record.get("history", ())]
+        return solution and replace(solution, status=status, remaining=None if stages.objective.constraints else remaining_fall(values))
 
     while True:
         spots, solution = turn("weights", WEIGHTS, spots, motion.weight_iterations)
