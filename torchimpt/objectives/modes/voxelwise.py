@@ -97,7 +97,8 @@ class VoxelwiseInvariant(RobustMode):
         F = f(E D) + c sum_v w_v Var_k(D_kv),    E and Var over the scenarios, each of probability 1/K; w_v the weights of the terms at v
 
     (Cristoforetti et al., arXiv:2510.12519, who give each ROI's mean variance such a price. No paper or program is known that has a mode of
-    this name; matRad's `VWWC_INV`, for inverse, is another thing: targets at the largest dose of each voxel, organs at the least.) With `c = 1` and `uniform` terms it is `expected`, exactly:
+    this name; matRad's `VWWC_INV`, for inverse, is another thing: targets at the largest dose of each voxel, organs at the least.) With
+    `c = 1` and `uniform` terms it is `expected`, exactly:
     `E (d - p)^2 = (E d - p)^2 + Var d`. Of other terms, voxels pay for their variance whether or not the dose violates its level: for doses
     that errors do not change. Convex, and exact on a ray.
 
