@@ -123,7 +123,10 @@ class BoundConstraint:
         """`violation` of the term in each scenario `(n_scenarios,)`, float64; NaN where it does not hold."""
         own = self._own(values)
         found = torch.full((len(values),), math.nan, dtype=torch.float64)
-        found[: len(own)] = self.term.violation(own, self._volume(own)).double().cpu()
+        if own.shape[-1] == 0:  # a sample that is not drawn yet
+            found[: len(own)] = -math.inf
+        else:
+            found[: len(own)] = self.term.violation(own, self._volume(own)).double().cpu()
         return found
 
     def energy(self, values: Tensor) -> float:
@@ -247,9 +250,14 @@ def bound_constraints(bound: BoundTerm, nominal: bool, penalty: float) -> list[B
     return [BoundConstraint(side, nominal, penalty) for side in one_sided(bound)]
 
 
+def largest(violations: Tensor) -> list[float]:
+    """Of what `Constraints.violations` gave each one's largest, Gy; negative inside."""
+    return violations.where(~violations.isnan(), -math.inf).amax(1).tolist() if len(violations) else []
+
+
 def worst(violations: Tensor) -> float:
     """The largest of what `Constraints.violations` gave, at least zero."""
-    return max([0.0, *violations.nan_to_num(-math.inf).flatten().tolist()])
+    return max([0.0, *largest(violations)])
 
 
 def check_consistent(terms: Sequence[Term]) -> None:

@@ -18,7 +18,7 @@ from torchimpt.evaluate.dvh import RoiDose
 from torchimpt.evaluate.tables import point_doses
 from torchimpt.io.plan import read_plan
 from torchimpt.machine import Machine
-from torchimpt.objectives import BoundObjective, MixedObjective, Objective, PlanObjective, RobustObjective, Split, letd_entries
+from torchimpt.objectives import BoundObjective, MixedObjective, Objective, PlanObjective, RobustObjective, Split, largest, letd_entries
 from torchimpt.patient import Patient
 from torchimpt.planning.letd import quantity
 from torchimpt.planning.load import Compute, check_shifts, dose_options, load_machine, load_patient, resolve_beams
@@ -81,6 +81,11 @@ class PlanningProblem:
     def terms(self, doses: torch.Tensor) -> list[dict]:
         """The objective's terms at an iteration's doses `(n_scenarios, n_voxels)`, each with the scenario's name."""
         return self.named(self.now.objective.terms(doses))
+
+    def violations(self, doses: torch.Tensor) -> dict[str, float]:
+        """The largest violation of each constraint at an iteration's doses, Gy, negative inside, by ROI and kind."""
+        held = self.now.objective.constraints
+        return {f"{one.term.roi} {one.term.kind}": value for one, value in zip(held, largest(held.violations(doses)), strict=True)}
 
     def nominal_doses(self, doses: torch.Tensor) -> dict[str, RoiDose]:
         """Of an iteration's doses `(n_scenarios, n_points)` the nominal ones of the ROIs that have objectives, as goals see them; a ROI

@@ -112,6 +112,7 @@ class _Watchers:
             self._board = TensorBoard(
                 out / "tensorboard", terms=lambda iteration: problem.terms(iteration.doses()),
                 doses=lambda iteration: problem.nominal_doses(iteration.doses()),
+                violations=(lambda iteration: problem.violations(iteration.doses())) if problem.objective.constraints else None,
                 motion=None if case.joint is None else problem.moving, every=every,
             )  # fmt: skip
         self._checkpoint = Checkpoint(out / "checkpoint.pt", problem, every=every)
