@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from torchimpt.case.text import scalar
 from torchimpt.cli.streams import printing
 from torchimpt.evaluate.dvh import Metric
 from torchimpt.evaluate.fine import fine_text
@@ -19,6 +20,7 @@ from torchimpt.report.compare import Row
 from torchimpt.report.constraints import constraint_label, constraint_verdict
 from torchimpt.report.course import delivery_text, motion_text
 from torchimpt.report.numbers import amount, scenario_note, seconds
+from torchimpt.runs.sweep_table import cells_of, columns, short_keys
 
 
 def console() -> Console:
@@ -109,6 +111,23 @@ def _print_run(out: Console, metrics: Mapping[str, Any], folder: str | Path) -> 
     report = Path(folder) / "report.html"
     if report.is_file():
         out.print(f"Report: {report}", soft_wrap=True)
+
+
+def show_sweep(rows: Sequence[Mapping[str, Any]], folder: str | Path) -> None:
+    """A sweep's members, a row each, and what went wrong with which."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for title in (*short_keys(list(rows[0]["values"])).values(), *columns(rows)):
+        table.add_column(title, justify="right")
+    for row in rows:
+        cells = ["" if cell is None else cell if isinstance(cell, str) else amount(cell) for cell in cells_of(row, rows)]
+        table.add_row(*(value if isinstance(value, str) else scalar(value) for value in row["values"].values()), *cells)
+    with printing():
+        out = console()
+        out.print(table)
+        for row in rows:
+            if row["status"] == "failed":
+                out.print(f"{row['name']}: {row['error']}", soft_wrap=True)
+        out.print(f"Table: {Path(folder) / 'sweep.csv'}", soft_wrap=True)
 
 
 def show_comparison(names: Sequence[str], rows: Sequence[Row], page: str | Path) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from torchimpt.checks import InputError
 from torchimpt.objectives.terms import MaxDose, MinDose, Term, as_loss
+from torchimpt.processes import ALONE, Team
 from torchimpt.sums import total
 
 
@@ -153,17 +154,22 @@ class BoundObjective:
     """An objective whose terms know their places in the dose vector; made by `Objective.on`.
 
     Every method takes the dose of one scenario `(n_voxels,)` or of several `(n_scenarios, n_voxels)`, Gy, float32 or float64, on any
-    device, and treats scenarios alone: values are `()` or `(n_scenarios,)`.
+    device, and treats scenarios alone: values are `()` or `(n_scenarios,)`. Among several processes these are the scenarios of this one;
+    `team` is for what looks at all (`RobustObjective`).
     """
 
-    def __init__(self, terms: Sequence[BoundTerm], n_voxels: int) -> None:
-        self.bound_terms, self.n_voxels = tuple(terms), n_voxels
+    def __init__(self, terms: Sequence[BoundTerm], n_voxels: int, team: Team = ALONE) -> None:
+        self.bound_terms, self.n_voxels, self.team = tuple(terms), n_voxels, team
         self._packs: dict[tuple[torch.device, torch.dtype], _Packed] = {}
+
+    def among(self, team: Team) -> BoundObjective:
+        """The same among processes."""
+        return BoundObjective(self.bound_terms, self.n_voxels, team)
 
     @cached_property
     def singles(self) -> list[BoundObjective]:
         """Each term by itself."""
-        return [BoundObjective([bound], self.n_voxels) for bound in self.bound_terms]
+        return [BoundObjective([bound], self.n_voxels, self.team) for bound in self.bound_terms]
 
     @cached_property
     def sides(self) -> tuple[BoundObjective | None, BoundObjective | None]:
@@ -171,7 +177,8 @@ class BoundObjective:
         dose, has a part in each.
         """
         low, high = (self._side(side) for side in (-1.0, 1.0))
-        return BoundObjective(low, self.n_voxels) if low else None, BoundObjective(high, self.n_voxels) if high else None
+        low_terms, high_terms = (BoundObjective(side, self.n_voxels, self.team) if side else None for side in (low, high))
+        return low_terms, high_terms
 
     def _side(self, side: float) -> list[BoundTerm]:
         found = []

@@ -31,6 +31,7 @@ from torchimpt.objectives.bound import BoundTerm, one_sided
 from torchimpt.objectives.mode import Ray
 from torchimpt.objectives.quantities import UNITS
 from torchimpt.objectives.terms import GEUD, MaxDose, MaxDVH, MeanDose, MinDose, MinDVH, Term
+from torchimpt.processes import ALONE, Team
 from torchimpt.sums import total
 
 See = Callable[[Tensor], Tensor]
@@ -48,10 +49,12 @@ class BoundConstraint:
         Whether it holds in the first scenario alone.
     penalty
         `r`, in the place of the term's weight; the term's factor stands before it.
+    team
+        The processes that the scenarios are shared out among: values and shifts are of this one's, numbers that are told are of all.
     """
 
-    def __init__(self, bound: BoundTerm, nominal: bool, penalty: float) -> None:
-        self.term, self.nominal, self.penalty = bound.term, nominal, penalty
+    def __init__(self, bound: BoundTerm, nominal: bool, penalty: float, team: Team = ALONE) -> None:
+        self.term, self.nominal, self.penalty, self._team = bound.term, nominal, penalty, team
         self.shift: Tensor | None = None
         """`t` `(n_scenarios, n_violations)`, Gy; None for zeros."""
         self._first = penalty
@@ -59,18 +62,27 @@ class BoundConstraint:
         bound.term.excess(torch.zeros(len(bound.index), dtype=torch.float64), bound.volume)  # raises for terms that cannot be one
 
     def _own(self, values: Tensor) -> Tensor:
-        """What the term sees, in the scenarios that it holds in."""
-        return (values[:1] if self.nominal else values).index_select(-1, self._bound.index.to(values.device))
+        """What the term sees, in the scenarios that it holds in; in none, where the nominal one is another process's."""
+        return values[: self._count(len(values))].index_select(-1, self._bound.index.to(values.device))
+
+    def _count(self, n_scenarios: int) -> int:
+        return n_scenarios if not self.nominal else 1 if self._team.leads else 0
+
+    def _of_all(self, own: Tensor, n_scenarios: int) -> Tensor:
+        """Numbers of the scenarios that the constraint holds in, summed over those of all processes."""
+        padded = own.new_zeros(n_scenarios, *own.shape[1:])
+        padded[: len(own)] = own
+        return self._team.gather(padded).sum(0)
 
     def _volume(self, own: Tensor) -> Tensor | None:
         return None if self._bound.volume is None else self._bound.volume.to(own)
 
-    def _squares(self, shift: Tensor) -> float:
-        """`sum_j v_j t_j^2`."""
+    def _squares(self, shift: Tensor) -> Tensor:
+        """`sum_j v_j t_j^2` in each scenario, float64."""
         squares, volume = shift.double().square(), self._bound.volume
         if shift.shape[-1] != len(self._bound.index):  # one number
-            return float(total(squares.flatten())) * (len(self._bound.index) if volume is None else float(volume.sum()))
-        return float(total((squares if volume is None else squares * volume.to(squares)).flatten()))
+            return squares.squeeze(-1) * (len(self._bound.index) if volume is None else float(volume.sum()))
+        return total(squares if volume is None else squares * volume.to(squares))
 
     @property
     def _factor(self) -> float:
@@ -82,10 +94,10 @@ class BoundConstraint:
         value, slope = self._bound.term.value_and_grad(own, self._volume(own), self.shift)
         grad = torch.zeros_like(values)
         grad[: len(own)].index_copy_(-1, self._bound.index.to(values.device), slope.mul_(self._factor))
-        return self._factor * (value.sum() - self._offset()), grad
+        return self._of_all(self._factor * (value - self._offset(value)), len(values)), grad
 
-    def _offset(self) -> float:
-        return 0.0 if self.shift is None else self._squares(self.shift)
+    def _offset(self, like: Tensor) -> Tensor:
+        return torch.zeros_like(like) if self.shift is None else self._squares(self.shift)
 
     def value(self, values: Tensor) -> Tensor:
         """What it adds, float64 `()`."""
@@ -94,7 +106,13 @@ class BoundConstraint:
     def along(self, values: Tensor, rates: Tensor) -> Ray:
         """What it adds on the ray `values + l rates`: where each voxel has its square, without looking at the term again."""
         here, gain = self._own(values), self._own(rates)
-        term, volume, shift, factor, offset = self._bound.term, self._volume(here), self.shift, self._factor, self._offset()
+        term, volume, shift, factor = self._bound.term, self._volume(here), self.shift, self._factor
+        offset = self._offset(here.new_zeros(len(here), dtype=torch.float64))
+
+        def told(value: Tensor, slope: Tensor) -> tuple[float, float]:
+            both = self._of_all(torch.stack((value - factor * offset, slope), dim=-1), len(values))
+            return float(both[0]), float(both[1])
+
         if term.signs:
             (side,) = term.signs
             root = math.sqrt(factor) if volume is None else (factor * volume.double()).sqrt()
@@ -103,14 +121,13 @@ class BoundConstraint:
 
             def hinges(length: float) -> tuple[float, float]:
                 excess = torch.add(start, change, alpha=length).clamp_(min=0)
-                value = float(total(excess.square().flatten()))
-                return value - factor * offset, 2.0 * float(total(excess.mul_(change).flatten()))
+                return told(total(excess.square()), 2.0 * total(excess.mul_(change)))
 
             return hinges
 
         def restricted(length: float) -> tuple[float, float]:
             value, slope = term.value_and_grad(torch.add(here, gain, alpha=length), volume, shift)
-            return factor * (float(value.sum()) - offset), factor * float(total((slope.double() * gain).flatten()))
+            return told(factor * value, factor * total(slope.double() * gain))
 
         return restricted
 
@@ -122,25 +139,25 @@ class BoundConstraint:
     def violations(self, values: Tensor) -> Tensor:
         """`violation` of the term in each scenario `(n_scenarios,)`, float64; NaN where it does not hold."""
         own = self._own(values)
-        found = torch.full((len(values),), math.nan, dtype=torch.float64)
+        found = torch.full((len(values),), math.nan, dtype=torch.float64, device=values.device)
         if own.shape[-1] == 0:  # a sample that is not drawn yet
             found[: len(own)] = -math.inf
         else:
-            found[: len(own)] = self.term.violation(own, self._volume(own)).double().cpu()
-        return found
+            found[: len(own)] = self.term.violation(own, self._volume(own)).double()
+        return self._team.gather(found).cpu()
 
     def energy(self, values: Tensor) -> float:
         """Penalty of what is violated now, shifts left out: `r sum_j v_j max(0, g_j)^2`, Gy^2."""
         own = self._own(values)
-        return self._factor * self._squares(self._bound.term.excess(own, self._volume(own)))
+        return self._factor * float(self._of_all(self._squares(self._bound.term.excess(own, self._volume(own))), len(values)))
 
     def advance(self, values: Tensor) -> float:
         """Update the shifts; the largest change of any, Gy: no violation and no slack of what has a multiplier is larger."""
         own = self._own(values)
         shift = self._bound.term.excess(own, self._volume(own), self.shift)
-        change = float((shift if self.shift is None else shift - self.shift).abs().amax())
+        change = (shift if self.shift is None else shift - self.shift).abs().double()
         self.shift = shift
-        return change
+        return float(self._team.largest(change.amax().reshape(1) if change.numel() else change.new_zeros(1)))
 
     def stiffen(self, factor: float) -> None:
         """Raise the penalty; the multipliers stay."""
@@ -152,12 +169,16 @@ class BoundConstraint:
         self.penalty, self.shift = self._first, None
 
     def state_dict(self) -> dict:
-        """Shifts and penalty."""
-        return {"shift": None if self.shift is None else self.shift.clone(), "penalty": self.penalty}
+        """Shifts, of the scenarios of all processes, and penalty."""
+        if self.shift is None:
+            return {"shift": None, "penalty": self.penalty}
+        return {"shift": self.shift.clone() if self.nominal else self._team.gather(self.shift).clone(), "penalty": self.penalty}
 
     def load_state_dict(self, state: dict) -> None:
         """Take up earlier ones; where there are more voxels now, after those of then, the further ones have no shift yet."""
         self.penalty, shift = state["penalty"], state["shift"]
+        if shift is not None:
+            shift = shift[: self._count(1)] if self.nominal else self._team.own(shift)
         if shift is not None and shift.shape[-1] != 1:
             shift = torch.nn.functional.pad(shift, (0, len(self._bound.index) - shift.shape[-1]))
         self.shift = None if shift is None else shift.clone()
@@ -245,9 +266,9 @@ class Constraints(Sequence[BoundConstraint]):
             constraint.load_state_dict(own)
 
 
-def bound_constraints(bound: BoundTerm, nominal: bool, penalty: float) -> list[BoundConstraint]:
+def bound_constraints(bound: BoundTerm, nominal: bool, penalty: float, team: Team) -> list[BoundConstraint]:
     """One for each side of a term."""
-    return [BoundConstraint(side, nominal, penalty) for side in one_sided(bound)]
+    return [BoundConstraint(side, nominal, penalty, team) for side in one_sided(bound)]
 
 
 def largest(violations: Tensor) -> list[float]:

@@ -20,12 +20,11 @@ from torch import Tensor
 from torchimpt.checks import InputError
 from torchimpt.objectives.bound import BoundObjective
 from torchimpt.objectives.constraints import Constraints, See
-from torchimpt.objectives.mode import Ray, RobustMode
+from torchimpt.objectives.mode import Ray, RobustMode, sum_over_all
 from torchimpt.objectives.quantities import LETQuantity
 from torchimpt.objectives.robust import RobustObjective, heaviest_weight
 from torchimpt.objectives.terms import as_loss
 from torchimpt.quantities import PHYSICAL, Quantity
-from torchimpt.sums import total
 
 
 class DosePart:
@@ -91,21 +90,22 @@ class MixedObjective:
         mode: RobustMode | None = None,
         dose: Quantity = PHYSICAL,
     ) -> None:
-        self.n_dose, self._letd = bound.n_voxels, letd
+        self.n_dose, self._letd, self.team = bound.n_voxels, letd, bound.team
         self.quantity = DosePart(dose, self.n_dose, quantities.get("dose"), letd)
         place = torch.full((self.n_dose,), -1)
         place[letd.cpu()] = torch.arange(len(letd))
         plain = [b for b in bound.bound_terms if b.term.quantity not in quantities]
         self._order = [i for i, b in enumerate(bound.bound_terms) if b.term.quantity not in quantities]
         heaviest = heaviest_weight(bound)
-        self._plain = RobustObjective(BoundObjective(plain, self.n_dose), mode, dose, heaviest=heaviest) if plain else None
+        dose_bound = BoundObjective(plain, self.n_dose, self.team)
+        self._plain = RobustObjective(dose_bound, mode, dose, heaviest=heaviest) if plain else None
         self._groups: list[tuple[LETQuantity, RobustObjective]] = []
         for name, quantity in quantities.items():
             own = [b for b in bound.bound_terms if b.term.quantity == name]
             if own:
                 self._order += [i for i, b in enumerate(bound.bound_terms) if b.term.quantity == name]
                 moved = [replace(b, index=place[b.index.cpu()]) for b in own]
-                robust = RobustObjective(BoundObjective(moved, len(letd)), mode, asks=name, heaviest=heaviest)
+                robust = RobustObjective(BoundObjective(moved, len(letd), self.team), mode, asks=name, heaviest=heaviest)
                 self._groups.append((quantity, robust))
         self.constraints = Constraints(
             [
@@ -132,6 +132,10 @@ class MixedObjective:
     def for_start(self, doses: Tensor) -> tuple[RobustObjective | MixedObjective, Tensor]:
         """What the weights of a start are scaled by, and its doses: the terms of dose; LETd does not change when all weights do."""
         return (self, doses) if self._plain is None else (self._plain, doses[:, : self.n_dose].contiguous())
+
+    def highest(self, doses: Tensor) -> float:
+        """The highest value of the dose's quantity in any scenario."""
+        return float(self.team.largest(self.quantity.value(doses).max().reshape(1)))
 
     def parts(self, doses: Tensor) -> tuple[Tensor, Tensor]:
         """D `(n_scenarios, n_dose)` and LD `(n_scenarios, n_letd)`."""
@@ -179,8 +183,8 @@ class MixedObjective:
             here, letd_dose = torch.add(start, slope, alpha=length).chunk(2)
             for quantity, robust in self._groups:
                 more, residual = robust.value_and_grad(quantity.value(here, letd_dose))
-                grad = torch.cat(quantity.pull(here, letd_dose, residual))
-                value, rise = value + float(more), rise + float(total((grad.double() * slope).flatten()))
+                grads = zip(quantity.pull(here, letd_dose, residual), slope.chunk(2), strict=True)
+                value, rise = value + float(more), rise + sum(sum_over_all(self.team, grad.double() * way) for grad, way in grads)
             return value, rise
 
         return restricted

@@ -5,7 +5,8 @@
 A group are the terms that share a mode, the plan's or a term's own; where the mode is `apart`, each term is a group. Q is the quantity that
 the terms ask about (`torchimpt.quantities`). Terms that are constraints are in no group; what a solver sees is F and what they add
 (`torchimpt.objectives.constraints`).
-Doses are physical and stacked, `(n_scenarios, n_voxels)`, Gy, in the order of the scenarios.
+Doses are physical and stacked, `(n_scenarios, n_voxels)`, Gy, in the order of the scenarios. Among several processes they are those of this
+process's scenarios, and so is `dF/dD`; values, rays and the rows of `terms` are of all scenarios.
 """
 
 from __future__ import annotations
@@ -19,11 +20,10 @@ from torch import Tensor
 from torchimpt.checks import InputError
 from torchimpt.objectives.bound import BoundObjective
 from torchimpt.objectives.constraints import Constraints, bound_constraints
-from torchimpt.objectives.mode import Ray, RobustMode
+from torchimpt.objectives.mode import Ray, RobustMode, sum_over_all
 from torchimpt.objectives.modes import Sum
 from torchimpt.objectives.terms import as_loss
 from torchimpt.quantities import PHYSICAL, Quantity
-from torchimpt.sums import total
 
 
 def heaviest_weight(bound: BoundObjective) -> float:
@@ -67,14 +67,14 @@ class RobustObjective:
                     f"objective {b.term.kind} of '{b.term.roi}' asks about '{b.term.quantity}', which doses alone do not tell; plan it "
                     "from a case file, or take MixedObjective"
                 )
-        self.bound, self.mode, self.quantity = bound, mode or Sum(), quantity
+        self.bound, self.mode, self.quantity, self.team = bound, mode or Sum(), quantity, bound.team
         own = [b.term.mode or self.mode for b in bound.bound_terms]
         least = heaviest_weight(bound) if heaviest is None else heaviest
         self._held = [
             constraint
             for b, one in zip(bound.bound_terms, own, strict=True)
             if b.term.constraint
-            for constraint in bound_constraints(b, one.nominal_only, max(b.term.weight, least))
+            for constraint in bound_constraints(b, one.nominal_only, max(b.term.weight, least), self.team)
         ]
         self.constraints = Constraints([(constraint, self._values) for constraint in self._held])
         groups: list[tuple[RobustMode, list[int]]] = []
@@ -87,7 +87,12 @@ class RobustObjective:
             else:
                 groups.append((one, [i]))
         self._members = [members for _, members in groups]
-        self._groups = [(one, BoundObjective([bound.bound_terms[i] for i in members], bound.n_voxels)) for one, members in groups]
+        self._groups = [
+            (one, BoundObjective([bound.bound_terms[i] for i in members], bound.n_voxels, self.team)) for one, members in groups
+        ]
+        for one, _ in groups:
+            if self.team.size > 1 and not one.shared:
+                raise InputError(f"mode '{one.name}' is not made for several processes (`shared` of its class); start one")
 
     @property
     def modes(self) -> list[RobustMode]:
@@ -108,6 +113,10 @@ class RobustObjective:
     def for_start(self, doses: Tensor) -> tuple[RobustObjective, Tensor]:
         """What the weights of a start are scaled by, and its doses: all terms."""
         return self, doses
+
+    def highest(self, doses: Tensor) -> float:
+        """The highest value of the quantity in any scenario."""
+        return float(self.team.largest(self._values(doses).max().reshape(1)))
 
     def _values(self, doses: Tensor) -> Tensor:
         """The quantity at the doses."""
@@ -153,7 +162,7 @@ class RobustObjective:
 
         def restricted(length: float) -> tuple[float, float]:
             value, grad = self.value_and_grad(torch.add(doses, rates, alpha=length))
-            return float(value), float(total((grad.double() * rates).flatten()))
+            return float(value), sum_over_all(self.team, grad.double() * rates)
 
         return restricted
 
@@ -175,7 +184,7 @@ class RobustObjective:
         shares = torch.zeros(len(doses), len(own), dtype=torch.float64)
         for members, (mode, terms) in zip(self._members, self._groups, strict=True):
             shares[:, members] = mode.shares(terms, values).cpu().double()
-        by_scenario = shares.tolist()
+        by_scenario = self.team.gather(shares).tolist()
         return [
             {"scenario": k, "roi": bound.term.roi, "kind": bound.term.kind, "value": value}
             for k, row in enumerate(by_scenario)

@@ -23,7 +23,9 @@ from torchimpt.patient import Patient
 from torchimpt.planning.letd import quantity
 from torchimpt.planning.load import Compute, check_shifts, dose_options, load_machine, load_patient, resolve_beams
 from torchimpt.planning.look import case_points, targets_mask
+from torchimpt.planning.shared import SharedDoses
 from torchimpt.points import Points
+from torchimpt.processes import ALONE, Team
 from torchimpt.scenarios import NOMINAL, Scenario
 from torchimpt.schemes.sampling import Sampling
 from torchimpt.schemes.stages import PlanIteration
@@ -55,6 +57,8 @@ class PlanningProblem:
         What is asked of them.
     sampling
         Where the objective is sampled: what `points`, `doses`, `linear` and `objective` are taken from, as they were at the start.
+    team
+        Processes that the scenarios are shared out among: doses, here and in arguments, are those of this process's scenarios.
     """
 
     case: Case
@@ -68,6 +72,7 @@ class PlanningProblem:
     linear: LinearDose
     objective: PlanObjective
     sampling: Sampling | None = None
+    team: Team = ALONE
 
     @property
     def now(self) -> PlanningProblem | Sampling:
@@ -79,7 +84,9 @@ class PlanningProblem:
         return [{**row, "scenario": self.doses.names[row["scenario"]]} for row in rows]
 
     def terms(self, doses: torch.Tensor) -> list[dict]:
-        """The objective's terms at an iteration's doses `(n_scenarios, n_voxels)`, each with the scenario's name."""
+        """The objective's terms at an iteration's doses `(n_scenarios, n_voxels)`, each with the scenario's name; asked of all processes at
+        once.
+        """
         return self.named(self.now.objective.terms(doses))
 
     def violations(self, doses: torch.Tensor) -> dict[str, float]:
@@ -89,7 +96,7 @@ class PlanningProblem:
 
     def nominal_doses(self, doses: torch.Tensor) -> dict[str, RoiDose]:
         """Of an iteration's doses `(n_scenarios, n_points)` the nominal ones of the ROIs that have objectives, as goals see them; a ROI
-        that is sampled is left out.
+        that is sampled is left out. Asked of the process that leads.
         """
         dose, points = self.objective.quantity.value(doses[self.doses.nominal]).cpu(), self.now.points
         sampled = {term.roi for term in self.sampling.limits} if self.sampling is not None else ()
@@ -129,13 +136,25 @@ def _start(case: Case, patient: Patient, machine: Machine, scenarios: tuple[Scen
     return spots.to(compute.device)
 
 
-def build(case: Case, compute: Compute, progress: Progress, times: dict[str, float]) -> PlanningProblem:
-    """Load, place, trace and build what the schemes need; the seconds go into `times`."""
+def build(
+    case: Case,
+    compute: Compute,
+    progress: Progress,
+    times: dict[str, float],
+    team: Team = ALONE,
+    shared: SharedDoses | None = None,
+) -> PlanningProblem:
+    """Load, place, trace and build what the schemes need, doses of this process's scenarios; the seconds go into `times`. What `shared` has
+    of another case is not built again.
+    """
     case.check_plan()
     begin = time.perf_counter()
     with progress.stage("Patient, machine and spots"):
-        patient, machine = load_patient(case), load_machine(case)
-        scenarios, needed = case.scenarios(), needed_scenarios(case)
+        patient, machine = load_patient(case) if shared is None else shared.patient(case), load_machine(case)
+        scenarios = case.scenarios()
+        # each process has to have a scenario of its own
+        needed = needed_scenarios(case) if team.size == 1 else scenarios
+        team = team.share(len(needed))
         check_shifts(scenarios, patient.grid)
         spots = _start(case, patient, machine, scenarios, compute)
         log.info("%d spots in %d energy layers of %d beams", spots.n_spots, spots.n_layers, len(spots.beams))
@@ -149,11 +168,17 @@ def build(case: Case, compute: Compute, progress: Progress, times: dict[str, flo
     engine = _engine(case)
 
     def bind(bound: BoundObjective) -> RobustObjective:
-        return RobustObjective(bound, case.mode(), case.quantity())
+        return RobustObjective(bound.among(team), case.mode(), case.quantity())
 
     def tabulate(points: Points, amplitude: str = "dose") -> tuple[ScenarioDoses, LinearDose]:
-        doses = scenario_doses(patient, machine, spots, points, needed, gradient=case.dose.gradient, amplitude=amplitude, **options)
-        return doses, doses.at(spots.position, engine)
+        own: dict[str, Any] = {"gradient": case.dose.gradient, "amplitude": amplitude, "team": team}
+
+        def make() -> tuple[ScenarioDoses, LinearDose]:
+            doses = scenario_doses(patient, machine, spots, points, needed, **own, **options)
+            return doses, doses.at(spots.position, engine)
+
+        what = (amplitude, case.dose.gradient, engine, *(scenario.name for scenario in needed))
+        return make() if shared is None else shared.get(what, spots, points, make)
 
     with progress.stage("Influence matrices" if engine == "matrix" else "Dose tables"):
         sampling: Sampling | None = None
@@ -162,8 +187,8 @@ def build(case: Case, compute: Compute, progress: Progress, times: dict[str, flo
         asked = [term.roi for term in objective.terms if term not in sampled]
         points = case_points(case, patient, machine, spots, asked, len(needed), case.seed)
         if sampled:
-            look = _look(case, patient, machine, needed, split, options)
-            sampling = Sampling(patient, objective, split, bind, needed=points, tabulate=tabulate, look=look, seed=case.seed)
+            look = _look(case, patient, machine, needed, split, {**options, "team": team})
+            sampling = Sampling(patient, objective, split, bind, needed=points, tabulate=tabulate, look=look, seed=case.seed, team=team)
             doses, linear, robust = sampling.doses, sampling.linear, sampling.objective
         else:
             (doses, linear), bound = tabulate(points), objective.at(points, points.volume)
@@ -172,12 +197,12 @@ def build(case: Case, compute: Compute, progress: Progress, times: dict[str, flo
             else:
                 entries = letd_entries(bound, mixed)
                 asks = {name: quantity(case, name, points, entries) for name in sorted(mixed)}
-                robust = MixedObjective(bound, asks, entries, case.mode(), case.quantity())
+                robust = MixedObjective(bound.among(team), asks, entries, case.mode(), case.quantity())
                 letd_doses, letd_linear = tabulate(points.take(entries), "letd_dose")
                 sizes = [doses.n_voxels, letd_doses.n_voxels]
                 doses, linear = joined([doses, letd_doses]), JoinedLinear([linear, letd_linear], sizes)
     times["dose"] = time.perf_counter() - begin
-    return PlanningProblem(case, compute, patient, machine, scenarios, spots, points, doses, linear, robust, sampling)
+    return PlanningProblem(case, compute, patient, machine, scenarios, spots, points, doses, linear, robust, sampling, team)
 
 
 def _look(

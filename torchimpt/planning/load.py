@@ -19,6 +19,7 @@ from torchimpt.hu_table import read_hu_table
 from torchimpt.io.patient import read_patient
 from torchimpt.machine import READERS, Machine, generic
 from torchimpt.patient import Patient
+from torchimpt.processes import ALONE, Team
 from torchimpt.resampling import resample
 from torchimpt.scenarios import Scenario
 
@@ -36,8 +37,13 @@ class Compute:
     dtype: torch.dtype
 
 
-def set_up(case: Case, device: str = "auto", threads: int | None = None) -> Compute:
-    """Resolve `"auto"`, set the number of CPU threads (`THREADS_A_CORE` on each core at most) and the seed."""
+def set_up(case: Case, device: str = "auto", threads: int | None = None, team: Team = ALONE) -> Compute:
+    """Resolve `"auto"`, set the number of CPU threads (`THREADS_A_CORE` on each core at most) and the seed.
+
+    Of several processes on this machine, each gets its part of the cores where `threads` does not say how many.
+    """
+    if threads is None and team.size > 1:
+        threads = max(1, len(os.sched_getaffinity(0)) // team.local_size) if hasattr(os, "sched_getaffinity") else 1
     if threads is not None:
         cores = os.cpu_count() or 1
         if not 1 <= threads <= cores * THREADS_A_CORE:

@@ -26,6 +26,7 @@ from torchimpt.dose.scenarios import LinearDose, ScenarioDoses
 from torchimpt.objectives import BoundObjective, Objective, RobustObjective, Split, Term
 from torchimpt.patient import Patient
 from torchimpt.points import Points, together, voxel_points
+from torchimpt.processes import ALONE, Team
 from torchimpt.schemes.moving import MovingSpots
 from torchimpt.spots import Spots
 
@@ -81,6 +82,8 @@ class Sampling:
         Doses of any spots in the body.
     seed
         Of the draw.
+    team
+        Processes that the scenarios are shared out among.
 
     Attributes
     ----------
@@ -101,7 +104,9 @@ class Sampling:
         tabulate: Callable[[Points], tuple[ScenarioDoses, LinearDose]],
         look: Callable[[Spots], BodyDoses],
         seed: int,
+        team: Team = ALONE,
     ) -> None:
+        self._team = team
         self._patient, self._terms, self._split, self._bind = patient, objective, split, bind
         self._needed, self._tabulate, self._look, self._seed = needed, tabulate, look, seed
         self._counts = [
@@ -149,7 +154,7 @@ class Sampling:
         """
         top = torch.zeros(self._patient.grid.n_voxels, dtype=seen.doses.dtype)
         top[seen.body] = self.objective.quantity.value(seen.nominal)
-        top[seen.voxels] = self.objective.quantity.value(seen.doses).amax(0)
+        top[seen.voxels] = self._team.largest(self.objective.quantity.value(seen.doses).amax(0))
         stands_for = torch.zeros(len(top), dtype=torch.float64)
         pool, limits = self._split.pool, self.limits
         hot = torch.zeros_like(pool)

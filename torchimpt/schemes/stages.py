@@ -36,7 +36,8 @@ class PlanIteration(Iteration):
     spots
         Call it for the spots at the iterate.
     doses
-        Call it for their doses `(n_scenarios, n_voxels)`, Gy, physical, at the voxels that the objective sees.
+        Call it for their doses `(n_scenarios, n_voxels)`, Gy, physical, at the voxels that the objective sees; among several processes,
+        of this one's scenarios.
     """
 
     spots: Callable[[], MovingSpots]
@@ -138,7 +139,7 @@ class Stages:
             self._note(record)
             self.objective.constraints.load_state_dict(record["constraints"])
             return MovingSpots(**record["spots"]), None
-        inner, prices = (None, {}) if self.saved is None else (self.saved["inner"], dict(self.saved["prices"]))
+        inner, prices = (None, {}) if self.saved is None else (self._part(self.saved["inner"]), dict(self.saved["prices"]))
         self.saved = None
         last = self.history[-1] if self.history else {"iteration": -1, "evaluations": 0, "seconds": 0.0}
         before = {"done": [dict(record) for record in self.done], "history": list(self.history), "steps": list(self.steps)}
@@ -163,7 +164,7 @@ class Stages:
             if self.callback is None:
                 return None
             here = {**before, "prices": dict(prices)}
-            told = {**vars(iteration), **shifted(iteration.numbers()), "state": lambda: {**here, "inner": iteration.state()}}
+            told = {**vars(iteration), **shifted(iteration.numbers()), "state": lambda: {**here, "inner": self._part(iteration.state())}}
             return self.callback(PlanIteration(**told, spots=lambda: packing.unpack(iteration.x), doses=lambda: problem.image(iteration.x)))
 
         left = None if self.solver.max_evaluations is None else max(1, self.solver.max_evaluations - int(last["evaluations"]))
@@ -219,6 +220,13 @@ class Stages:
     @cached_property
     def _multipliers(self) -> Multipliers:
         return Multipliers(self.objective.constraints, self.solver.feasibility)
+
+    def _part(self, state: dict) -> dict:
+        """A solver's state as it is written and read: without doses where a process has those of some scenarios only. They are computed
+        again, so that any number of processes goes on from it.
+        """
+        alone = self.doses.team.size == 1 or state["problem"] is None
+        return state if alone else {**state, "problem": {**state["problem"], "image": None}}
 
     def look(self, spots: MovingSpots, *, first: bool = False) -> bool:
         """Look at all voxels, and take those into the sample that it lacks; whether there is reason to go on optimizing.
