@@ -235,7 +235,7 @@ def test_every_kind_of_objective(kind):
         ("objective.0.volume_percent=120", r"objective\[0\]: objective min_dvh of 'PTV70': volume_percent must be 0 to 100, got 120"),
         (
             "objective.0.wieght=2",
-            r"'min_dvh' takes no wieght \(did you mean 'weight'\?\); it takes roi, kind, quantity, dose_gy, letd_kev_um, letd_dose_gy_kev_um, weight, mode, volume_percent",
+            r"'min_dvh' takes no wieght \(did you mean 'weight'\?\); it takes roi, kind, quantity, dose_gy, letd_kev_um, letd_dose_gy_kev_um, weight, mode, constraint, volume_percent",
         ),
         ("objective.0.dose=2", r"takes no dose \(did you mean 'dose_gy'\?\)"),
         ("robustness.mode=some", r"robustness.mode must be one of sum.*, got 'some' \(did you mean 'sum'\?\)"),

@@ -17,6 +17,7 @@ from torchimpt.evaluate.dvh import Metric
 from torchimpt.evaluate.fine import fine_text
 from torchimpt.evaluate.hottest import hottest_text
 from torchimpt.report.compare import Row
+from torchimpt.report.constraints import constraint_label, constraint_verdict
 from torchimpt.report.course import delivery_text, motion_text
 from torchimpt.report.numbers import amount, scenario_note, seconds
 from torchimpt.runs.sweep_table import cells_of, columns, short_keys
@@ -39,6 +40,17 @@ def goals_table(goals: Sequence[Mapping[str, Any]]) -> Table:
         verdict = Text("met", style="green") if goal["passed"] else Text("not met", style="bold red")
         label = f"{goal['quantity'] + ' ' if 'quantity' in goal else ''}{Metric.parse(goal['metric']).label} {goal['limit']}"
         table.add_row(goal["roi"], label, f"{goal['nominal']:.{digits}f}", f"{goal['worst']:.{digits}f}", goal["worst_scenario"], verdict)
+    return table
+
+
+def constraints_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Constraints with their value in the worst scenario."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("Region", "Constraint", "Worst", "In", ""):
+        table.add_column(name, justify="right" if name == "Worst" else "left")
+    for row in rows:
+        verdict = Text(constraint_verdict(row), style="green" if row["met"] else "bold red")
+        table.add_row(row["roi"], constraint_label(row), f"{row['value']:.2f}", row["worst_scenario"], verdict)
     return table
 
 
@@ -75,6 +87,8 @@ def _print_run(out: Console, metrics: Mapping[str, Any], folder: str | Path) -> 
             out.print(note)
     elif metrics.get("scenarios"):
         out.print(_regions_table(metrics))
+    if metrics.get("constraints"):
+        out.print(constraints_table(metrics["constraints"]))
     if hottest := metrics.get("hottest_outside_targets"):
         out.print(f"Hottest 1 cm3 outside the targets: {hottest_text(hottest)}")
         if hottest["warning"]:

@@ -53,6 +53,17 @@ class BoundTerm:
         return self.factor * self.term.value_and_grad(own, *_volume(self.volume, own))[0]
 
 
+def one_sided(bound: BoundTerm) -> list[BoundTerm]:
+    """The term itself, or the parts that the sides of one of under-dose and over-dose, such as a uniform dose, are."""
+    return [bound] if len(bound.term.signs) < 2 else [replace(bound, term=_hinge(bound.term, sign)) for sign in bound.term.signs]
+
+
+def _hinge(term: Term, sign: float) -> Term:
+    """One side of a term of hinges."""
+    kind = MinDose if sign < 0 else MaxDose
+    return kind(term.roi, term.dose, term.weight, mode=term.mode, quantity=term.quantity, constraint=term.constraint)
+
+
 def _volume(volume: Tensor | None, like: Tensor) -> tuple[Tensor, ...]:
     """The further argument of a term's `value_and_grad`: none where there are only voxels."""
     return () if volume is None else (volume.to(like),)
@@ -174,8 +185,7 @@ class BoundObjective:
         for bound in self.bound_terms:
             term = bound.term
             if side in term.signs:
-                hinge = MinDose if side < 0 else MaxDose
-                found.append(replace(bound, term=hinge(term.roi, term.dose, term.weight, mode=term.mode, quantity=term.quantity)))
+                found.append(replace(bound, term=_hinge(term, side)))
             elif not term.signs and term.side is None:
                 raise InputError(
                     f"objective {term.kind} of '{term.roi}' does not say whether it is of under-dose or over-dose (`side` of its class), "
@@ -193,6 +203,11 @@ class BoundObjective:
             )
         if not dose.is_floating_point():
             raise TypeError(f"dose must be a floating-point tensor, got {dose.dtype}")
+        if held := [bound.term for bound in self.bound_terms if bound.term.constraint]:
+            raise InputError(
+                f"objective {held[0].kind} of '{held[0].roi}' is a constraint, which a loss cannot hold: it has no multipliers; plan with "
+                "ti.plan or ti.joint, or minimize a RobustObjective with torchimpt.optim.minimize, or take constraint out"
+            )
         key = (dose.device, dose.dtype)
         if key not in self._packs:
             self._packs[key] = _Packed(self.bound_terms, self.n_voxels, *key)

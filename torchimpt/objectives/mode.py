@@ -78,6 +78,8 @@ class RobustMode:
     """Whether each term is taken by itself, and not the sum of all that share the mode."""
     couples: ClassVar[bool] = False
     """Whether F of several terms is something else than the sum of their own."""
+    nominal_only: ClassVar[bool] = False
+    """Whether F is of the first scenario, the nominal one, alone."""
 
     def check(self, n_scenarios: int) -> None:
         """Raise where the mode's parameters are not for so many scenarios."""

@@ -18,7 +18,7 @@ from torchimpt.evaluate.dvh import RoiDose
 from torchimpt.evaluate.tables import point_doses
 from torchimpt.io.plan import read_plan
 from torchimpt.machine import Machine
-from torchimpt.objectives import BoundObjective, MixedObjective, Objective, PlanObjective, RobustObjective, Split, letd_entries
+from torchimpt.objectives import BoundObjective, MixedObjective, Objective, PlanObjective, RobustObjective, Split, largest, letd_entries
 from torchimpt.patient import Patient
 from torchimpt.planning.letd import quantity
 from torchimpt.planning.load import Compute, check_shifts, dose_options, load_machine, load_patient, resolve_beams
@@ -46,7 +46,7 @@ class PlanningProblem:
     case, compute
         What is planned, and where.
     patient, machine, scenarios
-        On the dose grid; the beam model; what is planned for.
+        On the dose grid; the beam model; what is planned for, of which the objective may need the first alone (`needed_scenarios`).
     spots
         As placed.
     points
@@ -90,6 +90,11 @@ class PlanningProblem:
         """
         return self.named(self.now.objective.terms(doses))
 
+    def violations(self, doses: torch.Tensor) -> dict[str, float]:
+        """The largest violation of each constraint at an iteration's doses, Gy, negative inside, by ROI and kind."""
+        held = self.now.objective.constraints
+        return {f"{one.term.roi} {one.term.kind}": value for one, value in zip(held, largest(held.violations(doses)), strict=True)}
+
     def nominal_doses(self, doses: torch.Tensor) -> dict[str, RoiDose]:
         """Of an iteration's doses `(n_scenarios, n_points)` the nominal ones of the ROIs that have objectives, as goals see them; a ROI
         that is sampled is left out. Asked of the process that leads.
@@ -104,6 +109,12 @@ class PlanningProblem:
         spots, placed = iteration.spots(), self.spots
         layer = placed.layer[spots.index]
         return placed.at(spots.position, spots.weight, layer), spots.home
+
+
+def needed_scenarios(case: Case) -> tuple[Scenario, ...]:
+    """Those that any objective looks at: the nominal one, which is the first, where no mode asks for others; else all."""
+    modes = [term.mode or case.mode() for term in case.terms()]
+    return case.scenarios()[:1] if all(mode.nominal_only for mode in modes) else case.scenarios()
 
 
 def _start(case: Case, patient: Patient, machine: Machine, scenarios: tuple[Scenario, ...], compute: Compute) -> Spots:
@@ -142,7 +153,9 @@ def build(
     with progress.stage("Patient, machine and spots"):
         patient, machine = load_patient(case) if shared is None else shared.patient(case), load_machine(case)
         scenarios = case.scenarios()
-        team = team.share(len(scenarios))
+        # each process has to have a scenario of its own
+        needed = needed_scenarios(case) if team.size == 1 else scenarios
+        team = team.share(len(needed))
         check_shifts(scenarios, patient.grid)
         spots = _start(case, patient, machine, scenarios, compute)
         tell_way(case, patient, machine, spots.beams)
@@ -163,19 +176,20 @@ def build(
         own: dict[str, Any] = {"gradient": case.dose.gradient, "amplitude": amplitude, "team": team}
 
         def make() -> tuple[ScenarioDoses, LinearDose]:
-            doses = scenario_doses(patient, machine, spots, points, scenarios, **own, **options)
+            doses = scenario_doses(patient, machine, spots, points, needed, **own, **options)
             return doses, doses.at(spots.position, engine)
 
-        return make() if shared is None else shared.get((amplitude, case.dose.gradient, engine), spots, points, make)
+        what = (amplitude, case.dose.gradient, engine, *(scenario.name for scenario in needed))
+        return make() if shared is None else shared.get(what, spots, points, make)
 
     with progress.stage("Influence matrices" if engine == "matrix" else "Dose tables"):
         sampling: Sampling | None = None
         robust: PlanObjective
         sampled = split.limits if bool(split.needed.any()) else ()
         asked = [term.roi for term in objective.terms if term not in sampled]
-        points = case_points(case, patient, machine, spots, asked, len(scenarios), case.seed)
+        points = case_points(case, patient, machine, spots, asked, len(needed), case.seed)
         if sampled:
-            look = _look(case, patient, machine, scenarios, split, {**options, "team": team})
+            look = _look(case, patient, machine, needed, split, {**options, "team": team})
             sampling = Sampling(patient, objective, split, bind, needed=points, tabulate=tabulate, look=look, seed=case.seed, team=team)
             doses, linear, robust = sampling.doses, sampling.linear, sampling.objective
         else:

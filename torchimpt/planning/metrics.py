@@ -95,7 +95,7 @@ def plan_metrics(
     Where the objective was sampled, `objective` is that of all voxels, and `sampling` tells how many voxels were optimized on (`voxels`),
     of how many that are asked about (`of`), and the objective that the solver saw there at the end (`objective`). The first iterations do
     without the sampled terms, so that `objective.initial` is without them. Where robust modes are smooth, `objective.exact` is the
-    objective with the maxima themselves.
+    objective with the maxima themselves. `constraints` is what `Constraints.rows` returns, where there are any; they are in no objective.
     """
     solution, case = optimized.solution, problem.case
     home = optimized.spots.home.cpu()
@@ -115,6 +115,9 @@ def plan_metrics(
         "steps": optimized.steps,
         **dose_metrics(spots, problem.machine, case.delivery.model(), assessment, times, problem.compute, home),
     }
+    constraints = problem.now.objective.constraints
+    if constraints:
+        metrics["constraints"] = constraints.rows(optimized.violations, problem.doses.names, case.optimizer.feasibility_gy)
     if "exact" in shared:
         metrics["objective"]["exact"] = shared["exact"]
     if solution.remaining is not None:

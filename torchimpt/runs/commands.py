@@ -111,17 +111,29 @@ def _same(case: Case) -> dict[str, str]:
 
 
 class _Terms:
-    """The objective's terms at an iteration, computed once for all who ask: several processes are asked at the same time."""
+    """The objective's terms and the constraints' violations at an iteration, computed once for all who ask: several processes are asked at
+    the same time.
+    """
 
     def __init__(self, problem: PlanningProblem) -> None:
         self._problem = problem
         self._of: PlanIteration | None = None
         self._rows: list[dict] = []
+        self._violations: dict[str, float] = {}
+
+    def _look(self, iteration: PlanIteration) -> None:
+        if iteration is not self._of:
+            doses = iteration.doses()
+            self._of, self._rows, self._violations = iteration, self._problem.terms(doses), self._problem.violations(doses)
 
     def __call__(self, iteration: PlanIteration) -> list[dict]:
-        if iteration is not self._of:
-            self._of, self._rows = iteration, self._problem.terms(iteration.doses())
+        self._look(iteration)
         return self._rows
+
+    def violations(self, iteration: PlanIteration) -> dict[str, float]:
+        """As of `PlanningProblem.violations`."""
+        self._look(iteration)
+        return self._violations
 
 
 class _Watchers:
@@ -149,6 +161,7 @@ class _Watchers:
             self._board = TensorBoard(
                 out / "tensorboard", terms=terms,
                 doses=lambda iteration: problem.nominal_doses(iteration.doses()),
+                violations=terms.violations if problem.objective.constraints else None,
                 motion=None if case.joint is None else problem.moving, every=every,
             )  # fmt: skip
         self._checkpoint = Checkpoint(out / "checkpoint.pt", problem, every=every)

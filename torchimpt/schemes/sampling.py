@@ -54,14 +54,15 @@ class Whole:
     ----------
     seen
         Its doses.
-    value, exact, terms
-        The objective, what it is a smooth form of, and rows of `RobustObjective.terms`.
+    value, exact, terms, violations
+        The objective, what it is a smooth form of, rows of `RobustObjective.terms`, and what `Constraints.violations` gives.
     """
 
     seen: BodyDoses
     value: float
     exact: float
     terms: list[dict]
+    violations: Tensor
 
 
 class Sampling:
@@ -114,6 +115,7 @@ class Sampling:
         ]
         self._voxels, self._stands_for = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.float64)
         self._parts: list[tuple[ScenarioDoses, LinearDose]] = []
+        self.objective: RobustObjective
         self._add(needed)
 
     @property
@@ -137,8 +139,10 @@ class Sampling:
         doses = self._parts[0][0].subset(spots.index).dose(spots.position, spots.weight)
         doses = torch.cat((doses.cpu(), seen.doses[:, here].to(doses.dtype)), dim=1)
         objective = self._bound(points)
-        value = float(objective.value(doses))
-        return Whole(seen, value, float(objective.exact_value(doses)) if objective.smoothed else value, objective.terms(doses))
+        held = objective.constraints
+        value = float(objective.value(doses)) - held.value(doses)
+        exact = float(objective.exact_value(doses)) if objective.smoothed else value
+        return Whole(seen, value, exact, objective.terms(doses), held.violations(doses))
 
     def _bound(self, points: Points) -> RobustObjective:
         return self._bind(self._terms.at(points, points.volume, self._counts))
@@ -178,7 +182,8 @@ class Sampling:
         self._add(voxel_points(self._patient, more))
 
     def _add(self, points: Points) -> None:
-        """Tabulate doses at further points, and bind the objective to all."""
+        """Tabulate doses at further points, and bind the objective to all; constraints keep the multipliers of the points before."""
+        held = self.objective.constraints.state_dict() if self._parts else None
         if len(points):
             self._parts.append(self._tabulate(points))
         self.points = together((self._needed, voxel_points(self._patient, self._voxels, self._stands_for)))
@@ -186,3 +191,5 @@ class Sampling:
         maps = [linear for _, linear in self._parts]
         self.linear = maps[0] if len(maps) == 1 else JoinedLinear(maps, [doses.n_voxels for doses, _ in self._parts])
         self.objective = self._bound(self.points)
+        if held is not None:
+            self.objective.constraints.load_state_dict(held)

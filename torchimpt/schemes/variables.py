@@ -206,7 +206,7 @@ class SpotProblem:
     """F of `z` as a solver sees it: one pass over the pairs for the doses, one for the gradient of all that varies."""
 
     def __init__(self, doses: ScenarioDoses, objective: PlanObjective, packing: Packing) -> None:
-        self.doses, self.objective, self.packing = doses, objective, packing
+        self.doses, self.objective, self.packing, self.constraints = doses, objective, packing, objective.constraints
         self._z: Tensor | None = None
         self._image: Tensor | None = None
 

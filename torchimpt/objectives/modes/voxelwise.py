@@ -20,7 +20,7 @@ class Voxelwise(RobustMode):
 
         F = sum_under f_i(min_k D_k) + sum_over f_j(max_k D_k),    min and max voxel by voxel
 
-    (Pflugfelder, Wilkens and Oelfke, Phys Med Biol 53:1689, 2008; Liu et al., Med Phys 39:1079, 2012.) Terms of under-dose are `min_dose`,
+    (Pflugfelder, Wilkens and Oelfke, Phys Med Biol 53:1689, 2008.) Terms of under-dose are `min_dose`,
     `min_dvh` and the lower side of `uniform`; terms of over-dose are `max_dose`, `max_dvh`, `mean_dose`, `gEUD` and the upper side of
     `uniform`. For the nominal dose in one of them, give that objective the mode `nominal`. The worst doses are of no scenario: F is never
     below `Objectivewise`'s of single-sided terms.
@@ -102,8 +102,9 @@ class VoxelwiseInvariant(RobustMode):
 
         F = f(E D) + c sum_v w_v Var_k(D_kv),    E and Var over the scenarios, each of probability 1/K; w_v the weights of the terms at v
 
-    (Cristoforetti et al., arXiv:2510.12519, who give each ROI's mean variance such a price; matRad's `VWWC_INV`, short for inverse, is
-    another thing: terms at the best dose of each voxel.) With `c = 1` and `uniform` terms it is `expected`, exactly:
+    (Cristoforetti et al., arXiv:2510.12519, who give each ROI's mean variance such a price. No paper or program is known that has a mode of
+    this name; matRad's `VWWC_INV`, for inverse, is another thing: targets at the largest dose of each voxel, organs at the least.) With
+    `c = 1` and `uniform` terms it is `expected`, exactly:
     `E (d - p)^2 = (E d - p)^2 + Var d`. Of other terms, voxels pay for their variance whether or not the dose violates its level: for doses
     that errors do not change. Convex, and exact on a ray.
 
