@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from torchimpt.checks import InputError
-from torchimpt.dose.shares import Place, Placement, added, contributions, gathered, shares
+from torchimpt.dose.shares import Place, Placement, contributions, gathered, shares
+from torchimpt.processes import ALONE
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 FIRST = SimpleNamespace(n_bytes=10)
@@ -72,5 +73,5 @@ def test_all_vectors_are_sent_before_any_work_and_gpus_begin():
 def test_sums_are_in_the_scenarios_order():
     """To the last bit what one scenario after the other would give."""
     rows = torch.tensor([[1e8], [1.0], [-1e8], [1.0]], dtype=torch.float32)
-    found = added(contributions(shares([CPU] * 4), lambda share, r: list(r), rows))
+    found = ALONE.sum(contributions(shares([CPU] * 4), lambda share, r: list(r), rows))
     assert torch.equal(found, ((rows[0] + rows[1]) + rows[2]) + rows[3])

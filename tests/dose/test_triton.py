@@ -149,6 +149,9 @@ def test_matrices_of_16_bits(monkeypatch, generator):
     weight, residual = spots.weight.detach(), torch.randn(len(SLAB), generator=generator)
     assert distance(short.forward(*there(weight)), plain.forward(*there(weight))) < 2.0**-11
     assert distance(short.adjoint(*there(residual)), plain.adjoint(*there(residual))) < 2.0**-10  # its terms differ in sign
+    assert torch.equal(
+        short @ torch.stack(there(weight, 2.0 * weight), dim=1), torch.stack((found := short.forward(*there(weight)), 2.0 * found), 1)
+    )
     assert (short.matrix.scale, short.transpose.scale) == (2.0**15 / float(whole.max()),) * 2
     monkeypatch.undo()
     if DEVICE == "cpu":

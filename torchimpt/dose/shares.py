@@ -8,7 +8,7 @@ work begins, as a copy from a GPU waits for what was queued before it, and fetch
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple, TypeVar
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from torchimpt.checks import InputError
+from torchimpt.processes import ALONE
 
 log = logging.getLogger(__name__)
 
@@ -47,11 +48,11 @@ def _on_each(parts: Sequence[Share], work: Callable[..., Found], inputs: Sequenc
     return [done[i] for i in range(len(parts))]
 
 
-def gathered(parts: Sequence[Share], work: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
-    """`(n_scenarios, ...)` of all shares where the inputs are; `work(share, *inputs)` gives the share's, on its device."""
+def gathered(parts: Sequence[Share], work: Callable[..., torch.Tensor], *inputs: torch.Tensor, dim: int = 0) -> torch.Tensor:
+    """`(n_scenarios, ...)` of all shares where the inputs are; `work(share, *inputs)` gives the share's, on its device, along `dim`."""
     found = _on_each(parts, work, [inputs] * len(parts))
     home = inputs[0].device
-    return found[0].to(home) if len(found) == 1 else torch.cat([part.to(home) for part in found])
+    return found[0].to(home) if len(found) == 1 else torch.cat([part.to(home) for part in found], dim=dim)
 
 
 def contributions(
@@ -63,15 +64,7 @@ def contributions(
     """
     found = _on_each(parts, work, [(residual[share.begin : share.end], *inputs) for share in parts])
     for own in found:
-        yield from own if own[0].device == residual.device else [added(own).to(residual.device)]
-
-
-def added(rows: Iterable[torch.Tensor]) -> torch.Tensor:
-    """Their sum, one after the other."""
-    total, *more = rows
-    for row in more:
-        total = total + row
-    return total
+        yield from own if own[0].device == residual.device else [ALONE.sum(own).to(residual.device)]
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from torchimpt.files import whole_or_nothing
 from torchimpt.hu_table import HuTable
 from torchimpt.patient import Patient
 from torchimpt.physics.stopping import looked_up
+from torchimpt.report.constraints import constraint_label, constraint_verdict, constraints_verdict
 from torchimpt.report.course import beam_seconds, delivery_parts, delivery_remark, delivery_text, motion_text, step_rows
 from torchimpt.report.figures import convergence_figure, dvh_figure
 from torchimpt.report.hu_curve import hu_figure
@@ -130,6 +131,8 @@ def _verdicts(data: ReportData, n_scenarios: int) -> list[dict[str, str]]:
         text = f"All {total} goals met {where}" if held == total else f"{held} of {total} goals met {where}"
         text += f", {nominal} in the nominal one" if n_scenarios > 1 and nominal != held else ""
         verdicts.append({"text": text, "mood": "good" if held == total else "bad"})
+    if rows := data.metrics.get("constraints"):
+        verdicts.append({"text": constraints_verdict(rows), "mood": "good" if all(row["met"] for row in rows) else "bad"})
     if (hottest := data.metrics.get("hottest_outside_targets")) and hottest["warning"]:
         text = f"Hot spot outside the targets: {gy(hottest['worst']['d1cm3_gy'])} Gy, {hottest['worst']['percent']:.0f} %"
         verdicts.append({"text": text, "mood": "bad"})
@@ -232,6 +235,13 @@ def _goal_row(goal: Mapping[str, Any], colors: Mapping[str, str]) -> dict[str, A
     return {**goal, "label": label, "color": colors.get(goal["roi"], "#999"), "strip": Markup(strip(goal))}
 
 
+def _constraints(data: ReportData, colors: Mapping[str, str]) -> list[dict[str, Any]]:
+    """A row a constraint."""
+    rows = data.metrics.get("constraints", ())
+    more = [{"label": constraint_label(row), "verdict": constraint_verdict(row), "color": colors.get(row["roi"], "#999")} for row in rows]
+    return [{**row, **own} for row, own in zip(rows, more, strict=True)]
+
+
 def _terms(data: ReportData, colors: Mapping[str, str]) -> list[dict]:
     """The final objective by ROI and kind, summed over scenarios, largest share first."""
     sums: dict[tuple[str, str], float] = {}
@@ -285,6 +295,7 @@ def render_report(data: ReportData) -> str:
         tiles=_tiles(data, worst, scenarios),
         verdicts=_verdicts(data, len(scenarios)),
         goals=[_goal_row(goal, colors) for goal in data.goals],
+        constraints=_constraints(data, colors),
         legend=[{"name": name, "slug": slug(name), "color": colors[name]} for name in rois],
         figures=_figures(data, colors, rois),
         rows=_rows(data, colors, scenarios, worst),
