@@ -60,7 +60,7 @@ def slow_but(first, rest):
     return [first, *(pytest.param(*one if isinstance(one, tuple) else (one,), marks=pytest.mark.slow) for one in rest if one != first)]
 
 
-CASES = slow_but(("halo", torch.float64), [(machine, dtype) for machine in MACHINES for dtype in EXACT])
+CASES = slow_but(("elliptic", torch.float64), [(machine, dtype) for machine in MACHINES for dtype in EXACT])
 
 
 @pytest.mark.parametrize(("machine", "dtype"), CASES)
@@ -86,7 +86,7 @@ def test_one_scenario_and_the_tiles_of_a_gpu(monkeypatch, generator):
     monkeypatch.setattr(triton_gpu, "ROWS", 2)
     spots = few_spots()
     spots = spots.subset(spots.beam == 1)
-    fast, plain = (doses_of(MACHINES["halo"], spots, ("shift",), backend)[0] for backend in ("triton", "numba"))
+    fast, plain = (doses_of(MACHINES["two sources"], spots, ("shift",), backend)[0] for backend in ("triton", "numba"))
     at = spots.position.detach(), spots.weight.detach()
     assert distance(fast.dose(*there(*at)).cpu(), plain.dose(*at)) < 1e-13
     residual = torch.randn(len(SLAB), generator=generator, dtype=torch.float64)
