@@ -27,7 +27,7 @@ def test_run_of_moving_spots_is_seen(tmp_path):
     steps = [event.step for event in events.Images("spots/motion")]
     assert steps and steps[0] > 6 and all(step % 4 == 0 for step in steps)
     page = (tmp_path / "run" / "report.html").read_text()
-    for text in ('id="motion"', "A line leads from where a spot was placed", "Weights and positions", "<h2>Delivery"):
+    for text in ('"home_x":', "An arrow leads from where a spot was placed", "Weights and positions", "<h2>Delivery"):
         assert text in page, text
 
 
@@ -35,7 +35,7 @@ def test_run_of_fixed_spots_shows_none(tmp_path):
     run_plan(tiny(tmp_path, *COARSE[:4], "output.tensorboard=true"), tmp_path / "run")
     tags = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload().Tags()
     assert "spots/motion" not in tags["images"] and "spots/count" not in tags["scalars"]
-    assert 'id="motion"' not in (tmp_path / "run" / "report.html").read_text()
+    assert '"home_x":' not in (tmp_path / "run" / "report.html").read_text()
 
 
 @pytest.mark.parametrize("scheme", ["joint", "alternating", "prune_and_move"])

@@ -8,31 +8,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from torchimpt.case import Case
 from torchimpt.checks import InputError
-from torchimpt.evaluate.tables import LETD_COLUMNS, write_dvh_csv
 from torchimpt.io.dicom import is_dicom, read_ion_plan
-from torchimpt.io.image import write_image
 from torchimpt.io.plan import read_plan, write_plan
-from torchimpt.machine import Machine
-from torchimpt.patient import Patient
-from torchimpt.physics.stopping import table_of
-from torchimpt.planning.assess import Assessment, assess
+from torchimpt.planning.assess import assess
 from torchimpt.planning.build import PlanningProblem
 from torchimpt.planning.load import Compute, load_machine, load_patient, resolve_beams, set_up
 from torchimpt.planning.metrics import dose_metrics
 from torchimpt.planning.plan import PlanResult, plan
 from torchimpt.report.figures import dvh_figure
-from torchimpt.report.page import ReportData, write_report
 from torchimpt.report.style import roi_colors, shown_rois
-from torchimpt.runs.about import versions
 from torchimpt.runs.checkpoint import Checkpoint, check_start, read_checkpoint
 from torchimpt.runs.folder import is_result, open_run, write_json
+from torchimpt.runs.results import write_results
 from torchimpt.scenarios import NOMINAL, Scenario
 from torchimpt.schemes.stages import Callback
-from torchimpt.spots import Spots
 from torchimpt.watch import History, Log, Progress, TensorBoard, together
 
 log = logging.getLogger(__name__)
@@ -81,8 +72,10 @@ def run_plan(
                 out / "plan.json", result.spots, result.machine, title=case.title, rbe=case.dose.rbe, fractions=case.delivery.fractions
             )
             home = None if case.joint is None else result.home
-            parts = case, result.patient, result.machine, result.spots, result.assessment, result.metrics
-            _write_results(out, *parts, watchers.history.rows, home)
+            write_results(
+                out, case, result.patient, result.machine, result.spots, result.assessment, result.metrics, scenarios=case.scenarios(),
+                compute=compute, history=watchers.history.rows, home=home,
+            )  # fmt: skip
         watchers.finish(result)
         write_json(out / "metrics.json", result.metrics)
     return RunResult(result.metrics)
@@ -213,54 +206,6 @@ def _dose_of(
     metrics = {"title": case.title, **dose_metrics(spots, machine, case.delivery.model(), assessment, times, compute)}
     begin()
     write_plan(out / "plan.json", spots, machine, title=case.title, rbe=case.dose.rbe, fractions=case.delivery.fractions)
-    _write_results(out, case, patient, machine, spots, assessment, metrics, [])
+    write_results(out, case, patient, machine, spots, assessment, metrics, scenarios=scenarios, compute=compute)
     write_json(out / "metrics.json", metrics)
     return RunResult(metrics)
-
-
-def _write_results(
-    out: Path,
-    case: Case,
-    patient: Patient,
-    machine: Machine,
-    spots: Spots,
-    assessment: Assessment,
-    metrics: dict,
-    history: list[dict],
-    home: torch.Tensor | None = None,
-) -> None:
-    """Doses, DVHs and the report page."""
-    write_image(out / "dose.mha", assessment.dose, patient.grid)
-    if case.output.scenarios_dose:
-        for name, dose in assessment.scenario_doses.items():
-            if name != NOMINAL.name:
-                # signs and decimals stay: x-3mm and x+3mm are two files
-                write_image(out / f"dose_{name.replace('/', '_').replace('%', '')}.mha", dose, patient.grid)
-    for beam, dose in assessment.beam_doses.items():
-        write_image(out / f"dose_beam{beam}.mha", dose, patient.grid)
-    write_dvh_csv(out / "dvh.csv", assessment.roi_doses)
-    if assessment.letd is not None:
-        write_image(out / "letd.mha", assessment.letd, patient.grid)
-        write_dvh_csv(out / "letd_dvh.csv", assessment.roi_letd, columns=LETD_COLUMNS)
-    targets = case.spots.targets if case.spots else patient.targets
-    angles = ", ".join(f"{beam.gantry:g}°" for beam in spots.beams)
-    used = spots.weight.detach() > 0 if bool((spots.weight > 0).any()) else torch.ones(spots.n_spots, dtype=torch.bool)
-    data = ReportData(
-        title=case.title or patient.name or "Plan",
-        patient=patient,
-        dose=assessment.dose,
-        roi_doses=assessment.roi_doses,
-        targets=targets,
-        prescription=case.prescription(),
-        goals=assessment.goals,
-        roi_letd=assessment.roi_letd,
-        metrics=metrics,
-        history=history,
-        hu_table=table_of(patient, machine),
-        spots=spots.subset(used),
-        home=None if home is None else home[used],
-        subtitle=f"{patient.name or 'Patient'} · {machine.name} machine · gantry {angles}",
-        case=case.to_toml(),
-        versions=versions(),
-    )
-    write_report(out / "report.html", data)
