@@ -230,6 +230,17 @@ def commission(
 
 
 @app.command()
+def watch(
+    run: RunFolder,
+    wait: Annotated[bool, typer.Option("--wait", help="Where no run has started yet, wait for one.")] = False,
+) -> None:
+    """Follow a run until it ends: objective, terms, goals and time; then what it came to."""
+    from torchimpt.cli.follow import follow
+
+    follow(run, wait)
+
+
+@app.command()
 def new(name: Annotated[str, typer.Argument(metavar="NAME", help="Of the case; NAME.toml is written.")]) -> None:
     """Write a commented case file to start from; it runs as it stands."""
     from torchimpt.cli.template import write_case

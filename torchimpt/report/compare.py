@@ -23,7 +23,7 @@ from torchimpt.report.drawn import dvh_data
 from torchimpt.report.figures import Curves
 from torchimpt.report.numbers import amount, gy, seconds
 from torchimpt.report.page import slices_data, templates
-from torchimpt.report.style import colors_by_role
+from torchimpt.report.style import colors_by_role, roi_colors
 
 
 @dataclass(frozen=True)
@@ -262,6 +262,8 @@ def write_comparison(path: str | Path, runs: Sequence[RunRecord], ground: Ground
     rois, shown = _shown(runs, limit=64), _shown(runs)
     targets = [name for name in dict.fromkeys(name for run in runs for name in run.targets) if name in rois]
     colors = colors_by_role({name: "target" if name in targets else "oar" for name in rois})
+    if ground is not None:  # those of the runs' own reports
+        colors |= roi_colors(ground.patient, [name for name in targets if name in ground.patient.rois])
     level = None if ground is None else ground.level
     curves = {run.name: run.curves for run in runs}
     slices: dict[str, Any] | None = None

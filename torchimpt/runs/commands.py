@@ -17,12 +17,11 @@ from torchimpt.planning.build import PlanningProblem
 from torchimpt.planning.load import Compute, load_machine, load_patient, resolve_beams, set_up
 from torchimpt.planning.metrics import dose_metrics
 from torchimpt.planning.plan import PlanResult, plan
-from torchimpt.report.figures import dvh_figure
-from torchimpt.report.style import roi_colors, shown_rois
 from torchimpt.runs.checkpoint import Checkpoint, check_start, read_checkpoint
 from torchimpt.runs.folder import is_result, open_run, write_json
+from torchimpt.runs.live import LivePictures, final_numbers, hyperparameters, last_pictures, live_goals
 from torchimpt.runs.results import write_results
-from torchimpt.scenarios import NOMINAL, Scenario
+from torchimpt.scenarios import Scenario
 from torchimpt.schemes.stages import Callback
 from torchimpt.watch import History, Log, Progress, TensorBoard, together
 
@@ -100,12 +99,15 @@ class _Watchers:
             check_start(self._saved, problem, out / "checkpoint.pt")
         every = case.optimizer.log_every
         last = None if self._saved is None else self._saved["last"]
-        self.history = History(out / "history.jsonl", terms=lambda iteration: problem.terms(iteration.doses()), last=last)
+        self.history = History(
+            out / "history.jsonl", terms=lambda iteration: problem.terms(iteration.doses()), last=last,
+            goals=lambda iteration: live_goals(problem, iteration), every=every,
+        )  # fmt: skip
         if case.output.tensorboard:
             self._board = TensorBoard(
                 out / "tensorboard", terms=lambda iteration: problem.terms(iteration.doses()),
                 doses=lambda iteration: problem.nominal_doses(iteration.doses()),
-                motion=None if case.joint is None else problem.moving, every=every,
+                motion=None if case.joint is None else problem.moving, pictures=LivePictures(problem), every=every,
             )  # fmt: skip
         self._checkpoint = Checkpoint(out / "checkpoint.pt", problem, every=every)
         return together(lambda _: self._begin(), self.history, self._board, Log(every), self._checkpoint)
@@ -119,14 +121,9 @@ class _Watchers:
         """TensorBoard's last pictures and numbers."""
         if self._board is None:
             return
-        case, doses = result.case, result.assessment.roi_doses
-        shown = shown_rois(result.patient, doses[NOMINAL.name], case.placement.targets)
-        figure = dvh_figure(doses, shown, roi_colors(result.patient, case.placement.targets))
-        self._board.figure("dvh/band", figure, result.solution.iterations)
-        self._board.hyperparameters(
-            {"method": case.optimizer.method or "suited", "spacing_mm": case.placement.spacing_mm, "seed": case.seed},
-            {"objective": result.solution.value, "seconds": result.metrics["time_s"]["total"]},
-        )
+        for tag, figure in last_pictures(result).items():
+            self._board.figure(tag, figure, result.solution.iterations)
+        self._board.hyperparameters(hyperparameters(result.case), final_numbers(result.metrics))
         self._board.close()
 
 

@@ -1,4 +1,4 @@
-// Convergence and the HU table's curve.
+// Convergence and the HU table's curve; what the tables and the printer do to the page.
 
 document.querySelectorAll("[data-convergence]").forEach(root => {
   const data = held(root.dataset.convergence), place = root.querySelector(".chart");
@@ -10,7 +10,7 @@ document.querySelectorAll("[data-convergence]").forEach(root => {
       height: 300, label: "Objective over iterations",
     });
     [...data.lines].reverse().forEach(line => {
-      const node = axes.line(line.iterations || data.iterations, line.values, { class: "curve", stroke: line.color, "stroke-width": line.color === "var(--ink)" ? 2 : 1.4 });
+      const node = axes.line(line.iterations || data.iterations, line.values, { class: "curve", stroke: line.color, "stroke-width": line.name === "Total" ? 2 : 1.4 });
       make("title", {}, node, line.name);
     });
   });
@@ -32,6 +32,9 @@ document.querySelectorAll("[data-hu]").forEach(root => {
     });
   });
 });
+
+// On paper what is folded away is open.
+addEventListener("beforeprint", () => document.querySelectorAll("details").forEach(node => { node.open = true; }));
 
 document.querySelectorAll("button[data-scenario]").forEach(button => {
   button.addEventListener("click", () => scenario.set(button.dataset.scenario));
