@@ -96,10 +96,11 @@ class Lines:
 
     def __init__(self, out: Console, every: int = 10) -> None:
         self._out, self._every = out, every
-        self._stage, self._told = "", -1
+        self._title, self._stage, self._told = "", "", -1
 
     def show(self, state: RunState) -> None:
-        if not self._told >= 0 and not self._stage:
+        if state.title != self._title:  # at first the folder's name, until the case is there
+            self._title = state.title
             self._out.print(state.title, soft_wrap=True)
         for row in state.rows:
             if row["iteration"] > self._told and row["iteration"] % self._every == 0:

@@ -26,8 +26,8 @@ def picture_doses(
 ) -> dict[str, torch.Tensor]:
     """The dose `(z, y, x)`, Gy, of each of the scenarios, by name; where nominal dose is far below `SHOWN`, it is the nominal one.
 
-    Where every scenario was assessed, in voxels that may get hot, doses are the means over voxels of `assessment`; elsewhere those in the
-    middles of voxels, which a picture does not tell apart. Scenarios whose whole dose is known cost nothing.
+    Doses are means over voxels, as the nominal one: those of `assessment` in voxels that may get hot, others are computed. Scenarios whose
+    whole dose is known cost nothing.
     """
     found = {
         scenario.name: assessment.scenario_doses[scenario.name] for scenario in scenarios if scenario.name in assessment.scenario_doses
@@ -40,7 +40,7 @@ def picture_doses(
     near = beside(nominal >= level, patient.grid, max(map(reach, left))) & patient.body_and_rois.flatten()
     near[assessment.voxels] = False
     voxels, here = near.nonzero().flatten(), spots.weighted().to(compute.device)
-    options = dose_options(case, compute.device, spots.weight.dtype)
+    options = {**dose_options(case, compute.device, spots.weight.dtype), "means": True}
     rows: list[list[torch.Tensor]] = []
     for amplitude in ("dose", "letd_dose") if isinstance(case.dose.rbe, str) else ("dose",):
         operators = scenario_operators(patient, machine, here, voxels, left, amplitude=amplitude, **options) if len(voxels) else ()

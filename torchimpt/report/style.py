@@ -17,9 +17,10 @@ from matplotlib.figure import Figure
 from torchimpt.patient import Patient
 
 INK, MUTED, ACCENT = "#1c2327", "#69727a", "#0e6b75"
-_TARGETS = ("#c5283d", "#e07a1f", "#a4336f", "#7a1f2b")
+# two targets and seven organs are far apart for protanopes, deuteranopes and tritanopes, too (tests/report/test_drawn.py)
+_TARGETS = ("#c5283d", "#cc6729", "#a4336f", "#7a1f2b")
 _ORGANS = (
-    "#2667a8", "#1d8a6b", "#7d55a8", "#b98a1d", "#4aa3c7", "#5f7a2b", "#9b5b3a", "#3c4a9e", "#2c9c9c", "#8f8f3a", "#b0619c", "#556b78",
+    "#4161c6", "#1d9162", "#7222df", "#dea722", "#33c0df", "#883577", "#89bd6c", "#9b5b3a", "#3c4a9e", "#2c9c9c", "#8f8f3a", "#556b78",
 )  # fmt: skip
 
 RC: dict[Any, Any] = {

@@ -123,7 +123,7 @@ class Following:
                 self._rows.append(
                     {**row, "iteration": int(row["iteration"]), "value": float(row["value"]), "seconds": float(row["seconds"])}
                 )
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise InputError(f"{path}: line {number} is no row of a history") from error
 
     def _stage(self) -> str:
