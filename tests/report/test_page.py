@@ -37,6 +37,11 @@ class Balance(HTMLParser):
         self.open.pop()
 
 
+def told(page):
+    """The page without its scripts."""
+    return page[: page.index("<noscript>")]
+
+
 def test_the_hottest_tissue_outside_the_targets_is_told_and_warned_of(report_data):
     row = {"scenario": "x+3mm", "d1cm3_gy": 66.0, "max_gy": 70.0, "position_mm": [1.0, 2.0, 3.0], "roi": None, "percent": 110.0}
     hottest = {"volume_cm3": 1.0, "nominal": row, "worst": row, "warning": "hot spot outside the targets"}
@@ -80,7 +85,7 @@ def test_range_scenarios_say_which_way_they_go(report_data):
     assert page.count("range-3% is less stopping power, longer range.") == 2  # beside the goals, and under the table of scenarios
     assert "<title>range -3 % (less stopping power, longer range): " in page
     nominal = {name: doses for name, doses in report_data.roi_doses.items() if name != "range-3%"}
-    assert "stopping power" not in render_report(replace(report_data, roi_doses=nominal, goals=()))
+    assert "stopping power" not in told(render_report(replace(report_data, roi_doses=nominal, goals=())))
     assert scenario_text("y-2mm/range+3.5%") == "y-2mm/range +3.5 % (more stopping power, shorter range)"
     assert scenario_text("nominal") == "nominal" and scenario_note(["nominal", "x+3mm"]) == ""
     both = scenario_note(["range+3%", "x+1mm/range+3%", "range-3%"])
@@ -152,7 +157,7 @@ def test_page_without_plan_or_goals(report_data):
 def test_page_of_a_patient_without_rois(report_data):
     patient = replace(report_data.patient, rois={})
     bare = replace(report_data, patient=patient, roi_doses={"nominal": {}}, targets=(), goals=(), metrics={}, history=(), spots=None)
-    assert "Dose-volume" not in render_report(bare)
+    assert "Dose-volume" not in told(render_report(bare))
 
 
 def test_what_each_scenario_does_to_each_goal(report_data):
@@ -163,7 +168,7 @@ def test_what_each_scenario_does_to_each_goal(report_data):
     assert rows == ["nominal", "range-3%", "x+3mm"]
     failing = sum(value < 50 for value in report_data.goals[0]["values"].values())
     failing += sum(value > 20 for value in report_data.goals[1]["values"].values())
-    assert table.count("fails") == failing > 0
+    assert table.count("fail fails") == failing > 0
 
 
 def test_how_it_was_made_tells_what_makes_it_again(report_data):
