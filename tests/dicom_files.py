@@ -20,7 +20,7 @@ METERSETS = (50.0, 20.0)
 """Of each field in a fraction: five and four times the sums of the weights."""
 
 
-def _file(sop_class: str, modality: str) -> FileDataset:
+def new_file(sop_class: str, modality: str) -> FileDataset:
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = sop_class, generate_uid()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -59,7 +59,7 @@ def _field(number: int, gantry: float, couch: float, layers: list) -> Dataset:
 
 def ion_plan() -> FileDataset:
     """The plan of `FIELDS` in four fractions; beams are numbered 1 and 2."""
-    plan = _file(ION_PLAN, "RTPLAN")
+    plan = new_file(ION_PLAN, "RTPLAN")
     plan.RTPlanLabel = "two fields"
     plan.IonBeamSequence = [_field(i, *field) for i, field in enumerate(FIELDS, start=1)]
     setup = Dataset()
@@ -82,7 +82,7 @@ VALUES = np.arange(2 * 3 * 4, dtype=np.uint16).reshape(2, 3, 4)
 
 def dose() -> FileDataset:
     """A dose of beam 2 with `VALUES`, in steps of 0.5 Gy."""
-    file = _file(DOSE, "RTDOSE")
+    file = new_file(DOSE, "RTDOSE")
     file.Rows, file.Columns, file.NumberOfFrames = 3, 4, 2
     file.BitsAllocated = file.BitsStored = 16
     file.HighBit, file.PixelRepresentation, file.SamplesPerPixel, file.PhotometricInterpretation = 15, 0, 1, "MONOCHROME2"

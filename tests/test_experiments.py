@@ -51,3 +51,15 @@ def test_plan_case_script_plans_the_phantom(optimizer: str, tmp_path: Path) -> N
 def test_notebook_is_committed_without_output(path: Path) -> None:
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     assert not [cell for cell in cells if cell["cell_type"] == "code" and (cell["outputs"] or cell["execution_count"] is not None)]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:ROI .* more than a fifth")  # voxels of 8 mm
+def test_robust_modes_script_tells_plans_with_and_without_a_constraint(tmp_path: Path) -> None:
+    module = script("robust_modes")
+    small = {"grid": 8.0, "spacing": 14.0, "iterations": 60, "samples": 3, "limit": 15.0, "only": "sum,nominal"}
+    found = module.main(module.Config(**small, out=str(tmp_path)))["plans"]
+    assert list(found) == ["sum", "nominal", "sum, cord max 30 Gy a constraint", "sum, cord max 15 Gy a constraint"]
+    held, free = found["sum, cord max 15 Gy a constraint"], found["sum"]
+    assert held["cord_d2"] < free["cord_d2"] and held["violation"].endswith(" Gy") and not free["violation"]
+    assert json.loads((tmp_path / "results.json").read_text())["plans"].keys() == found.keys()

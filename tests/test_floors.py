@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "torchimpt"
 
 FLOORS = (
     {"checks", "constants", "sums", "version"},
-    {"files", "geometry", "memory", "quantities", "scenarios"},
+    {"contours", "files", "geometry", "memory", "processes", "quantities", "scenarios"},
     {"columns"},
     {"scanner"},
     {"hu_table"},
@@ -31,7 +31,7 @@ FLOORS = (
     {"case"},
     {"planning"},
     {"runs"},
-    {"studies"},
+    {"inspection", "studies"},
     {"cli"},
     {"__main__"},
 )
@@ -39,7 +39,7 @@ FLOORS = (
 
 STRANGERS = {
     "objectives": {"dose", "machine", "spots"},
-    "optim": {"dose", "machine", "patient", "physics", "spots", "objectives", "quantities"},
+    "optim": {"dose", "machine", "patient", "physics", "spots", "objectives", "quantities", "processes"},
     "evaluate": {"dose", "machine", "optim", "objectives", "schemes"},
     "io": {"dose", "optim", "objectives", "schemes"},
     "report": {"dose", "optim", "objectives", "schemes", "io"},

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torchimpt.checks import InputError
-from torchimpt.geometry import Beam, Grid, bev_rotation, from_bev, magnification, to_bev
+from torchimpt.geometry import POSITIONS, Beam, Grid, bev_rotation, from_bev, magnification, table_axes, to_bev
 
 ISOCENTER = (10.0, -20.0, 30.0)
 
@@ -116,3 +116,31 @@ def test_float32_points_stay_float32():
     points = torch.tensor([[1.0, 2.0, 3.0]])
     beam = Beam(30, 40, ISOCENTER)
     assert to_bev(points, beam).dtype == from_bev(points, beam).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("position", "turned"),
+    [
+        ("FFS", lambda gantry, couch: (gantry, couch + 180.0)),
+        ("HFP", lambda gantry, couch: (gantry + 180.0, -couch)),
+        ("FFP", lambda gantry, couch: (gantry + 180.0, -couch - 180.0)),
+    ],
+)
+def test_who_lies_otherwise_is_seen_as_with_table_and_gantry_turned(position, turned):
+    """Feet first is head first with the table turned half round; prone is supine with the gantry on the other side, the table mirrored."""
+    rotation = bev_rotation(Beam(35.0, 20.0, position=position))
+    torch.testing.assert_close(rotation, bev_rotation(Beam(*turned(35.0, 20.0))), atol=1e-14, rtol=0)
+
+
+def test_every_position_has_its_side_up_and_its_end_first():
+    up = {"HFS": "A", "HFP": "P", "HFDR": "L", "HFDL": "R", "FFS": "A", "FFP": "P", "FFDR": "L", "FFDL": "R"}
+    side = {"A": [0, -1, 0], "P": [0, 1, 0], "L": [1, 0, 0], "R": [-1, 0, 0]}
+    for position in POSITIONS:
+        axes = table_axes(position)
+        assert float(torch.linalg.det(axes)) == 1.0 and axes[1].tolist() == [0, 0, 1 if position[0] == "H" else -1]
+        # gantry 0 comes from above
+        torch.testing.assert_close(bev_rotation(Beam(0.0, position=position))[2], torch.tensor(side[up[position]]).double())
+    with pytest.raises(InputError, match=r"position must be one of HFS, .*, got 'HFX' \(did you mean"):
+        Beam(position="HFX")
+    beam = Beam(10.0)
+    assert beam.lies == "HFS" and beam.on("FFP").lies == "FFP" and beam.on("FFP").on("HFS").lies == "FFP"

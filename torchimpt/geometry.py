@@ -2,8 +2,8 @@
 
 Patient frame: DICOM LPS, mm (x to patient left, y to posterior, z to superior); arrays are `(z, y, x)`.
 IEC 61217 for a head-first supine patient: table frame `Xs = x - iso_x`, `Ys = z - iso_z`, `Zs = -(y - iso_y)`;
-the couch turns the table about the vertical `Zf`, the gantry turns about `Yf` and has its source at
-`SAD (sin g, 0, cos g)`. `(Xg, Yg)` are the beam's-eye-view (BEV) axes, `Zg` points to the source.
+for one who lies otherwise: `table_axes`. The couch turns the table about the vertical `Zf`, the gantry turns about `Yf`
+and has its source at `SAD (sin g, 0, cos g)`. `(Xg, Yg)` are the beam's-eye-view (BEV) axes, `Zg` points to the source.
 """
 
 from __future__ import annotations
@@ -20,6 +20,10 @@ THICKEST = 400.0
 
 FARTHEST = 5000.0
 """No gantry's nozzle lies farther from the isocentre, mm."""
+
+POSITIONS = ("HFS", "HFP", "HFDR", "HFDL", "FFS", "FFP", "FFDR", "FFDL")
+"""How a patient lies on the table, by DICOM's names (Patient Position): head or feet first, that is towards the gantry; supine, prone, or
+on the right or left side (decubitus)."""
 
 SHIFTER_RULES = ("all", "layers", "beam")
 """Which energy layers of a beam go through its range shifter: every one; those that need it, in a group of their own; every one where any
@@ -136,6 +140,8 @@ class Beam:
         LPS point, mm; None means the target's centroid, filled in by `place_spots`.
     shifter
         Range shifter that some or all of its energy layers go through; None where there is none.
+    position
+        How the patient lies, one of `POSITIONS`; None: as in the CT, filled in by `place_spots`, else head first supine.
 
     Examples
     --------
@@ -149,8 +155,11 @@ class Beam:
     couch: float = 0.0
     isocenter: tuple[float, float, float] | None = None
     shifter: RangeShifter | None = None
+    position: str | None = None
 
     def __post_init__(self) -> None:
+        if self.position is not None:
+            check_position(self.position)
         for name in ("gantry", "couch"):
             value = float(getattr(self, name))
             if not math.isfinite(value):
@@ -163,14 +172,40 @@ class Beam:
         """This beam with `isocenter` where it had none of its own."""
         return self if self.isocenter is not None else replace(self, isocenter=isocenter)
 
+    def on(self, position: str) -> Beam:
+        """This beam for a patient who lies in `position`, where it did not say."""
+        return self if self.position is not None else replace(self, position=position)
+
+    @property
+    def lies(self) -> str:
+        """The patient's position."""
+        return self.position or "HFS"
+
+
+def check_position(position: str) -> str:
+    """Return `position`, or raise where it is none of `POSITIONS`."""
+    if position not in POSITIONS:
+        raise InputError(f"a patient's position must be one of {', '.join(POSITIONS)}, got '{position}'{nearest(position, POSITIONS)}")
+    return position
+
+
+def table_axes(position: str = "HFS") -> torch.Tensor:
+    """Rotation `(3, 3)`, float64, from LPS to the table of IEC 61217 for a patient who lies so: its rows are Xs, Ys, Zs in LPS.
+
+    `Ys` runs into the gantry, along the body to the end that goes first; `Zs` up, to the side that does; `Xs = Ys x Zs`.
+    """
+    along = torch.tensor([0.0, 0.0, 1.0 if position.startswith("H") else -1.0], dtype=torch.float64)
+    up = {"S": [0.0, -1.0, 0.0], "P": [0.0, 1.0, 0.0], "DR": [1.0, 0.0, 0.0], "DL": [-1.0, 0.0, 0.0]}[check_position(position)[2:]]
+    vertical = torch.tensor(up, dtype=torch.float64)
+    return torch.stack((torch.linalg.cross(along, vertical), along, vertical))
+
 
 def bev_rotation(beam: Beam) -> torch.Tensor:
     """Rotation `(3, 3)`, float64: its rows are the axes Xg, Yg, Zg in LPS, so that `p_g = R (p - isocenter)`."""
     g, c = math.radians(beam.gantry), math.radians(beam.couch)
-    lps_to_table = torch.tensor([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]], dtype=torch.float64)
     couch = torch.tensor([[math.cos(c), -math.sin(c), 0], [math.sin(c), math.cos(c), 0], [0, 0, 1]], dtype=torch.float64)
     gantry = torch.tensor([[math.cos(g), 0, -math.sin(g)], [0, 1, 0], [math.sin(g), 0, math.cos(g)]], dtype=torch.float64)
-    return gantry @ couch @ lps_to_table
+    return gantry @ couch @ table_axes(beam.lies)
 
 
 def to_bev(points: torch.Tensor, beam: Beam, shift: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> torch.Tensor:

@@ -13,7 +13,9 @@ from torchimpt.checks import InputError
 
 
 def available_memory(device: torch.device | str = "cpu") -> int:
-    """Bytes that can still be allocated on the device, as the operating system or the driver tells."""
+    """Bytes that can still be allocated on the device, as the operating system or the driver tells; of the host's memory an equal part,
+    where a launcher has started several processes on it.
+    """
     device = torch.device(device)
     if device.type == "cuda":
         # what torch has taken from the driver and holds in reserve is free, too
@@ -21,7 +23,8 @@ def available_memory(device: torch.device | str = "cpu") -> int:
         return torch.cuda.mem_get_info(device)[0] + reserve
     free = _system_memory()
     limit = _cgroup_headroom()
-    return free if limit is None else min(free, limit)
+    here = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return (free if limit is None else min(free, limit)) // max(1, int(here) if here.isdigit() else 1)
 
 
 def check_memory(what: str, size: float, device: torch.device | str, advice: str) -> None:

@@ -10,7 +10,8 @@ from functools import reduce
 import torch
 
 from torchimpt.checks import InputError, is_plain, nearest
-from torchimpt.geometry import Grid
+from torchimpt.contours import Contours
+from torchimpt.geometry import Grid, check_position
 from torchimpt.hu_table import HuTable
 
 ROLES = ("target", "oar", "external")
@@ -36,12 +37,15 @@ class ROI:
         `"target"`, `"oar"` or `"external"` (the body's outline, at most one).
     rsp
         Relative stopping power of all that is inside where it is known better than from the CT (an implant, a couch); None: the CT's.
+    outline
+        What was drawn, where it is known: it is finer than the mask, and tells volumes and where points lie.
     """
 
     name: str
     mask: torch.Tensor
     role: str = "oar"
     rsp: float | None = None
+    outline: Contours | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.name or not is_plain(self.name):
@@ -104,6 +108,8 @@ class Patient(Regions):
         The CT's own HU-to-stopping-power table, if its file has one.
     original
         The patient as it was read, where this one is on another grid.
+    position
+        How the patient lies on the table, one of `torchimpt.geometry.POSITIONS`: what gantry and couch angles start from.
 
     Examples
     --------
@@ -121,8 +127,10 @@ class Patient(Regions):
     name: str = ""
     hu_table: HuTable | None = None
     original: Patient | None = field(default=None, repr=False)
+    position: str = "HFS"
 
     def __post_init__(self) -> None:
+        check_position(self.position)
         if tuple(self.hu.shape) != self.grid.shape:
             raise InputError(f"the CT's shape {tuple(self.hu.shape)} does not fit the grid's {self.grid.shape} (z, y, x)")
         bad = int((~torch.isfinite(self.hu)).sum())
@@ -156,7 +164,9 @@ class Patient(Regions):
         return self.body | self.union(self.rois) if self.rois else self.body
 
     def volume(self, name: str) -> float:
-        """Volume of the ROI, mm^3."""
+        """Volume of the ROI, mm^3: of what was drawn, where the patient is as it was read, else of its voxels."""
+        if self.original is None and (drawn := self.roi(name).outline) is not None:
+            return drawn.volume
         return float(self.roi(name).mask.sum()) * math.prod(self.grid.spacing)
 
     @property

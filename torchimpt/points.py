@@ -103,7 +103,7 @@ def cell_points(
     Parameters
     ----------
     patient
-        On the dose grid; ROIs are taken from what was read (`patient.original`), where that is finer.
+        On the dose grid; ROIs are taken from what was read (`patient.original`), where that is finer, and from what was drawn.
     names
         ROIs that are looked at, in the voxels of their union.
     spacing
@@ -177,13 +177,31 @@ def _parts(grid: Grid, voxels: Tensor, parts: tuple[int, int, int], seed: int | 
 
 
 def _masks(read: Patient, points: Tensor) -> dict[str, Tensor]:
-    """Masks `(n,)` of the ROIs at points `(n, 3)`: in which voxel these lie as the ROIs were read; nowhere outside."""
-    grid, flat, inside = read.grid, torch.zeros((), dtype=torch.int64), torch.ones((), dtype=torch.bool)
+    """Masks `(n,)` of the ROIs at points `(n, 3)`: in which voxel these lie as the ROIs were read, and in voxels at an edge on which side
+    of what was drawn, where that is known; nowhere outside.
+    """
+    grid, at, inside = read.grid, [], torch.ones((), dtype=torch.bool)
     for axis, end in enumerate(grid.shape):
         place = ((points[:, 2 - axis] - grid.origin[2 - axis]) / grid.spacing[2 - axis] + 0.5).floor().long()
         inside = inside & (place >= 0) & (place < end)
-        flat = flat * end + place.clamp(0, end - 1)
-    return {name: roi.mask.flatten()[flat] & inside for name, roi in read.rois.items()}
+        at.append(place.clamp(0, end - 1))
+    masks = {}
+    for name, roi in read.rois.items():
+        masks[name] = roi.mask[at[0], at[1], at[2]] & inside
+        if roi.outline is not None:
+            near = (_at_edge(roi.mask, at) & inside).nonzero().flatten()
+            masks[name][near] = roi.outline.contains(points[near])
+    return masks
+
+
+def _at_edge(mask: Tensor, at: Sequence[Tensor]) -> Tensor:
+    """Whether voxels at indices `at`, `(n,)` each of z, y and x, have a neighbour on the other side of a mask's edge."""
+    own, differs = mask[at[0], at[1], at[2]], torch.zeros(len(at[0]), dtype=torch.bool)
+    steps = [(0, j, i) for j in (-1, 0, 1) for i in (-1, 0, 1) if (j, i) != (0, 0)]
+    for step in [(-1, 0, 0), (1, 0, 0), *steps]:
+        beside = [(place + d).clamp(0, n - 1) for place, d, n in zip(at, step, mask.shape, strict=True)]
+        differs |= mask[beside[0], beside[1], beside[2]] != own
+    return differs
 
 
 def _signature(masks: Sequence[Tensor]) -> tuple[Tensor, int]:

@@ -1,4 +1,4 @@
-"""Sums that come out the same, bit for bit, whatever the number of threads.
+"""Sums that come out the same, bit for bit, whatever the number of threads, and whatever other sums are made beside them.
 
 torch gives each thread a part of a sum that ends in one number, and adds up the parts: with two threads a plan's objective would round
 otherwise than with one, and after a hundred iterations that is another plan. The same goes for dot products in BLAS, which are not used.
@@ -19,7 +19,7 @@ SHORT = 32768
 def total(values: Tensor) -> Tensor:
     """Sum over the last dimension, accumulated in float64: `(...)` of `(..., n)`."""
     n = values.shape[-1]
-    if n < SHORT or n < values.numel():  # where several sums are asked for, each is one thread's own
+    if n < SHORT:
         return values.sum(-1, dtype=torch.float64)
     whole = n - n % PARTS
     parts = values[..., :whole].unflatten(-1, (PARTS, -1)).sum(-1, dtype=torch.float64)

@@ -151,10 +151,8 @@ def test_what_is_registered_later_is_known(case_file, monkeypatch):
     assert load_case(case_file, ["robustness.mode=twice"]).mode() == Sum((2.0,) * 9)
     with pytest.raises(InputError, match=r"one of sum.*, twice, got 'twic' \(did you mean 'twice'\?\)"):
         load_case(case_file, ["robustness.mode=twic"])
-    with pytest.raises(InputError, match="comes with a later version"):
-        load_case(case_file, ["patient={source='dicom', path='ct'}"])
-    monkeypatch.setitem(patient.READERS, "dicom", lambda path: None)
-    load_case(case_file, ["patient={source='dicom', path='ct'}"])
+    monkeypatch.setitem(patient.READERS, "mha", lambda path: None)
+    load_case(case_file, ["patient={source='mha', path='ct'}"])
     monkeypatch.setitem(machine.READERS, "mine", lambda path: None)
     load_case(case_file, ["machine={format='mine', path='ct'}"])
 
@@ -200,11 +198,12 @@ def test_every_kind_of_objective(kind):
         ("robustness={mode='minimax'}", r"robustness.mode must be one of sum.*, got 'minimax'"),
         ("dose.gradient=autgrad", r"dose.gradient must be one of analytic, autograd, got 'autgrad' \(did you mean 'autograd'\?\)"),
         ("dose.engine=autograd", r"dose.engine must be one of matrix, matrix_free, got 'autograd'"),
-        ("patient.source=dcm", r"patient.source must be one of openkbp, matrad, image, phantom, got 'dcm'$"),
         (
-            "patient.source=dicom",
-            r"patient.source = 'dicom' comes with a later version; until then convert the CT and its ROIs to .mha and use",
+            "patient.source=dicm",
+            r"patient.source must be one of openkbp, dicom, matrad, image, phantom, got 'dicm' \(did you mean 'dicom'\?\)",
         ),
+        ("patient.structures=CT_1", r"source = 'image' takes no structures"),
+        ("patient.position=HFR", r"patient.position must be one of HFS, HFP, .*, got 'HFR'"),
         ("patient.source=openkpb", r"patient.source must be one of openkbp, .*\(did you mean 'openkbp'\?\)"),
         ("patient.path=tc", r"patient.path: no such file or folder: .*tc \(did you mean 'ct'\?\)"),
         ("patient={path='ct'}", r"'patient.source' is missing \(where the patient comes from; one of openkbp"),
@@ -236,7 +235,7 @@ def test_every_kind_of_objective(kind):
         ("objective.0.volume_percent=120", r"objective\[0\]: objective min_dvh of 'PTV70': volume_percent must be 0 to 100, got 120"),
         (
             "objective.0.wieght=2",
-            r"'min_dvh' takes no wieght \(did you mean 'weight'\?\); it takes roi, kind, quantity, dose_gy, letd_kev_um, letd_dose_gy_kev_um, weight, mode, volume_percent",
+            r"'min_dvh' takes no wieght \(did you mean 'weight'\?\); it takes roi, kind, quantity, dose_gy, letd_kev_um, letd_dose_gy_kev_um, weight, mode, constraint, volume_percent",
         ),
         ("objective.0.dose=2", r"takes no dose \(did you mean 'dose_gy'\?\)"),
         ("robustness.mode=some", r"robustness.mode must be one of sum.*, got 'some' \(did you mean 'sum'\?\)"),

@@ -13,7 +13,6 @@ from torchimpt.cli.app import main
 from torchimpt.cli.logs import set_up
 from torchimpt.cli.show import show_run
 from torchimpt.dose.models import MODELS
-from torchimpt.io.patient import LATER as LATER_SOURCES
 from torchimpt.io.patient import SOURCES
 from torchimpt.machine import READERS, generic
 from torchimpt.objectives import KINDS, MODES, Sum
@@ -99,7 +98,6 @@ def test_new_case_names_what_is_registered(run, tmp_path, monkeypatch):
     text = (tmp_path / "case.toml").read_text()
     for names in (SOURCES, READERS, MODELS, METHODS, SCHEMES, MODES, KINDS):
         assert " | ".join(names) in text
-    assert not [name for name in LATER_SOURCES if name in text]
     assert "matrix | matrix_free\n" in text and "float32 | float64\n" in text and "{" not in text
 
 

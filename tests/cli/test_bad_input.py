@@ -75,7 +75,7 @@ IMAGE = ("patient={source='image', path='ct'}", "dose.grid_mm=10", "objective[2]
         (["joint.start=plan.json"], r"joint\.start: no such file or folder: .*plan\.json"),
         (["joint.start=tiny.toml"], r"tiny\.toml: a plan must be plan\.json, a \.csv spot list or a DICOM RT Ion Plan"),
         (["machine={format='bdl', path='.'}"], "machine: format = 'bdl' needs curves"),
-        (["patient={source='dicom', path='.'}"], r"later version"),
+        (["patient={source='dicom', path='.'}"], r"has no CT slice \(CT Image Storage\); it has no DICOM file"),
     ],
 )  # fmt: skip
 def test_wrong_case(refused, overrides, message):

@@ -33,7 +33,8 @@ def test_fields_as_the_file_has_them(plan):
     found = read_ion_plan(plan)
     assert (found.label, found.fractions, len(found.fields)) == ("two fields", 4, 2)
     first, second = found.fields
-    assert first.beam == Beam(30.0, 10.0, (1.0, -2.0, 3.0)) and second.beam == Beam(270.0, 0.0, (1.0, -2.0, 3.0))
+    assert first.beam == Beam(30.0, 10.0, (1.0, -2.0, 3.0), position="HFS")
+    assert second.beam == Beam(270.0, 0.0, (1.0, -2.0, 3.0), position="HFS")
     assert (first.number, first.name, first.sad, first.unit, first.devices) == (1, "f1", (2000.0, 2560.0), "MU", ())
     # the spot of weight zero is left out, and so are the second control points
     assert first.energy.tolist() == [110.0, 110.0, 100.0]
@@ -44,7 +45,7 @@ def test_fields_as_the_file_has_them(plan):
 
 def test_spots_have_the_courses_protons(plan):
     spots = read_plan(plan, machine=MACHINE, dtype=torch.float64)
-    assert spots.beams == (Beam(30.0, 10.0, (1.0, -2.0, 3.0)), Beam(270.0, 0.0, (1.0, -2.0, 3.0)))
+    assert spots.beams == tuple(Beam(*angles, (1.0, -2.0, 3.0), position="HFS") for angles in ((30.0, 10.0), (270.0, 0.0)))
     assert spots.layer_energy.tolist() == [110.0, 100.0, 105.0] and spots.beam.tolist() == [0, 0, 0, 1, 1]
     assert spots.position.tolist() == [[-8.0, 3.0], [9.0, 1.0], [0.0, 0.0], [5.0, 5.0], [-5.0, 2.0]]
     expected = [4 * mu * e / 20 for mu, e in ((10, 110), (30, 110), (10, 100), (16, 105), (4, 105))]
@@ -66,7 +67,7 @@ def test_the_cases_beams_take_the_place_of_the_files(plan, caplog):
     found = read_ion_plan(plan)
     with caplog.at_level(logging.WARNING):
         beams = found.spots(MACHINE, [Beam(0.0), Beam(270.0, 0.0, (9.0, 8.0, 7.0))]).beams
-    assert beams == (Beam(0.0, 0.0, (1.0, -2.0, 3.0)), Beam(270.0, 0.0, (9.0, 8.0, 7.0)))
+    assert beams == (Beam(0.0, 0.0, (1.0, -2.0, 3.0), position="HFS"), Beam(270.0, 0.0, (9.0, 8.0, 7.0), position="HFS"))
     assert "gantry 30, couch 10" in caplog.text and "gantry 0, couch 0" in caplog.text
     caplog.clear()
     assert found.beams([Beam(30.0, 10.0), Beam(270.0)]) == found.beams() and not caplog.text
@@ -112,7 +113,7 @@ def test_what_a_machine_must_have(plan):
         (lambda p: setattr(p.FractionGroupSequence[0], "NumberOfFractionsPlanned", 0), "NumberOfFractionsPlanned must be 1 or more"),
         (lambda p: delattr(p.FractionGroupSequence[0].ReferencedBeamSequence[1], "BeamMeterset"), "beam 2 'f2' has no BeamMeterset"),
         (lambda p: p.FractionGroupSequence[0].ReferencedBeamSequence.pop(), "beam 2 'f2' has no BeamMeterset"),
-        (lambda p: setattr(p.PatientSetupSequence[0], "PatientPosition", "FFS"), "the patient's position is FFS; torchimpt knows head first"),
+        (lambda p: setattr(p.PatientSetupSequence[0], "PatientPosition", "LFP"), "the patient's position is LFP; a plan for one of HFS, HFP"),
         (lambda p: setattr(p.IonBeamSequence[1], "PrimaryDosimeterUnit", "MINUTE"), "must be MU or NP, got 'MINUTE'"),
         (lambda p: setattr(p.IonBeamSequence[1], "RadiationType", "ION"), "beam 2 'f2' is of ION; torchimpt plans with protons"),
         (lambda p: setattr(p.IonBeamSequence[1], "ScanMode", "UNIFORM"), "has scan mode UNIFORM; only fields of scanned spots"),

@@ -52,6 +52,13 @@ def plan() -> Spots:
     return Spots.from_columns(BEAMS, *zip(*rows, strict=True))
 
 
+def test_a_patient_who_lies_otherwise_is_refused(tmp_path):
+    beams = [replace(BEAMS[0], position="FFP")]
+    spots = Spots.from_columns(beams, (0,), (100.0,), (0.0,), (0.0,), (1.0,))
+    with pytest.raises(InputError, match="the patient lies FFP; MCsquare's angles are for head first supine"):
+        export_mcsquare(tmp_path / "mc", patient(), generic(), spots, 1, "t")
+
+
 def test_range_shifters(tmp_path):
     """Lexan by its number, and in a layer that goes through it place and thickness, less the air that MCsquare counts behind it."""
     shifter = RangeShifter(45.0, 300.0)

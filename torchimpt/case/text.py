@@ -42,13 +42,17 @@ def _value(text: str) -> Any:
 
 
 def apply_overrides(data: dict[str, Any], overrides: Iterable[str]) -> None:
-    """Set `section.key=value` pairs in the tree, in place; `objective[0].weight` and `objective.0.weight` reach into a list."""
+    """Set `section.key=value` pairs in the tree, in place.
+
+    `objective[0].weight` and `objective.0.weight` reach into a list, and so does the ROI that an entry is about, with its kind where there
+    are several: `objective.PTV.weight`, `objective.PTV.min_dose.weight`.
+    """
     for override in overrides:
         key, equals, text = override.partition("=")
         parts = [part for part in re.split(r"[.\[\]]", key.strip()) if part]
         if not equals or not parts:
             raise InputError(f"--set {override}: write section.key=value, e.g. --set optimizer.max_iterations=100")
-        node: Any = data
+        parts, node = _numbered(data, parts, override), data
         for i, part in enumerate(parts):
             at: Any = part
             where, last = ".".join(parts[:i]) or "the case", i == len(parts) - 1
@@ -62,6 +66,31 @@ def apply_overrides(data: dict[str, Any], overrides: Iterable[str]) -> None:
                 node[at] = _value(text.strip())
             else:
                 node = node[at] if isinstance(node, list) else node.setdefault(at, {})
+
+
+def _numbered(data: Mapping[str, Any], parts: list[str], override: str) -> list[str]:
+    """An override's key with the number of a list's entry in the place of its ROI, and its kind."""
+    entries = data.get(parts[0])
+    if len(parts) < 3 or not isinstance(entries, list) or parts[1].isdigit():
+        return parts
+    about = [i for i, entry in enumerate(entries) if isinstance(entry, dict) and entry.get("roi") == parts[1]]
+    kinds = {str(entries[i].get("kind", entries[i].get("metric"))): i for i in about}
+    if len(about) > 1 and len(parts) > 3 and parts[2] in kinds:
+        return [parts[0], str(kinds[parts[2]]), *parts[3:]]
+    if len(about) > 1:
+        raise InputError(
+            f"--set {override}: {len(about)} entries of [[{parts[0]}]] are about '{parts[1]}'; say which, by kind or number: "
+            + ", ".join(f"{parts[0]}.{parts[1]}.{kind} = {parts[0]}[{i}]" for kind, i in kinds.items())
+        )
+    return [parts[0], str(about[0]), *parts[2:]] if about else parts
+
+
+def values_of(text: str) -> list[Any]:
+    """A list of values as TOML reads `[text]`; what is no TOML is cut at commas, but within quotes and brackets: names need no quotes."""
+    found = _value(f"[{text}]")
+    if isinstance(found, list):
+        return found
+    return [_value(part.strip()) for part in re.findall(r'(?:\[[^\]]*\]|"[^"]*"|[^,])+', text) if part.strip()]
 
 
 def _dotted(location: tuple[int | str, ...]) -> str:
@@ -104,14 +133,6 @@ def _choices(annotation: Any) -> list[str]:
     return [choice for part in get_args(annotation) for choice in _choices(part)]
 
 
-def _later(*annotations: Any) -> dict[str, str]:
-    """What a `OneOf` among these, also inside `X | None`, will take in a later version, and what to do until then."""
-    found: dict[str, str] = {}
-    for annotation in annotations:
-        found |= annotation.later if isinstance(annotation, OneOf) else _later(*get_args(annotation))
-    return found
-
-
 def choices(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     """The names that a key takes, empty where it takes no names: `choices(Case, ("optimizer", "method"))`."""
     field = _section(model, location).model_fields.get(str(location[-1])) if location else None
@@ -146,8 +167,6 @@ def describe(error: ValidationError, model: type[BaseModel], label: str) -> str:
         about = about[:1].lower() + about[1:] if about[1:2].islower() else about
         options = f"; one of {', '.join(names)}" if names else ""
         text = f"'{name}' is missing ({about}{options})"
-    elif kind == "literal_error" and field is not None and str(found) in (later := _later(field.annotation, *field.metadata)):
-        text = f"{name} = '{found}' comes with a later version; until then {later[str(found)]}"
     elif kind == "literal_error":
         text = f"{name} must be one of {', '.join(names)}, got {short(found)}{nearest(str(found), names)}"
     elif kind == "value_error":
@@ -162,15 +181,16 @@ def describe(error: ValidationError, model: type[BaseModel], label: str) -> str:
     return f"{label}: {text}{more}"
 
 
-def _scalar(value: Any) -> str:
+def scalar(value: Any) -> str:
+    """A value as TOML writes it."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (int, float)):
         return repr(value)
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(_scalar(item) for item in value)}]"
+        return f"[{', '.join(scalar(item) for item in value)}]"
     if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{key} = {_scalar(item)}' for key, item in value.items() if item is not None)}}}"
+        return f"{{{', '.join(f'{key} = {scalar(item)}' for key, item in value.items() if item is not None)}}}"
     return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
@@ -184,8 +204,8 @@ def dump_toml(data: Mapping[str, Any]) -> str:
         if isinstance(value, Mapping) or (tables and all(isinstance(table, Mapping) for table in tables)):
             header = f"[{key}]" if isinstance(value, Mapping) else f"[[{key}]]"
             for table in tables:
-                rows = [f"{name} = {_scalar(item)}" for name, item in table.items() if item is not None]
+                rows = [f"{name} = {scalar(item)}" for name, item in table.items() if item is not None]
                 sections.append("\n".join([header, *rows]))
         elif value is not None and tables:
-            lines.append(f"{key} = {_scalar(value)}")
+            lines.append(f"{key} = {scalar(value)}")
     return "\n\n".join(["\n".join(lines), *sections]).strip("\n") + "\n"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -132,8 +132,6 @@ class OneOf:
     """
 
     names: Collection[str]
-    later: Mapping[str, str] = field(default_factory=dict)
-    """Names that are not there yet, each with what to do until then: they get a message of their own."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_plain_validator_function(self._known)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 import typer
 
 from torchimpt.cli.border import run as run_command_line
-from torchimpt.cli.streams import printing
+from torchimpt.cli.streams import follows, printing
 
 if TYPE_CHECKING:  # what the commands need is imported when one is called: `--help` is there at once
     from torchimpt.case import Case
@@ -34,9 +34,18 @@ def _version(asked: bool) -> None:
         raise typer.Exit()
 
 
+TOGETHER = ("plan", "dose", "evaluate")
+"""Commands that several processes do together, as `torchrun` starts them; of any other the first process does all."""
+
+
 @app.callback()
-def root(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False) -> None:
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
     """Proton therapy planning: differentiable dose, fast robust optimization."""
+    if follows() and context.invoked_subcommand not in TOGETHER:
+        raise typer.Exit()
 
 
 CaseFile = Annotated[Path, typer.Argument(metavar="CASE.toml", help="The case file; `torchimpt new NAME` writes one.")]
@@ -55,8 +64,12 @@ def _case(path: Path, overrides: list[str] | None, dtype: str | None, seed: int 
     """The case file, or that of a run folder, with the command line's overrides, the flags last."""
     from torchimpt.case import load_case
 
-    flags = [f"{key}={value}" for key, value in (("dose.dtype", dtype), ("seed", seed)) if value is not None]
-    return load_case(path, [*(overrides or ()), *flags])
+    return load_case(path, [*(overrides or ()), *_flags(dtype, seed)])
+
+
+def _flags(dtype: str | None, seed: int | None) -> list[str]:
+    """The flags that stand for keys, as overrides."""
+    return [f"{key}={value}" for key, value in (("dose.dtype", dtype), ("seed", seed)) if value is not None]
 
 
 def _progress(quiet: bool, verbose: bool) -> Progress:
@@ -89,12 +102,16 @@ def plan(
 ) -> None:
     """Plan a case: place spots, compute dose, optimize, evaluate, report."""
     progress = _progress(quiet, verbose)
-    case = _case(case_file, overrides, dtype, seed)
 
     from torchimpt.cli.show import show_run
+    from torchimpt.processes import joined
     from torchimpt.runs.commands import run_plan
 
-    result = run_plan(case, out, device=device, threads=threads, resume=resume, progress=progress)
+    with joined(device) as team:
+        case = _case(case_file, overrides, dtype, seed)
+        result = run_plan(case, out, device=device, threads=threads, resume=resume, progress=progress, team=team)
+    if not team.leads:
+        return
     show_run(result.metrics, out)
     if not result.metrics["converged"]:
         raise typer.Exit(3)
@@ -117,13 +134,16 @@ def dose(
 ) -> None:
     """Compute the dose of a given plan or spot list on the case's patient and machine; nothing is optimized."""
     progress = _progress(quiet, verbose)
-    case = _case(case_file, overrides, dtype, seed)
 
     from torchimpt.cli.show import show_run
+    from torchimpt.processes import joined
     from torchimpt.runs.commands import run_dose
 
-    result = run_dose(case, plan, out, device=device, threads=threads, progress=progress)
-    show_run(result.metrics, out)
+    with joined(device) as team:
+        case = _case(case_file, overrides, dtype, seed)
+        result = run_dose(case, plan, out, device=device, threads=threads, progress=progress, team=team)
+    if team.leads:
+        show_run(result.metrics, out)
 
 
 @app.command()
@@ -150,17 +170,62 @@ def evaluate(
 ) -> None:
     """Evaluate a run in scenarios other than those it was planned with: DVH bands and goals."""
     progress = _progress(quiet, verbose)
-    case = _case(run, overrides, dtype, seed)
 
     from torchimpt.cli.show import show_run
     from torchimpt.evaluate.scenario_names import parse_scenarios
+    from torchimpt.processes import joined
     from torchimpt.runs.commands import run_evaluate
     from torchimpt.runs.folder import EVALUATION
 
-    wanted = parse_scenarios(scenarios) if scenarios else case.scenarios()
     folder = out if out is not None else run / EVALUATION
-    result = run_evaluate(case, run, folder, scenarios=wanted, device=device, threads=threads, progress=progress)
-    show_run(result.metrics, folder)
+    with joined(device) as team:
+        case = _case(run, overrides, dtype, seed)
+        wanted = parse_scenarios(scenarios) if scenarios else case.scenarios()
+        result = run_evaluate(case, run, folder, scenarios=wanted, device=device, threads=threads, progress=progress, team=team)
+    if team.leads:
+        show_run(result.metrics, folder)
+
+
+@app.command()
+def sweep(
+    case_file: CaseFile,
+    over: Annotated[
+        list[str],
+        typer.Option(
+            "--over",
+            metavar="key=v1,v2",
+            help="A key of the case file and the values that it takes; repeatable: every combination. An objective by its ROI, and kind "
+            "where there are several: objective.PTV.weight, objective.PTV.min_dose.weight.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="A run folder for each member, and the table.")],
+    shard: Annotated[
+        str | None, typer.Option("--shard", metavar="i/n", help="Part i of n only, from 1, as in a job array; the table is of all.")
+    ] = None,
+    overrides: Set = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    dtype: Dtype = None,
+    seed: Seed = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Plan every combination of some values; what is finished is skipped, so that a sweep goes on where it stopped."""
+    progress = _progress(quiet, verbose)
+
+    from torchimpt.cli.show import show_sweep
+    from torchimpt.runs.sweep import parse_over, parse_shard, run_sweep
+
+    rows = run_sweep(
+        case_file, out, parse_over(over), overrides=[*(overrides or ()), *_flags(dtype, seed)], shard=parse_shard(shard), device=device,
+        threads=threads, progress=progress,
+    )  # fmt: skip
+    show_sweep(rows, out)
+    states = {row["status"] for row in rows}
+    if states == {"failed"}:
+        raise typer.Exit(2)
+    if states & {"failed", "not converged"}:
+        raise typer.Exit(3)
 
 
 @app.command()
@@ -206,6 +271,24 @@ def export(
     told = run_export(run, to, format)
     with printing():
         print(told)
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A folder of anything, or a file.")],
+    case: Annotated[
+        Path | None, typer.Option("--case", metavar="CASE.toml", help="Write the case file that is proposed; it runs as it stands.")
+    ] = None,
+) -> None:
+    """Say what a folder or file holds: CT, ROIs, plans beam by beam, doses, machines, runs; and propose a case file. Reads only."""
+    from torchimpt.cli.logs import set_up
+    from torchimpt.cli.show_inspection import show_inspection, write_proposal
+    from torchimpt.inspection import inspect as look
+
+    set_up(quiet=True, verbose=False)
+    found = look(path)
+    written = None if case is None else write_proposal(found, case)
+    show_inspection(found, path, written)
 
 
 @app.command()

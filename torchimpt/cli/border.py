@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from torchimpt.checks import InputError
-from torchimpt.cli.streams import complain, discard, set_up_streams
+from torchimpt.cli.streams import complain, discard, follows, mute, set_up_streams, unmute
 
 if TYPE_CHECKING:
     from typer import Typer
@@ -32,10 +32,14 @@ def run(load: Callable[[], Typer]) -> NoReturn:
     mine = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if mine:
         signal.signal(signal.SIGINT, interrupt)
+    voice: int | None = None
     try:
         set_up_streams()
+        voice = mute() if follows() else None
         status = _run(load, sys.argv[1:])
     except BaseException as error:
+        if voice is not None and getattr(error, "speaks", False):  # the process that leads is lost
+            unmute(voice)
         # an interrupt within an import or a callback may come out as another error
         status = INTERRUPTED if caught or isinstance(error, KeyboardInterrupt) else _told(error)
     finally:
@@ -83,5 +87,6 @@ def _told(error: BaseException) -> int:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{frame.filename}, line {frame.lineno}"
         text = f"this should not happen: {type(error).__name__}: {error} ({where}); --verbose shows more, which helps to mend it"
-    complain(f"torchimpt: {text}")
+    if getattr(error, "speaks", True):  # of several processes one tells what ends all
+        complain(f"torchimpt: {text}")
     return 2

@@ -11,13 +11,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from torchimpt.case.text import scalar
 from torchimpt.cli.streams import printing
 from torchimpt.evaluate.dvh import Metric
 from torchimpt.evaluate.fine import fine_text
 from torchimpt.evaluate.hottest import hottest_text
 from torchimpt.report.compare import Row
+from torchimpt.report.constraints import constraint_label, constraint_verdict
 from torchimpt.report.course import delivery_text, motion_text
 from torchimpt.report.numbers import amount, scenario_note, seconds
+from torchimpt.runs.sweep_table import cells_of, columns, short_keys
 
 
 def console() -> Console:
@@ -37,6 +40,17 @@ def goals_table(goals: Sequence[Mapping[str, Any]]) -> Table:
         verdict = Text("met", style="green") if goal["passed"] else Text("not met", style="bold red")
         label = f"{goal['quantity'] + ' ' if 'quantity' in goal else ''}{Metric.parse(goal['metric']).label} {goal['limit']}"
         table.add_row(goal["roi"], label, f"{goal['nominal']:.{digits}f}", f"{goal['worst']:.{digits}f}", goal["worst_scenario"], verdict)
+    return table
+
+
+def constraints_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Constraints with their value in the worst scenario."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("Region", "Constraint", "Worst", "In", ""):
+        table.add_column(name, justify="right" if name == "Worst" else "left")
+    for row in rows:
+        verdict = Text(constraint_verdict(row), style="green" if row["met"] else "bold red")
+        table.add_row(row["roi"], constraint_label(row), f"{row['value']:.2f}", row["worst_scenario"], verdict)
     return table
 
 
@@ -73,6 +87,8 @@ def _print_run(out: Console, metrics: Mapping[str, Any], folder: str | Path) -> 
             out.print(note)
     elif metrics.get("scenarios"):
         out.print(_regions_table(metrics))
+    if metrics.get("constraints"):
+        out.print(constraints_table(metrics["constraints"]))
     if hottest := metrics.get("hottest_outside_targets"):
         out.print(f"Hottest 1 cm3 outside the targets: {hottest_text(hottest)}")
         if hottest["warning"]:
@@ -95,6 +111,23 @@ def _print_run(out: Console, metrics: Mapping[str, Any], folder: str | Path) -> 
     report = Path(folder) / "report.html"
     if report.is_file():
         out.print(f"Report: {report}", soft_wrap=True)
+
+
+def show_sweep(rows: Sequence[Mapping[str, Any]], folder: str | Path) -> None:
+    """A sweep's members, a row each, and what went wrong with which."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for title in (*short_keys(list(rows[0]["values"])).values(), *columns(rows)):
+        table.add_column(title, justify="right")
+    for row in rows:
+        cells = ["" if cell is None else cell if isinstance(cell, str) else amount(cell) for cell in cells_of(row, rows)]
+        table.add_row(*(value if isinstance(value, str) else scalar(value) for value in row["values"].values()), *cells)
+    with printing():
+        out = console()
+        out.print(table)
+        for row in rows:
+            if row["status"] == "failed":
+                out.print(f"{row['name']}: {row['error']}", soft_wrap=True)
+        out.print(f"Table: {Path(folder) / 'sweep.csv'}", soft_wrap=True)
 
 
 def show_comparison(names: Sequence[str], rows: Sequence[Row], page: str | Path) -> None:

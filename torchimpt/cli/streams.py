@@ -42,6 +42,25 @@ def set_up_streams() -> None:
             stream.reconfigure(errors="torchimpt")
 
 
+def follows() -> bool:
+    """Whether a launcher started this process as one of several that does not lead: it is silent."""
+    return os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0"
+
+
+def mute() -> int:
+    """Send stdout and stderr to the null device; returns what `unmute` takes."""
+    voice = os.dup(2)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+        discard(stream)
+    return voice
+
+
+def unmute(voice: int) -> None:
+    """Give stderr back: there is something that nobody else can tell."""
+    os.dup2(voice, sys.stderr.fileno())
+
+
 @contextmanager
 def printing() -> Iterator[None]:
     """For a block that prints to stdout: a reader that has gone, as with `| head`, is no error; a disk that is full is one."""

@@ -17,6 +17,7 @@ from torchimpt.dose.scenarios import scenario_operators
 from torchimpt.geometry import Grid
 from torchimpt.machine import Machine
 from torchimpt.patient import Patient
+from torchimpt.processes import ALONE, Team
 from torchimpt.quantities import Quantity
 from torchimpt.scenarios import NOMINAL, Scenario
 from torchimpt.spots import Spots
@@ -34,7 +35,7 @@ class BodyDoses:
     body, nominal
         Flat grid indices `(n,)`, ascending, of the body and all ROIs; the nominal dose there.
     voxels, doses
-        Those of them that are looked at in every scenario `(m,)`, ascending, and `(n_scenarios, m)`.
+        Those of them that are looked at in every scenario `(m,)`, ascending, and `(n_scenarios, m)`; of this process's scenarios.
     discarded_fraction
         Share of the nominal integral dose that the lateral cut-off puts elsewhere; NaN where it was not asked for.
     nominal_letd_dose, letd_doses
@@ -62,6 +63,7 @@ def body_doses(
     quantity: Quantity,
     discarded: bool = False,
     letd: bool = False,
+    team: Team = ALONE,
     done: Callable[[], object] = lambda: None,
     **options: Any,
 ) -> BodyDoses:
@@ -82,6 +84,8 @@ def body_doses(
         Whether to measure `discarded_fraction`.
     letd
         Whether to compute LETd x dose, too.
+    team
+        Processes that the scenarios, the nominal one first, are shared out among.
     done
         Called after each scenario.
     options
@@ -90,10 +94,13 @@ def body_doses(
     spots = spots.weighted()
     position, weight = spots.position.detach(), spots.weight.detach()
     body = patient.body_and_rois.flatten().nonzero().flatten()
-    operator = next(scenario_operators(patient, machine, spots, body, (NOMINAL,), **options))
-    nominal = operator.dose(position, weight).cpu()
-    fraction = operator.discarded_fraction(position, weight) if discarded else torch.nan
-    del operator
+    like, fraction = torch.zeros(len(body), dtype=weight.dtype), torch.nan
+    if team.leads:
+        operator = next(scenario_operators(patient, machine, spots, body, (NOMINAL,), **options))
+        like = operator.dose(position, weight).cpu()
+        fraction = operator.discarded_fraction(position, weight) if discarded else torch.nan
+        del operator
+    nominal = team.of(0, lambda: like, like)
     done()
     others = [k for k, s in enumerate(scenarios) if not s.is_nominal]
     grid = torch.zeros(patient.grid.n_voxels, dtype=nominal.dtype)
@@ -104,11 +111,12 @@ def body_doses(
         looked_at |= warm if leave is None else warm & ~leave
     place = looked_at[body]
     voxels = body[place]
-    doses = nominal[place].repeat(len(scenarios), 1)
-    others = others if len(voxels) else []
+    own = team.own(range(len(scenarios)))
+    doses = nominal[place].repeat(len(own), 1)
+    others = [k for k in others if k in own] if len(voxels) else []
     operators = scenario_operators(patient, machine, spots, voxels, [scenarios[k] for k in others], **options)
     for k, operator in zip(others, operators, strict=True):
-        doses[k] = operator.dose(position, weight).cpu()
+        doses[k - own[0]] = operator.dose(position, weight).cpu()
         done()
     if not letd:
         return BodyDoses(body, nominal, voxels, doses, fraction)
@@ -117,10 +125,10 @@ def body_doses(
         found = scenario_operators(patient, machine, spots, where, some, amplitude="letd_dose", **options)
         return [operator.dose(position, weight).cpu() for operator in found]
 
-    whole = letd_dose(body, (NOMINAL,))[0]
-    letd_doses = whole[place].repeat(len(scenarios), 1)
+    whole = team.of(0, lambda: letd_dose(body, (NOMINAL,))[0], nominal)
+    letd_doses = whole[place].repeat(len(own), 1)
     for k, row in zip(others, letd_dose(voxels, [scenarios[k] for k in others]) if others else (), strict=True):
-        letd_doses[k] = row
+        letd_doses[k - own[0]] = row
     return BodyDoses(body, nominal, voxels, doses, fraction, whole, letd_doses)
 
 

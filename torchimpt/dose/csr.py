@@ -134,6 +134,14 @@ class Rows:
         _spread(dense.numpy(), self.filled.numpy(), product.numpy())
         return dense
 
+    def products(self, x: torch.Tensor) -> torch.Tensor:
+        """`M X` `(n_rows, k)` for `X` `(n_columns, k)`: an entry is read once for all vectors.
+
+        Each column is summed in an order of its own, whatever the others are and however many, but not in that of `product`.
+        """
+        found = torch.mm(self.entries, x.contiguous())
+        return found if self.filled is None else found.new_zeros(self.shape[0], x.shape[1]).index_copy_(0, self.filled.long(), found)
+
     def sum_of_rows(self, rows: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
         """`sum_i factors[i] M[rows[i], :]` `(n_columns,)`, reading only those rows; all rows must be stored."""
         if self.filled is not None:

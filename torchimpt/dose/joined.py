@@ -111,4 +111,4 @@ def joined(parts: Sequence[ScenarioDoses]) -> ScenarioDoses:
     if len(parts) == 1:
         return parts[0]
     operators: list[Any] = [JoinedOperator(tuple(group)) for group in zip(*parts, strict=True)]  # each does what an operator does
-    return type(parts[0])(operators)
+    return parts[0].like(operators)

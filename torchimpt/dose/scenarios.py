@@ -9,6 +9,7 @@ faster per product once they are built; the pair kernel needs little memory and 
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -16,7 +17,7 @@ from typing import Any, Protocol
 
 import torch
 
-from torchimpt.checks import InputError, nearest
+from torchimpt.checks import InputError, PhysicsWarning, nearest
 from torchimpt.dose.cutoff import DEFAULT_CUTOFF, check_cutoff
 from torchimpt.dose.influence import InfluenceMatrix, influence_matrices
 from torchimpt.dose.model import Partials, Surroundings
@@ -29,6 +30,7 @@ from torchimpt.memory import check_memory
 from torchimpt.patient import Patient
 from torchimpt.physics.stopping import relative_stopping_power
 from torchimpt.points import Points, voxel_points
+from torchimpt.processes import ALONE, Team
 from torchimpt.scenarios import NOMINAL, Scenario
 from torchimpt.spots import Spots
 from torchimpt.spots.shifter import check_gaps
@@ -54,10 +56,24 @@ class LinearDose(Protocol):
 
 
 class ScenarioDoses(Sequence[DoseOperator]):
-    """Doses of every scenario, as a function of positions and weights; a sequence of one operator a scenario."""
+    """Doses of every scenario, as a function of positions and weights; a sequence of one operator a scenario.
 
-    def __init__(self, operators: Sequence[DoseOperator]) -> None:
-        self.operators = tuple(operators)
+    Among several processes the operators, and the rows of doses and residuals, are those of this process's scenarios; gradients are sums
+    over all.
+
+    Parameters
+    ----------
+    operators
+        One a scenario.
+    team
+        The processes that the scenarios are shared out among.
+    names
+        Of all scenarios; the operators' when left out.
+    """
+
+    def __init__(self, operators: Sequence[DoseOperator], team: Team = ALONE, names: Sequence[str] | None = None) -> None:
+        self.operators, self.team = tuple(operators), team
+        self.names = tuple(operator.scenario.name for operator in operators) if names is None else tuple(names)
 
     def __len__(self) -> int:
         return len(self.operators)
@@ -67,11 +83,6 @@ class ScenarioDoses(Sequence[DoseOperator]):
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def]  # int or slice, as of a tuple
         return self.operators[index]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The scenarios' names."""
-        return tuple(operator.scenario.name for operator in self.operators)
 
     @property
     def nominal(self) -> int:
@@ -99,16 +110,21 @@ class ScenarioDoses(Sequence[DoseOperator]):
 
     def gradient(self, residual: torch.Tensor, position: torch.Tensor, weight: torch.Tensor, move: bool = True) -> Partials:
         """Gradients for `residual = dF/dD` `(n_scenarios, n_voxels)`, summed over scenarios; positions are left out unless `move`."""
-        total = self.operators[0].gradient(residual[0], position, weight, move)
-        for operator, row in zip(self.operators[1:], residual[1:], strict=True):
-            for whole, more in zip(total, operator.gradient(row, position, weight, move), strict=True):
-                if whole is not None and more is not None:
-                    whole += more
-        return total
+        each = (operator.gradient(row, position, weight, move) for operator, row in zip(self.operators, residual, strict=True))
+        return unstacked(self.team.sum(stacked(partials) for partials in each))
+
+    def of_nominal(self, make: Callable[[DoseOperator], torch.Tensor], like: torch.Tensor) -> torch.Tensor:
+        """What `make` finds in the nominal scenario's operator, on every process; `like` has its shape, dtype and device."""
+        place = self.nominal - self.team.own(range(len(self.names)))[0]
+        return self.team.of(self.nominal, lambda: make(self.operators[place]), like)
 
     def subset(self, index: torch.Tensor) -> ScenarioDoses:
         """Those of the spots `index` `(n_kept,)`, ascending."""
-        return self if index.numel() == self.n_spots else type(self)([operator.subset(index) for operator in self.operators])
+        return self if index.numel() == self.n_spots else self.like([operator.subset(index) for operator in self.operators])
+
+    def like(self, operators: Sequence[DoseOperator]) -> ScenarioDoses:
+        """Other operators of the same scenarios, with the same way to the gradient."""
+        return type(self)(operators, self.team, self.names)
 
     def at(self, position: torch.Tensor, engine: str = "matrix_free") -> LinearDose:
         """The linear map from weights to doses, for spots that stay at `position` `(n_spots, 2)`; `engine` is a key of `ENGINES`."""
@@ -128,17 +144,30 @@ class AutogradDoses(ScenarioDoses):
         """The gradient of `sum_k r^k' D^k`, one scenario after the other, so that the pairs of one are stored at a time."""
         at = weight.detach().requires_grad_(), position.detach().requires_grad_(move)
         by = at if move else at[:1]
-        total = [torch.zeros_like(variable) for variable in by]
-        for operator, row in zip(self.operators, residual, strict=True):
+
+        def partials(operator: DoseOperator, row: torch.Tensor) -> Partials:
             image = operator.dense_dose(at[1], at[0]) @ row
-            if image.requires_grad:  # not where no beam reaches any voxel
-                for whole, more in zip(total, torch.autograd.grad(image, by, materialize_grads=True), strict=True):
-                    whole += more
-        return Partials(total[0], total[1] if move else None)
+            if not image.requires_grad:  # no beam reaches any voxel
+                return Partials(torch.zeros_like(at[0]), torch.zeros_like(at[1]) if move else None)
+            return Partials(*torch.autograd.grad(image, by, materialize_grads=True), *([] if move else [None]))
+
+        each = (partials(operator, row) for operator, row in zip(self.operators, residual, strict=True))
+        return unstacked(self.team.sum(stacked(found) for found in each))
 
     def at(self, position: torch.Tensor, engine: str = "matrix_free") -> LinearDose:
         """The linear map for spots that stay; nothing is stored for its gradient, whatever the engine."""
         return super().at(position, "matrix_free")
+
+
+def stacked(partials: Partials) -> torch.Tensor:
+    """Partials as one tensor `(1 or 3, n_spots)`: what is summed over scenarios."""
+    weight = partials.weight.unsqueeze(0)
+    return weight if partials.position is None else torch.cat((weight, partials.position.T))
+
+
+def unstacked(sums: torch.Tensor) -> Partials:
+    """And back."""
+    return Partials(sums[0], sums[1:].T if len(sums) > 1 else None)
 
 
 GRADIENTS: dict[str, type[ScenarioDoses]] = {"analytic": ScenarioDoses, "autograd": AutogradDoses}
@@ -152,10 +181,10 @@ PAIR_BYTES = 40
 
 
 class StoredDose:
-    """Products with one influence matrix per scenario."""
+    """Products with one influence matrix per scenario, of this process's scenarios."""
 
-    def __init__(self, matrices: Sequence[InfluenceMatrix]) -> None:
-        self.matrices = tuple(matrices)
+    def __init__(self, matrices: Sequence[InfluenceMatrix], team: Team = ALONE) -> None:
+        self.matrices, self.team = tuple(matrices), team
         self.n_bytes = sum(matrix.n_bytes for matrix in self.matrices)
         self.n_nonzeros = sum(matrix.n_nonzeros for matrix in self.matrices)
 
@@ -165,10 +194,16 @@ class StoredDose:
 
     def adjoint(self, residual: torch.Tensor) -> torch.Tensor:
         """`sum_k A^k' r^k`."""
-        total = self.matrices[0].adjoint(residual[0])
-        for matrix, row in zip(self.matrices[1:], residual[1:], strict=True):
-            total += matrix.adjoint(row)
-        return total
+        return self.team.sum(matrix.adjoint(row) for matrix, row in zip(self.matrices, residual, strict=True))
+
+    def forward_many(self, weights: torch.Tensor) -> torch.Tensor:
+        """`(k, n_scenarios, n_voxels)` of `k` vectors of weights `(k, n_spots)`: as `forward` of each, but for rounding."""
+        return torch.stack([(matrix @ weights.T).T.contiguous() for matrix in self.matrices], dim=1)
+
+    def adjoint_many(self, residuals: torch.Tensor) -> torch.Tensor:
+        """`(k, n_spots)` of `k` residuals `(k, n_scenarios, n_voxels)`."""
+        rows = residuals.unbind(1)
+        return self.team.sum(matrix.T @ row.T for matrix, row in zip(self.matrices, rows, strict=True)).T.contiguous()
 
     def columns(self, spots: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
         """`A^k[:, spots] change` for every scenario."""
@@ -197,7 +232,7 @@ class MatrixFreeDose:
 
 
 ENGINES: dict[str, Callable[[ScenarioDoses, torch.Tensor], LinearDose]] = {
-    "matrix": lambda doses, position: StoredDose(influence_matrices(doses, position)),
+    "matrix": lambda doses, position: StoredDose(influence_matrices(doses, position), doses.team),
     "matrix_free": MatrixFreeDose,
 }
 """Ways to the linear map."""
@@ -218,6 +253,7 @@ def scenario_doses(
     gradient: str = "analytic",
     amplitude: str = "dose",
     means: bool = False,
+    team: Team = ALONE,
 ) -> ScenarioDoses:
     """Physical doses in every scenario, for the beams and layers of `spots`. Scenarios with one setup shift share their ray tracing.
 
@@ -245,6 +281,8 @@ def scenario_doses(
         A key of `AMPLITUDES`: what a proton leaves at a depth. `"letd_dose"` gives LETd x dose, Gy keV/um, in the place of dose.
     means
         The mean over each voxel in the place of the dose in its middle (`torchimpt.dose.voxel_mean`); for voxels, not for points.
+    team
+        Processes that the scenarios are shared out among; operators are made of this one's.
     """
     if gradient not in GRADIENTS:
         raise InputError(f"gradient must be one of {', '.join(GRADIENTS)}, got '{gradient}'{nearest(gradient, GRADIENTS)}")
@@ -258,13 +296,13 @@ def scenario_doses(
     operators: list[DoseOperator] = []
     for operator in scenario_operators(
         patient, machine, spots, voxels, scenarios, cutoff=cutoff, dtype=dtype, device=device, model=model, backend=backend,
-        amplitude=amplitude, means=means,
+        amplitude=amplitude, means=means, team=team,
     ):  # fmt: skip
         operators.append(operator)
-        if len(operators) == 1 < len(scenarios):
-            rest = operator.n_bytes * (len(scenarios) - 1)
-            check_memory(f"the dose tables of {len(scenarios) - 1} more scenarios", rest, device, COARSER)
-    return GRADIENTS[gradient](operators)
+        more = len(team.own(scenarios)) - 1
+        if len(operators) == 1 and more:
+            check_memory(f"the dose tables of {more} more scenarios", operator.n_bytes * more, device, COARSER)
+    return GRADIENTS[gradient](operators, team, [scenario.name for scenario in scenarios])
 
 
 def scenario_operators(
@@ -281,10 +319,12 @@ def scenario_operators(
     backend: str = "auto",
     amplitude: str = "dose",
     means: bool = False,
+    team: Team = ALONE,
 ) -> Iterator[DoseOperator]:
     """The operators of `scenario_doses`, made one after the other: for those that need each one once, and not the memory of all."""
     compute, device = dose_model(model, backend), torch.device(device)
     check_cutoff(cutoff)
+    _check_positions(patient, spots)
     check_gaps(patient, spots, machine.sad)
     ct = patient.traced
     rsp = relative_stopping_power(ct, machine)
@@ -297,15 +337,17 @@ def scenario_operators(
     used = [b for b in range(len(spots.beams)) if first_spot[b + 1] > first_spot[b]]
     spans = tuple((first_spot[b], first_spot[b + 1]) for b in used)
     layers = tuple((spot_layer[i:j] - first_layer[b]).to(device) for b, (i, j) in zip(used, spans, strict=True))
-    own = {b: slice(int(first_layer[b]), int(first_layer[b + 1])) for b in used}
-    curves = {b: AMPLITUDES[amplitude](machine, layer_energy[own[b]], spots.beams[b].shifter, spots.layer_shifted[own[b]]) for b in used}
+    cut = {b: slice(int(first_layer[b]), int(first_layer[b + 1])) for b in used}
+    curves = {b: AMPLITUDES[amplitude](machine, layer_energy[cut[b]], spots.beams[b].shifter, spots.layer_shifted[cut[b]]) for b in used}
     if means:
         curves = {b: widened(tables, patient.grid.spacing, spots.beams[b]) for b, tables in curves.items()}
     # scenarios that look at the same points of a patient who lies in the same place share their rays
     traced: dict[tuple, dict] = {}
-    keys = [(scenario.shift, k % len(points.places)) for k, scenario in enumerate(scenarios)]
+    own = team.own(range(len(scenarios)))  # points are of the scenario's place among all
+    keys = [(scenarios[k].shift, k % len(points.places)) for k in own]
     left = Counter(keys)
-    for k, (key, scenario) in enumerate(zip(keys, scenarios, strict=True)):
+    for k, key in zip(own, keys, strict=True):
+        scenario = scenarios[k]
         shift, scale = scenario.shift, scenario.range_scale
         if key not in traced:
             where: Any = points.place(k)
@@ -320,3 +362,20 @@ def scenario_operators(
         if not left[key]:
             del traced[key], rows
         yield DoseOperator(tables, spans, layers, len(points), spots.n_spots, scenario, cutoff)
+
+
+def _check_positions(patient: Patient, spots: Spots) -> None:
+    """Raise where a beam does not say how a patient lies who does not lie head first supine; tell where it says otherwise than the CT."""
+    for number, beam in enumerate(spots.beams):
+        if beam.position is None and patient.position != "HFS":
+            raise InputError(
+                f"beam {number} does not say how the patient lies, who lies {patient.position} in the CT: give it that position, as "
+                f"place_spots does, or Beam(..., position='{patient.position}')"
+            )
+        if beam.lies != patient.position:
+            warnings.warn(
+                f"beam {number} is for a patient who lies {beam.lies}, the CT's lies {patient.position}: the beam's counts for its angles; "
+                "set position = '...' in [patient] where the CT is wrong",
+                PhysicsWarning,
+                stacklevel=2,
+            )

@@ -1,6 +1,6 @@
 """Files in and out: patients, images, plans. Each reader returns a `Patient`, a `Spots` or a tensor on its grid."""
 
-from torchimpt.io.dicom import read_ion_plan, read_rt_dose
+from torchimpt.io.dicom import read_dicom, read_ion_plan, read_rt_dose
 from torchimpt.io.image import read_dose, read_image, write_image
 from torchimpt.io.matrad import read_matrad
 from torchimpt.io.openkbp import read_openkbp
@@ -8,6 +8,7 @@ from torchimpt.io.patient import read_patient
 from torchimpt.io.plan import read_plan, write_plan
 
 __all__ = [
+    "read_dicom",
     "read_dose",
     "read_image",
     "read_ion_plan",

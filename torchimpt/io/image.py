@@ -18,14 +18,13 @@ import torch
 from torchimpt.checks import InputError, PhysicsWarning, finite
 from torchimpt.files import input_file, input_folder, reader, whole_or_nothing
 from torchimpt.geometry import Grid
+from torchimpt.io.lps import tilt, turned
 from torchimpt.io.roles import role_of
 from torchimpt.patient import ROI, Patient
 
 EXTENSIONS = (".mha", ".mhd", ".nii.gz", ".nii", ".nrrd")
 _WRITABLE = (".mha", ".nii.gz", ".nii", ".nrrd")
 
-_OBLIQUE = 1e-3
-"""Largest direction cosine off the axes: 0.06 degrees, what single-precision headers round to, and far below a voxel over a patient."""
 _GRID_SLACK = 1e-3
 """Fraction of a voxel by which a mask's grid may differ from the CT's: headers are rounded."""
 
@@ -52,12 +51,7 @@ def read_image(folder: str | os.PathLike) -> Patient:
         raise InputError(f"{folder} has no CT: a file named {' or '.join('ct' + e for e in EXTENSIONS)} is needed; it has {found}")
     values, grid = _read(ct_file)
     hu = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
-    if hu.isfinite().all() and float(hu.min()) >= 0 and float(hu.max()) > 1000:
-        warnings.warn(
-            f"{ct_file} has no CT number below 0 HU, though air is -1000; its rescale intercept (often -1024) may be missing",
-            PhysicsWarning,
-            stacklevel=3,
-        )
+    tell_unscaled(hu, ct_file)
     rois = {name: ROI(name, _read_mask(file, grid), role_of(name)) for name, file in sorted(files.items())}
     return Patient(hu, grid, rois, name=folder.resolve().name)
 
@@ -112,6 +106,16 @@ def read_dose(path: str | os.PathLike) -> tuple[torch.Tensor, Grid]:
     return finite(f"the dose of {path}", dose), grid
 
 
+def tell_unscaled(hu: torch.Tensor, source: str | os.PathLike) -> None:
+    """Warn where CT numbers look as if their intercept had been forgotten."""
+    if hu.isfinite().all() and float(hu.min()) >= 0 and float(hu.max()) > 1000:
+        warnings.warn(
+            f"{source} has no CT number below 0 HU, though air is -1000; its rescale intercept (often -1024) may be missing",
+            PhysicsWarning,
+            stacklevel=4,
+        )
+
+
 def _images(folder: Path) -> dict[str, Path]:
     """The folder's image files by their name without extension."""
     files: dict[str, Path] = {}
@@ -144,21 +148,9 @@ def _read(file: Path) -> tuple[np.ndarray, Grid]:
     spacing, origin = np.array(image.GetSpacing()), np.array(image.GetOrigin())
     direction = np.array(image.GetDirection()).reshape(3, 3)
 
-    index_of = np.abs(direction).argmax(axis=1)
-    cosines = direction[np.arange(3), index_of]
-    rest = np.abs(direction)
-    rest[np.arange(3), index_of] = 0
-    if sorted(index_of) != [0, 1, 2] or rest.max() > _OBLIQUE:
-        angle = np.degrees(np.arcsin(min(1.0, rest.max())))
+    if angle := tilt(direction):
         raise InputError(f"{file} is oblique to the patient's axes by {angle:.3g} degrees; resample it to an axis-aligned grid first")
-    # numpy's axes run (k, j, i) where ITK's run (i, j, k).
-    array = array.transpose([2 - index_of[axis] for axis in (2, 1, 0)])
-    spacing = spacing[index_of]
-    for axis in range(3):
-        if cosines[axis] < 0:
-            array = np.flip(array, axis=2 - axis)
-            origin[axis] -= spacing[axis] * (array.shape[2 - axis] - 1)
-    return np.ascontiguousarray(array), Grid(array.shape, tuple(spacing.tolist()), tuple(origin.tolist()))
+    return turned(array, direction, spacing, origin)
 
 
 def _read_mask(file: Path, grid: Grid) -> torch.Tensor:

@@ -4,6 +4,7 @@
 `beams`, `layers` and `spots`, one spot a line. Units are in the names: MeV, mm (isocentre plane, gantry frame, as DICOM's Scan Spot
 Position Map), weights in 10^6 protons, MU. `weight` and `mu` are the whole course's, `mu_per_fraction` is a fraction's; it and `fractions`
 are left out where no fractions were given. Neither these nor `machine_tables` are in files of version 0.1. Beams and layers count from 0.
+A beam's `patient_position` is how the patient lies (DICOM's names); files of earlier versions, HFS all, lack it.
 A beam with a range shifter has `range_shifter_mm` and `range_shifter_distance_mm`, and its layers that go through it `range_shifter: true`.
 A CSV spot list has the columns `beam,energy_mev,x_mm,y_mm,weight` in any order, and `range_shifter_mm`, zero for none, where some spots go
 through one; other columns are left alone.
@@ -150,6 +151,8 @@ def _thickness(spots: Spots) -> list[float]:
 def _beam_row(beam: Beam) -> dict[str, Any]:
     """A beam in plan.json."""
     row: dict[str, Any] = {"gantry_deg": beam.gantry, "couch_deg": beam.couch, "isocenter_mm": list(beam.isocenter or ())}
+    if beam.position is not None:
+        row["patient_position"] = beam.position
     if beam.shifter is not None:
         row |= {"range_shifter_mm": beam.shifter.thickness, "range_shifter_distance_mm": beam.shifter.distance}
     return row
@@ -159,7 +162,7 @@ def _beam_of(row: dict[str, Any]) -> Beam:
     """And back."""
     thickness = row.get("range_shifter_mm")
     shifter = None if thickness is None else RangeShifter(thickness, row["range_shifter_distance_mm"])
-    return Beam(row["gantry_deg"], row["couch_deg"], tuple(row["isocenter_mm"]), shifter)
+    return Beam(row["gantry_deg"], row["couch_deg"], tuple(row["isocenter_mm"]), shifter, row.get("patient_position"))
 
 
 def _json(spots: Spots, machine: Machine, title: str, rbe: float | str, fractions: int | None, dtype: str) -> str:
@@ -280,7 +283,8 @@ def _check_beams(path: Path, own: Sequence[Beam], beams: Sequence[Beam]) -> None
             and b.isocenter is not None
             and max(abs(p - q) for p, q in zip(a.isocenter, b.isocenter, strict=True)) > _SAME_POINT
         )
-        return not (turned or moved or _other_shifter(a.shifter, b.shifter))
+        lies = a.position is not None and b.position is not None and a.position != b.position
+        return not (lies or turned or moved or _other_shifter(a.shifter, b.shifter))
 
     if len(own) != len(beams) or not all(same(a, b) for a, b in zip(own, beams, strict=True)):
         raise InputError(
@@ -301,7 +305,7 @@ def _other_shifter(own: RangeShifter | None, said: RangeShifter | None) -> bool:
 
 def _describe(beams: Sequence[Beam]) -> str:
     def one(beam: Beam) -> str:
-        couch = f" couch {beam.couch:g}" if beam.couch else ""
+        couch = (f" couch {beam.couch:g}" if beam.couch else "") + (f" {beam.lies}" if beam.lies != "HFS" else "")
         at = "" if beam.isocenter is None else " at (" + ", ".join(f"{v:.6g}" for v in beam.isocenter) + ")"
         shifter = ""
         if beam.shifter is not None:

@@ -1,6 +1,7 @@
 """Objectives: terms for ROIs, bound to voxels, over scenarios in a robust mode."""
 
 from torchimpt.objectives.bound import BoundObjective, BoundTerm
+from torchimpt.objectives.constraints import BoundConstraint, Constraints, largest, worst
 from torchimpt.objectives.mixed import MixedObjective, PlanObjective, letd_entries
 from torchimpt.objectives.mode import OverValues, RobustMode
 from torchimpt.objectives.modes import (
@@ -26,10 +27,12 @@ __all__ = [
     "MODES",
     "OVERLAPS",
     "UNITS",
+    "BoundConstraint",
     "BoundObjective",
     "BoundTerm",
     "CVaR",
     "Composite",
+    "Constraints",
     "Expected",
     "LETQuantity",
     "LETd",
@@ -55,5 +58,7 @@ __all__ = [
     "VariableRBE",
     "Voxelwise",
     "VoxelwiseInvariant",
+    "largest",
     "letd_entries",
+    "worst",
 ]

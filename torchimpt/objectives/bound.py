@@ -16,6 +16,7 @@ from torch import Tensor
 
 from torchimpt.checks import InputError
 from torchimpt.objectives.terms import MaxDose, MinDose, Term, as_loss
+from torchimpt.processes import ALONE, Team
 from torchimpt.sums import total
 
 
@@ -50,6 +51,17 @@ class BoundTerm:
         """The term's share of the objective `(...)`, float64, at the doses `(..., n_voxels)`."""
         own = doses.index_select(-1, self.index.to(doses.device))
         return self.factor * self.term.value_and_grad(own, *_volume(self.volume, own))[0]
+
+
+def one_sided(bound: BoundTerm) -> list[BoundTerm]:
+    """The term itself, or the parts that the sides of one of under-dose and over-dose, such as a uniform dose, are."""
+    return [bound] if len(bound.term.signs) < 2 else [replace(bound, term=_hinge(bound.term, sign)) for sign in bound.term.signs]
+
+
+def _hinge(term: Term, sign: float) -> Term:
+    """One side of a term of hinges."""
+    kind = MinDose if sign < 0 else MaxDose
+    return kind(term.roi, term.dose, term.weight, mode=term.mode, quantity=term.quantity, constraint=term.constraint)
 
 
 def _volume(volume: Tensor | None, like: Tensor) -> tuple[Tensor, ...]:
@@ -142,17 +154,22 @@ class BoundObjective:
     """An objective whose terms know their places in the dose vector; made by `Objective.on`.
 
     Every method takes the dose of one scenario `(n_voxels,)` or of several `(n_scenarios, n_voxels)`, Gy, float32 or float64, on any
-    device, and treats scenarios alone: values are `()` or `(n_scenarios,)`.
+    device, and treats scenarios alone: values are `()` or `(n_scenarios,)`. Among several processes these are the scenarios of this one;
+    `team` is for what looks at all (`RobustObjective`).
     """
 
-    def __init__(self, terms: Sequence[BoundTerm], n_voxels: int) -> None:
-        self.bound_terms, self.n_voxels = tuple(terms), n_voxels
+    def __init__(self, terms: Sequence[BoundTerm], n_voxels: int, team: Team = ALONE) -> None:
+        self.bound_terms, self.n_voxels, self.team = tuple(terms), n_voxels, team
         self._packs: dict[tuple[torch.device, torch.dtype], _Packed] = {}
+
+    def among(self, team: Team) -> BoundObjective:
+        """The same among processes."""
+        return BoundObjective(self.bound_terms, self.n_voxels, team)
 
     @cached_property
     def singles(self) -> list[BoundObjective]:
         """Each term by itself."""
-        return [BoundObjective([bound], self.n_voxels) for bound in self.bound_terms]
+        return [BoundObjective([bound], self.n_voxels, self.team) for bound in self.bound_terms]
 
     @cached_property
     def sides(self) -> tuple[BoundObjective | None, BoundObjective | None]:
@@ -160,15 +177,15 @@ class BoundObjective:
         dose, has a part in each.
         """
         low, high = (self._side(side) for side in (-1.0, 1.0))
-        return BoundObjective(low, self.n_voxels) if low else None, BoundObjective(high, self.n_voxels) if high else None
+        low_terms, high_terms = (BoundObjective(side, self.n_voxels, self.team) if side else None for side in (low, high))
+        return low_terms, high_terms
 
     def _side(self, side: float) -> list[BoundTerm]:
         found = []
         for bound in self.bound_terms:
             term = bound.term
             if side in term.signs:
-                hinge = MinDose if side < 0 else MaxDose
-                found.append(replace(bound, term=hinge(term.roi, term.dose, term.weight, mode=term.mode, quantity=term.quantity)))
+                found.append(replace(bound, term=_hinge(term, side)))
             elif not term.signs and term.side is None:
                 raise InputError(
                     f"objective {term.kind} of '{term.roi}' does not say whether it is of under-dose or over-dose (`side` of its class), "
@@ -186,6 +203,11 @@ class BoundObjective:
             )
         if not dose.is_floating_point():
             raise TypeError(f"dose must be a floating-point tensor, got {dose.dtype}")
+        if held := [bound.term for bound in self.bound_terms if bound.term.constraint]:
+            raise InputError(
+                f"objective {held[0].kind} of '{held[0].roi}' is a constraint, which a loss cannot hold: it has no multipliers; plan with "
+                "ti.plan or ti.joint, or minimize a RobustObjective with torchimpt.optim.minimize, or take constraint out"
+            )
         key = (dose.device, dose.dtype)
         if key not in self._packs:
             self._packs[key] = _Packed(self.bound_terms, self.n_voxels, *key)

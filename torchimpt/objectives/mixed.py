@@ -12,18 +12,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from torchimpt.checks import InputError
 from torchimpt.objectives.bound import BoundObjective
-from torchimpt.objectives.mode import Ray, RobustMode
+from torchimpt.objectives.constraints import Constraints, See
+from torchimpt.objectives.mode import Ray, RobustMode, sum_over_all
 from torchimpt.objectives.quantities import LETQuantity
-from torchimpt.objectives.robust import RobustObjective
+from torchimpt.objectives.robust import RobustObjective, heaviest_weight
 from torchimpt.objectives.terms import as_loss
 from torchimpt.quantities import PHYSICAL, Quantity
-from torchimpt.sums import total
 
 
 class DosePart:
@@ -74,6 +75,11 @@ class MixedObjective:
         What becomes of the scenarios' values; the sum when left out.
     dose
         What terms of every other name ask about, a quantity of the dose alone.
+
+    Attributes
+    ----------
+    constraints
+        The terms that have to hold, with their multipliers.
     """
 
     def __init__(
@@ -84,20 +90,30 @@ class MixedObjective:
         mode: RobustMode | None = None,
         dose: Quantity = PHYSICAL,
     ) -> None:
-        self.n_dose, self._letd = bound.n_voxels, letd
+        self.n_dose, self._letd, self.team = bound.n_voxels, letd, bound.team
         self.quantity = DosePart(dose, self.n_dose, quantities.get("dose"), letd)
         place = torch.full((self.n_dose,), -1)
         place[letd.cpu()] = torch.arange(len(letd))
         plain = [b for b in bound.bound_terms if b.term.quantity not in quantities]
         self._order = [i for i, b in enumerate(bound.bound_terms) if b.term.quantity not in quantities]
-        self._plain = RobustObjective(BoundObjective(plain, self.n_dose), mode, dose) if plain else None
+        heaviest = heaviest_weight(bound)
+        dose_bound = BoundObjective(plain, self.n_dose, self.team)
+        self._plain = RobustObjective(dose_bound, mode, dose, heaviest=heaviest) if plain else None
         self._groups: list[tuple[LETQuantity, RobustObjective]] = []
         for name, quantity in quantities.items():
             own = [b for b in bound.bound_terms if b.term.quantity == name]
             if own:
                 self._order += [i for i, b in enumerate(bound.bound_terms) if b.term.quantity == name]
                 moved = [replace(b, index=place[b.index.cpu()]) for b in own]
-                self._groups.append((quantity, RobustObjective(BoundObjective(moved, len(letd)), mode, asks=name)))
+                robust = RobustObjective(BoundObjective(moved, len(letd), self.team), mode, asks=name, heaviest=heaviest)
+                self._groups.append((quantity, robust))
+        self.constraints = Constraints(
+            [
+                (constraint, partial(self._values, number, see))
+                for number, (_, robust) in enumerate(self._parts())
+                for constraint, see in robust.constraints.members
+            ]
+        )
 
         coupling = [mode for _, part in self._parts() for mode in part.modes if mode.couples]
         twice = [mode.name for i, mode in enumerate(coupling) if mode in coupling[:i]]
@@ -117,6 +133,10 @@ class MixedObjective:
         """What the weights of a start are scaled by, and its doses: the terms of dose; LETd does not change when all weights do."""
         return (self, doses) if self._plain is None else (self._plain, doses[:, : self.n_dose].contiguous())
 
+    def highest(self, doses: Tensor) -> float:
+        """The highest value of the dose's quantity in any scenario."""
+        return float(self.team.largest(self.quantity.value(doses).max().reshape(1)))
+
     def parts(self, doses: Tensor) -> tuple[Tensor, Tensor]:
         """D `(n_scenarios, n_dose)` and LD `(n_scenarios, n_letd)`."""
         if doses.dim() != 2 or doses.shape[1] != self.n_dose + len(self._letd):
@@ -127,11 +147,11 @@ class MixedObjective:
         return doses[:, : self.n_dose], doses[:, self.n_dose :]
 
     def value(self, doses: Tensor) -> Tensor:
-        """F, float64 `()`."""
+        """F and what constraints add to it, float64 `()`."""
         return self.value_and_grad(doses)[0]
 
     def value_and_grad(self, doses: Tensor) -> tuple[Tensor, Tensor]:
-        """F (float64 `()`), and its gradient in the shape and dtype of `doses`."""
+        """F and what constraints add to it (float64 `()`), and the gradient in the shape and dtype of `doses`."""
         dose, letd_dose = self.parts(doses)
         grad, value = torch.zeros_like(doses), torch.zeros((), dtype=torch.float64, device=doses.device)
         if self._plain is not None:
@@ -163,8 +183,8 @@ class MixedObjective:
             here, letd_dose = torch.add(start, slope, alpha=length).chunk(2)
             for quantity, robust in self._groups:
                 more, residual = robust.value_and_grad(quantity.value(here, letd_dose))
-                grad = torch.cat(quantity.pull(here, letd_dose, residual))
-                value, rise = value + float(more), rise + float(total((grad.double() * slope).flatten()))
+                grads = zip(quantity.pull(here, letd_dose, residual), slope.chunk(2), strict=True)
+                value, rise = value + float(more), rise + sum(sum_over_all(self.team, grad.double() * way) for grad, way in grads)
             return value, rise
 
         return restricted
@@ -175,11 +195,15 @@ class MixedObjective:
         if self._plain is not None:
             gain[: self.n_dose] = self._plain.curvature(like)
         for quantity, robust in self._groups:
-            own = robust.bound.curvature(like)
+            own = robust.curvature(like)
             by_dose, by_letd = quantity.typical(own)
             gain.index_add_(0, self._letd.to(gain.device), own * by_dose.square())
             gain[self.n_dose :] += own * by_letd.square()
         return gain
+
+    def _values(self, number: int, see: See, doses: Tensor) -> Tensor:
+        """What a constraint of one of the quantities sees."""
+        return see(self._seen(doses)[number][1])
 
     def _seen(self, doses: Tensor) -> list[tuple[RobustObjective, Tensor]]:
         """The terms of each quantity, and what they see."""
@@ -203,12 +227,12 @@ class MixedObjective:
         rows: dict[tuple[int, int], dict] = {}
         first = 0
         for robust, own in found:
-            count = len(robust.bound.bound_terms)
+            told = [i for i, b in enumerate(robust.bound.bound_terms) if not b.term.constraint]
             for i, row in enumerate(own):
-                place = self._order[first + i % count]
-                name = robust.bound.bound_terms[i % count].term.quantity
-                rows[row["scenario"], place] = row if name == "dose" else {**row, "quantity": name}
-            first += count
+                number = told[i % len(told)]
+                name = robust.bound.bound_terms[number].term.quantity
+                rows[row["scenario"], self._order[first + number]] = row if name == "dose" else {**row, "quantity": name}
+            first += len(robust.bound.bound_terms)
         return [rows[key] for key in sorted(rows)]
 
 

@@ -13,14 +13,26 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Protocol
 
+import torch
 from torch import Tensor
+
+from torchimpt.processes import Team
+from torchimpt.sums import total
 
 Ray = Callable[[float], tuple[float, float]]
 """F on a ray of doses: from `l` to value and slope."""
 
 
 class PerScenario(Protocol):
-    """What a mode sees of an objective: it is evaluated at any doses, each scenario's alone. `BoundObjective` is one."""
+    """What a mode sees of an objective: it is evaluated at any doses, each scenario's alone. `BoundObjective` is one.
+
+    Among several processes, doses are those of this process's scenarios; `team` has what is needed of all.
+    """
+
+    @property
+    def team(self) -> Team:
+        """The processes that the scenarios are shared out among."""
+        ...
 
     def value(self, dose: Tensor) -> Tensor:
         """Values `(n_scenarios,)`, float64, at the doses `(n_scenarios, n_voxels)`; `()` of one dose `(n_voxels,)`."""
@@ -54,13 +66,20 @@ class PerScenario(Protocol):
 
 
 class RobustMode:
-    """F of the scenarios' doses `(n_scenarios, n_voxels)`, the nominal one first."""
+    """F of the scenarios' doses `(n_scenarios, n_voxels)`, the nominal one first.
+
+    Among several processes doses and gradients are of this process's scenarios; F is of all, and the same on every process.
+    """
 
     name: ClassVar[str]
+    shared: ClassVar[bool] = False
+    """Whether its methods ask the objective's `team` for what they need of all scenarios."""
     apart: ClassVar[bool] = False
     """Whether each term is taken by itself, and not the sum of all that share the mode."""
     couples: ClassVar[bool] = False
     """Whether F of several terms is something else than the sum of their own."""
+    nominal_only: ClassVar[bool] = False
+    """Whether F is of the first scenario, the nominal one, alone."""
 
     def check(self, n_scenarios: int) -> None:
         """Raise where the mode's parameters are not for so many scenarios."""
@@ -78,7 +97,7 @@ class RobustMode:
         raise NotImplementedError(f"{type(self).__name__} must define along")
 
     def shares(self, objective: PerScenario, doses: Tensor) -> Tensor:
-        """`(n_scenarios, n_terms)`, float64: what each term in each scenario has in F, for reports."""
+        """`(n_scenarios, n_terms)`, float64: what each term in each scenario, of this process, has in F, for reports."""
         raise NotImplementedError(f"{type(self).__name__} must define shares")
 
 
@@ -86,6 +105,7 @@ class OverValues(RobustMode):
     """A mode that is a function of the scenarios' values: subclasses say `combine`; the ray stays exact for every one of them."""
 
     couples = True
+    shared = True
 
     def combine(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """F `()` of the scenarios' values `(n_scenarios,)`, float64, and `dF/df_k` `(n_scenarios,)`."""
@@ -94,15 +114,15 @@ class OverValues(RobustMode):
     def value_and_grad(self, objective: PerScenario, doses: Tensor) -> tuple[Tensor, Tensor]:
         """F and its gradient."""
         values, grads = objective.value_and_grad(doses)
-        value, shares = self.combine(values)
-        return value, grads.mul_(shares.to(grads.dtype).unsqueeze(-1))
+        value, shares = self.combine(objective.team.gather(values))
+        return value, grads.mul_(objective.team.own(shares).to(grads.dtype).unsqueeze(-1))
 
     def along(self, objective: PerScenario, doses: Tensor, rates: Tensor) -> Ray:
         """F on a ray."""
         line = objective.along(doses, rates)
 
         def restricted(length: float) -> tuple[float, float]:
-            values, slopes = line(length)
+            values, slopes = objective.team.gather(torch.stack(line(length), dim=-1)).unbind(-1)
             value, shares = self.combine(values)
             return float(value), float(shares.dot(slopes))
 
@@ -110,4 +130,10 @@ class OverValues(RobustMode):
 
     def shares(self, objective: PerScenario, doses: Tensor) -> Tensor:
         """`f_ik dF/df_k`: their sum is F where F grows with the values' scale, as it does for all modes here."""
-        return objective.by_term(doses) * self.combine(objective.value(doses))[1].unsqueeze(-1)
+        shares = self.combine(objective.team.gather(objective.value(doses)))[1]
+        return objective.by_term(doses) * objective.team.own(shares).unsqueeze(-1)
+
+
+def sum_over_all(team: Team, products: Tensor) -> float:
+    """The sum of `(n_scenarios, n)` over voxels and over the scenarios of all processes."""
+    return float(team.gather(total(products)).sum())

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from torchimpt.checks import InputError, nearest
 from torchimpt.objectives.bound import BoundObjective, BoundTerm
+from torchimpt.objectives.constraints import check_consistent
 from torchimpt.objectives.terms import MaxDose, Term
 from torchimpt.patient import Patient, Regions
 
@@ -70,8 +71,14 @@ class Objective:
                 raise TypeError(f"an objective's terms must be Terms such as MinDose or MaxDose, got {type(term).__name__}")
         if self.overlap not in OVERLAPS:
             raise InputError(f"overlap must be one of {', '.join(OVERLAPS)}, got '{self.overlap}'{nearest(self.overlap, OVERLAPS)}")
-        if not any(term.weight > 0 for term in self.terms):
+        if all(term.constraint for term in self.terms):
+            raise InputError(
+                "every objective is a constraint: nothing is left to be as good as it can; give one that is none, e.g. a min_dose for the "
+                "target"
+            )
+        if not any(term.weight > 0 for term in self.terms if not term.constraint):
             raise InputError("every objective has weight 0: nothing is left to plan for; give one a positive weight")
+        check_consistent([term for term in self.terms if term.constraint])
 
     def masks(self, regions: Regions, *, some: bool = False) -> list[Tensor]:
         """Flat mask of each term, `(n,)` bool: of the voxels of a patient's grid, or of points, of which `some` ROIs may have none."""

@@ -61,6 +61,9 @@ class Term:
         What becomes of this term's values in the scenarios; None for the plan's mode.
     quantity
         What it asks about: `"dose"`, or another one's name, whose unit `dose` then is in (`torchimpt.objectives.quantities`).
+    constraint
+        Whether it has to hold, in every scenario or, with the mode `Nominal`, in the nominal one (`torchimpt.objectives.constraints`). The
+        weight then is the least penalty to start with.
     """
 
     roi: str
@@ -68,6 +71,7 @@ class Term:
     weight: float = 1.0
     mode: RobustMode | None = field(default=None, kw_only=True)
     quantity: str = field(default="dose", kw_only=True)
+    constraint: bool = field(default=False, kw_only=True)
 
     kind: ClassVar[str] = ""
     signs: ClassVar[tuple[float, ...]] = ()
@@ -82,8 +86,37 @@ class Term:
             raise InputError(f"objective {self.kind} of '{self.roi}': dose must be zero or more Gy, got {self.dose}")
         if not (math.isfinite(self.weight) and self.weight >= 0):
             raise InputError(f"objective {self.kind} of '{self.roi}': weight must be zero or more, got {self.weight}")
+        if self.constraint and not self.weight > 0:
+            raise InputError(
+                f"objective {self.kind} of '{self.roi}': the weight of a constraint is the penalty that it starts with, and must be "
+                "positive; leave it out, or take the objective out"
+            )
+        if self.constraint and self.mode is not None and not self.mode.nominal_only:
+            raise InputError(
+                f"objective {self.kind} of '{self.roi}': a constraint holds in every scenario, and has no mode '{self.mode.name}'; leave "
+                "mode out, or give 'nominal' for the nominal scenario alone"
+            )
 
-    def value_and_grad(self, dose: Tensor, volume: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def excess(self, dose: Tensor, volume: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        """What the term squares, zero or more, Gy: of each voxel `(..., n_voxels)`, or of one number `(..., 1)`.
+
+        Parameters
+        ----------
+        dose, volume
+            As in `value_and_grad`.
+        shift
+            Added to the violations before they are cut at zero, Gy, in the result's shape; None: nothing.
+        """
+        raise InputError(
+            f"objective {self.kind} of '{self.roi}' cannot be a constraint: its class does not say `excess` and `violation`; take "
+            "constraint out"
+        )
+
+    def violation(self, dose: Tensor, volume: Tensor | None = None) -> Tensor:
+        """How far the dose is beyond the level where it must not be, at most, Gy `(...)`; negative by how far it is inside."""
+        raise NotImplementedError(f"{type(self).__name__} must define violation")
+
+    def value_and_grad(self, dose: Tensor, volume: Tensor | None = None, shift: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Value and its gradient with respect to the ROI's doses.
 
         Parameters
@@ -92,6 +125,8 @@ class Term:
             Gy, `(..., n_voxels)`.
         volume
             `(n_voxels,)`, in voxels, positive, in the dose's dtype: what each dose stands for; None: one voxel each.
+        shift
+            As in `excess`: of a constraint; None: nothing.
 
         Returns
         -------
@@ -119,13 +154,28 @@ def _mean(values: Tensor, volume: Tensor | None) -> Tensor:
     return mean(values) if volume is None else total(values * volume) / total(volume)
 
 
+def _plus(values: Tensor, shift: Tensor | None) -> Tensor:
+    return values if shift is None else values + shift
+
+
 class _Hinge(Term):
     """`weight * sum_v sum_sign max(0, sign (d_v - p))^2`; once differentiable where `d_v = p`."""
 
-    def value_and_grad(self, dose: Tensor, volume: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def excess(self, dose: Tensor, volume: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        return _plus(self._side * (dose - self.dose), shift).clamp_min(0)
+
+    def violation(self, dose: Tensor, volume: Tensor | None = None) -> Tensor:
+        return (self._side * (dose - self.dose)).amax(-1)
+
+    @property
+    def _side(self) -> float:
+        (sign,) = self.signs  # two are two constraints
+        return sign
+
+    def value_and_grad(self, dose: Tensor, volume: Tensor | None = None, shift: Tensor | None = None) -> tuple[Tensor, Tensor]:
         value, grad = dose.new_zeros((), dtype=torch.float64), torch.zeros_like(dose)
         for sign in self.signs:
-            excess = (sign * (dose - self.dose)).clamp_min(0)
+            excess = _plus(sign * (dose - self.dose), shift).clamp_min(0)
             pull = _times(excess, volume)
             value = value + self.weight * total(pull * excess)
             grad.add_(pull, alpha=2 * self.weight * sign)
@@ -191,16 +241,30 @@ class _DoseVolume(Term):
         # 0.07 * 100 is 7.000000000000001 and 0.29 * 100 is 28.999999999999996: neither may gain or lose a voxel.
         return math.floor(self.excused_percent / 100 * n_voxels + 1e-9)
 
-    def value_and_grad(self, dose: Tensor, volume: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        excess = (self.side * (dose - self.dose)).clamp_min(0)
+    def excess(self, dose: Tensor, volume: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        """Of each voxel; zero where it is excused: those with the largest violations, shifted ones where there is a shift."""
+        excess = _plus(self.side * (dose - self.dose), shift).clamp_min(0)
         if volume is None:
             excused = excess.topk(self.excused(dose.shape[-1]), dim=-1, sorted=False).indices
-            excess.scatter_(-1, excused, 0.0)
-        else:
-            ranked, order = excess.sort(dim=-1, descending=True)
-            spent = volume.double()[order].cumsum(-1)
-            allowed = self.excused_percent / 100 * float(total(volume)) + 1e-9
-            excess.scatter_(-1, order, ranked.masked_fill_(spent <= allowed, 0.0))
+            return excess.scatter_(-1, excused, 0.0)
+        ranked, order = excess.sort(dim=-1, descending=True)
+        return excess.scatter_(-1, order, ranked.masked_fill_(self._spent(order, volume), 0.0))
+
+    def _spent(self, order: Tensor, volume: Tensor) -> Tensor:
+        """Which of the volumes in this order are excused."""
+        return volume.double()[order].cumsum(-1) <= self.excused_percent / 100 * float(total(volume)) + 1e-9
+
+    def violation(self, dose: Tensor, volume: Tensor | None = None) -> Tensor:
+        """Of the voxel next to those that are excused; minus infinity where all are."""
+        beyond = self.side * (dose - self.dose)
+        if volume is None:
+            count = self.excused(dose.shape[-1]) + 1
+            return beyond.topk(count, dim=-1).values[..., -1] if count <= dose.shape[-1] else beyond.new_full(dose.shape[:-1], -math.inf)
+        ranked, order = beyond.sort(dim=-1, descending=True)
+        return ranked.masked_fill(self._spent(order, volume), -math.inf).amax(-1)
+
+    def value_and_grad(self, dose: Tensor, volume: Tensor | None = None, shift: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        excess = self.excess(dose, volume, shift)
         pull = _times(excess, volume)
         return self.weight * total(pull * excess), 2 * self.weight * self.side * pull
 
@@ -230,18 +294,37 @@ class MinDVH(_DoseVolume):
         return 100 - self.volume_percent
 
 
-@dataclass(frozen=True)
-class MeanDose(Term):
-    """Mean dose at most `dose`: `weight * n max(0, mean(d) - p)^2`, so that dividing by the voxel count `n` leaves the square."""
+class _Number(Term):
+    """`weight * n max(0, m(d) - p)^2` of one number `m` of the ROI's doses, so that dividing by the voxel count `n` leaves the square."""
 
-    kind: ClassVar[str] = "mean_dose"
     side: ClassVar[float | None] = 1.0
 
-    def value_and_grad(self, dose: Tensor, volume: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        excess = (_mean(dose, volume).unsqueeze(-1) - self.dose).clamp_min(0)
+    def number(self, dose: Tensor, volume: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """`m` `(...)`, float64, and `n dm/dd`, in a shape that broadcasts to the doses'."""
+        raise NotImplementedError(f"{type(self).__name__} must define number")
+
+    def excess(self, dose: Tensor, volume: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        return _plus((self.number(dose, volume)[0] - self.dose).unsqueeze(-1), shift).clamp_min(0)
+
+    def violation(self, dose: Tensor, volume: Tensor | None = None) -> Tensor:
+        return self.number(dose, volume)[0] - self.dose
+
+    def value_and_grad(self, dose: Tensor, volume: Tensor | None = None, shift: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        number, slope = self.number(dose, volume)
+        excess = _plus((number - self.dose).unsqueeze(-1), shift).clamp_min(0)
         value = self.weight * _count(dose, volume) * excess.squeeze(-1).square()
-        pull = (2 * self.weight * excess).to(dose.dtype)
-        return value, pull.expand_as(dose).clone() if volume is None else pull * volume
+        return value, (2 * self.weight * excess * slope).to(dose.dtype).expand_as(dose).clone()
+
+
+@dataclass(frozen=True)
+class MeanDose(_Number):
+    """Mean dose at most `dose`: `weight * n max(0, mean(d) - p)^2`."""
+
+    kind: ClassVar[str] = "mean_dose"
+
+    def number(self, dose: Tensor, volume: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The mean, and ones or the volumes."""
+        return _mean(dose, volume), dose.new_ones(()) if volume is None else volume
 
 
 def _power(log: Tensor, exponent: float) -> Tensor:
@@ -250,7 +333,7 @@ def _power(log: Tensor, exponent: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class GEUD(Term):
+class GEUD(_Number):
     """Generalized equivalent uniform dose at most `dose`: `weight * n max(0, gEUD - p)^2`, `gEUD = (mean d_v^a)^(1/a)`, `a >= 1`.
 
     Source: Niemierko, Med Phys 26:1100, 1999. `a = 1` is the mean, a large `a` the maximum. For the cold spots of a target (negative
@@ -260,7 +343,6 @@ class GEUD(Term):
     a: float = field(kw_only=True)
 
     kind: ClassVar[str] = "gEUD"
-    side: ClassVar[float | None] = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -270,18 +352,17 @@ class GEUD(Term):
                 "for under-dose use min_dose or min_dvh"
             )
 
-    def value_and_grad(self, dose: Tensor, volume: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def number(self, dose: Tensor, volume: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The gEUD, and `n` times its derivative."""
         n, above = _count(dose, volume), dose.double().clamp_min(0)
         # Powers of doses relative to the hottest voxel: d^a alone overflows from a = 20 on in float32.
         top = above.amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
         log_ratio = (above / top).log_()
         share = _mean(_power(log_ratio, self.a), volume).unsqueeze(-1)
         geud = top * share.pow(1 / self.a)
-        excess = (geud - self.dose).clamp_min(0)
         least = 1.0 if volume is None else float(volume.min())  # the hottest voxel's own share, where all doses are zero
-        slope = _power(log_ratio, self.a - 1) * share.clamp_min(least / n).pow(1 / self.a - 1) / n
-        value = self.weight * n * excess.squeeze(-1).square()
-        return value, (2 * self.weight * n * excess * _times(slope, volume)).to(dose.dtype)
+        slope = _power(log_ratio, self.a - 1) * share.clamp_min(least / n).pow(1 / self.a - 1)
+        return geud.squeeze(-1), _times(slope, volume)
 
 
 KINDS: dict[str, type[Term]] = {term.kind: term for term in (MinDose, MaxDose, MinDVH, MaxDVH, MeanDose, UniformDose, GEUD)}

@@ -7,7 +7,7 @@ A solver knows no dose. `Composite` is the form that treatment planning has, `F(
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -134,6 +134,11 @@ class Composite:
         self._x: Tensor | None = None
         self._image: Tensor | None = None
         self._age = 0
+
+    @property
+    def constraints(self) -> Any:
+        """Those of `phi`, where it has any (`torchimpt.optim.augmented`)."""
+        return getattr(self.outer, "constraints", ())
 
     def image(self, x: Tensor) -> Tensor:
         """`A x`, from the store where it is there."""

@@ -25,6 +25,7 @@ class Status(enum.Enum):
     LINE_SEARCH_FAILED = "line_search_failed"
     NOT_FINITE = "not_finite"
     STOPPED = "stopped"
+    INFEASIBLE = "infeasible"
 
     @property
     def message(self) -> str:
@@ -46,6 +47,7 @@ _MESSAGES = {
     Status.LINE_SEARCH_FAILED: "no lower point was found along steepest descent, which promises one: use float64, or check the gradient",
     Status.NOT_FINITE: "the objective or its gradient is NaN or infinite: check the dose, the doses prescribed, and the weights",
     Status.STOPPED: "stopped by the callback",
+    Status.INFEASIBLE: "the constraints cannot all be met, and are violated as little as can be: loosen one, or make it an objective",
 }
 
 

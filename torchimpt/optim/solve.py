@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torchimpt.checks import InputError, finite, nearest
 from torchimpt.optim import beta as beta_rules
+from torchimpt.optim.augmented import FEASIBILITY, Constrained, run_rounds
 from torchimpt.optim.direction import Bounds
 from torchimpt.optim.lbfgs import run_lbfgs
 from torchimpt.optim.problem import LineProblem, Problem
@@ -78,8 +79,10 @@ def minimize(
     tolerance: float = 1e-4,
     callback: Callback | None = None,
     state: dict | None = None,
+    feasibility: float = FEASIBILITY,
+    settle: bool = True,
 ) -> Solution:
-    """Minimize `F(x)` within bounds.
+    """Minimize `F(x)` within bounds, and where the problem has constraints, within these.
 
     Parameters
     ----------
@@ -107,6 +110,11 @@ def minimize(
     state
         `Solution.state` or `Iteration.state()` of an earlier run of the same problem and method: the iterates go on as if it had not been
         interrupted (`lbfgs` starts again from its last iterate, because SciPy does not give out its memory).
+    feasibility
+        Of a problem with constraints (`torchimpt.optim.augmented`): how far any may be violated, in its own unit.
+    settle
+        Whether to update its multipliers until the constraints hold (True), or to leave them as they are. They stay with the problem, and a
+        further call starts from them.
 
     Examples
     --------
@@ -129,10 +137,14 @@ def minimize(
             f"tolerance and max_iterations must be zero or more and max_evaluations one or more, got {tolerance}, {max_iterations}, "
             f"{max_evaluations}"
         )
+    if not feasibility > 0:
+        raise InputError(f"feasibility, how far a constraint may be violated, must be positive, got {feasibility:g}")
     if state is not None:
         _check_state(state, method, x0)
     options = Options(bounds, beta, None if scale is None else _scale(x0, scale))
     run = Run(problem, bounds, method, tolerance, max_iterations, max_evaluations or math.inf, callback, options.metric)
+    if settle and isinstance(problem, Constrained) and len(problem.constraints):
+        return run_rounds(run, lambda one, x, saved: METHODS[method](one, x, options, saved), x0, feasibility, state)
     return METHODS[method](run, x0, options, state)
 
 

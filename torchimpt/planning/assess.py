@@ -21,6 +21,7 @@ from torchimpt.planning.letd import least_dose, weighted
 from torchimpt.planning.load import Compute, check_shifts, dose_options
 from torchimpt.planning.look import Look, Tables, case_targets, look
 from torchimpt.points import Points
+from torchimpt.processes import ALONE, Team
 from torchimpt.scenarios import NOMINAL, Scenario
 from torchimpt.spots import Spots
 from torchimpt.watch import Progress
@@ -95,18 +96,19 @@ def assess(
     progress: Progress,
     *,
     whole: bool = False,
+    team: Team = ALONE,
 ) -> Assessment:
     """Compute a plan's doses without matrices, and check the case's goals.
 
     ROIs are looked at on points of their own, with the dose that the model computes there, inside the body or not, in every scenario: other
     points than the optimizer saw. The nominal dose is computed besides at every voxel of the body, and the other scenarios' wherever it may
     get hot outside the targets. Doses of voxels are means over them, so that they add up to what the patient gets. All of the external ROI
-    is part of the scenarios' tables only where it is told (`asked_voxels`): it has ten times the voxels of all others.
+    is part of the scenarios' tables only where it is told (`asked_voxels`): it has ten times the voxels of all others. Among several
+    processes this is for the one that leads; the others `help_assess` at the same time.
     """
-    # nominal first, and where it is not among the scenarios it is still what goals compare with
-    ordered = (NOMINAL, *(s for s in scenarios if not s.is_nominal))
+    ordered = _ordered(scenarios)
     check_shifts(ordered, patient.grid)
-    seen = look(case, patient, machine, spots, ordered, compute, progress, whole)
+    seen = look(case, patient, machine, spots, ordered, compute, progress, whole, team)
     shape = patient.grid.shape
     dose = _sound(seen.nominal(), NOMINAL.name).reshape(shape)
     doses, on_voxels = ({name: _sound(one, name) for name, one in part.items()} for part in (seen.on_points(), seen.on_voxels()))
@@ -124,6 +126,28 @@ def assess(
         return assessment
     letd = seen.whole(LETd(least_dose(case)).value(body.nominal, body.nominal_letd_dose), body.body)
     return replace(assessment, letd=letd.to(body.nominal.dtype).reshape(shape), roi_letd=seen.tables("letd"))
+
+
+def help_assess(
+    case: Case,
+    patient: Patient,
+    machine: Machine,
+    spots: Spots,
+    scenarios: Sequence[Scenario],
+    compute: Compute,
+    *,
+    whole: bool = False,
+    team: Team,
+) -> None:
+    """The part of `assess` that falls to a process which does not lead: its scenarios' doses."""
+    ordered = _ordered(scenarios)
+    check_shifts(ordered, patient.grid)
+    look(case, patient, machine, spots, ordered, compute, Progress(enabled=False), whole, team)
+
+
+def _ordered(scenarios: Sequence[Scenario]) -> tuple[Scenario, ...]:
+    """Nominal first: where it is not among the scenarios it is still what goals compare with."""
+    return (NOMINAL, *(s for s in scenarios if not s.is_nominal))
 
 
 def _goals(case: Case, seen: Look, tables: Tables, body: Mapping[str, torch.Tensor] | None) -> list[dict]:

@@ -18,12 +18,15 @@ from torchimpt.evaluate.dvh import RoiDose
 from torchimpt.evaluate.tables import point_doses
 from torchimpt.io.plan import read_plan
 from torchimpt.machine import Machine
-from torchimpt.objectives import BoundObjective, MixedObjective, Objective, PlanObjective, RobustObjective, Split, letd_entries
+from torchimpt.objectives import BoundObjective, MixedObjective, Objective, PlanObjective, RobustObjective, Split, largest, letd_entries
 from torchimpt.patient import Patient
 from torchimpt.planning.letd import quantity
 from torchimpt.planning.load import Compute, check_shifts, dose_options, load_machine, load_patient, resolve_beams
 from torchimpt.planning.look import case_points, targets_mask
+from torchimpt.planning.shared import SharedDoses
+from torchimpt.planning.way import tell_way
 from torchimpt.points import Points
+from torchimpt.processes import ALONE, Team
 from torchimpt.scenarios import NOMINAL, Scenario
 from torchimpt.schemes.sampling import Sampling
 from torchimpt.schemes.stages import PlanIteration
@@ -43,7 +46,7 @@ class PlanningProblem:
     case, compute
         What is planned, and where.
     patient, machine, scenarios
-        On the dose grid; the beam model; what is planned for.
+        On the dose grid; the beam model; what is planned for, of which the objective may need the first alone (`needed_scenarios`).
     spots
         As placed.
     points
@@ -55,6 +58,8 @@ class PlanningProblem:
         What is asked of them.
     sampling
         Where the objective is sampled: what `points`, `doses`, `linear` and `objective` are taken from, as they were at the start.
+    team
+        Processes that the scenarios are shared out among: doses, here and in arguments, are those of this process's scenarios.
     """
 
     case: Case
@@ -68,6 +73,7 @@ class PlanningProblem:
     linear: LinearDose
     objective: PlanObjective
     sampling: Sampling | None = None
+    team: Team = ALONE
 
     @property
     def now(self) -> PlanningProblem | Sampling:
@@ -79,12 +85,19 @@ class PlanningProblem:
         return [{**row, "scenario": self.doses.names[row["scenario"]]} for row in rows]
 
     def terms(self, doses: torch.Tensor) -> list[dict]:
-        """The objective's terms at an iteration's doses `(n_scenarios, n_voxels)`, each with the scenario's name."""
+        """The objective's terms at an iteration's doses `(n_scenarios, n_voxels)`, each with the scenario's name; asked of all processes at
+        once.
+        """
         return self.named(self.now.objective.terms(doses))
+
+    def violations(self, doses: torch.Tensor) -> dict[str, float]:
+        """The largest violation of each constraint at an iteration's doses, Gy, negative inside, by ROI and kind."""
+        held = self.now.objective.constraints
+        return {f"{one.term.roi} {one.term.kind}": value for one, value in zip(held, largest(held.violations(doses)), strict=True)}
 
     def nominal_doses(self, doses: torch.Tensor) -> dict[str, RoiDose]:
         """Of an iteration's doses `(n_scenarios, n_points)` the nominal ones of the ROIs that have objectives, as goals see them; a ROI
-        that is sampled is left out.
+        that is sampled is left out. Asked of the process that leads.
         """
         dose, points = self.objective.quantity.value(doses[self.doses.nominal]).cpu(), self.now.points
         sampled = {term.roi for term in self.sampling.limits} if self.sampling is not None else ()
@@ -96,6 +109,12 @@ class PlanningProblem:
         spots, placed = iteration.spots(), self.spots
         layer = placed.layer[spots.index]
         return placed.at(spots.position, spots.weight, layer), spots.home
+
+
+def needed_scenarios(case: Case) -> tuple[Scenario, ...]:
+    """Those that any objective looks at: the nominal one, which is the first, where no mode asks for others; else all."""
+    modes = [term.mode or case.mode() for term in case.terms()]
+    return case.scenarios()[:1] if all(mode.nominal_only for mode in modes) else case.scenarios()
 
 
 def _start(case: Case, patient: Patient, machine: Machine, scenarios: tuple[Scenario, ...], compute: Compute) -> Spots:
@@ -118,15 +137,28 @@ def _start(case: Case, patient: Patient, machine: Machine, scenarios: tuple[Scen
     return spots.to(compute.device)
 
 
-def build(case: Case, compute: Compute, progress: Progress, times: dict[str, float]) -> PlanningProblem:
-    """Load, place, trace and build what the schemes need; the seconds go into `times`."""
+def build(
+    case: Case,
+    compute: Compute,
+    progress: Progress,
+    times: dict[str, float],
+    team: Team = ALONE,
+    shared: SharedDoses | None = None,
+) -> PlanningProblem:
+    """Load, place, trace and build what the schemes need, doses of this process's scenarios; the seconds go into `times`. What `shared` has
+    of another case is not built again.
+    """
     case.check_plan()
     begin = time.perf_counter()
     with progress.stage("Patient, machine and spots"):
-        patient, machine = load_patient(case), load_machine(case)
+        patient, machine = load_patient(case) if shared is None else shared.patient(case), load_machine(case)
         scenarios = case.scenarios()
+        # each process has to have a scenario of its own
+        needed = needed_scenarios(case) if team.size == 1 else scenarios
+        team = team.share(len(needed))
         check_shifts(scenarios, patient.grid)
         spots = _start(case, patient, machine, scenarios, compute)
+        tell_way(case, patient, machine, spots.beams)
         log.info("%d spots in %d energy layers of %d beams", spots.n_spots, spots.n_layers, len(spots.beams))
         objective = Objective(case.terms(), normalize=case.optimizer.normalize, overlap=case.optimizer.overlap)
         mixed = frozenset(term.quantity for term in case.terms()) & case.letd_quantities()
@@ -138,21 +170,27 @@ def build(case: Case, compute: Compute, progress: Progress, times: dict[str, flo
     engine = _engine(case)
 
     def bind(bound: BoundObjective) -> RobustObjective:
-        return RobustObjective(bound, case.mode(), case.quantity())
+        return RobustObjective(bound.among(team), case.mode(), case.quantity())
 
     def tabulate(points: Points, amplitude: str = "dose") -> tuple[ScenarioDoses, LinearDose]:
-        doses = scenario_doses(patient, machine, spots, points, scenarios, gradient=case.dose.gradient, amplitude=amplitude, **options)
-        return doses, doses.at(spots.position, engine)
+        own: dict[str, Any] = {"gradient": case.dose.gradient, "amplitude": amplitude, "team": team}
+
+        def make() -> tuple[ScenarioDoses, LinearDose]:
+            doses = scenario_doses(patient, machine, spots, points, needed, **own, **options)
+            return doses, doses.at(spots.position, engine)
+
+        what = (amplitude, case.dose.gradient, engine, *(scenario.name for scenario in needed))
+        return make() if shared is None else shared.get(what, spots, points, make)
 
     with progress.stage("Influence matrices" if engine == "matrix" else "Dose tables"):
         sampling: Sampling | None = None
         robust: PlanObjective
         sampled = split.limits if bool(split.needed.any()) else ()
         asked = [term.roi for term in objective.terms if term not in sampled]
-        points = case_points(case, patient, machine, spots, asked, len(scenarios), case.seed)
+        points = case_points(case, patient, machine, spots, asked, len(needed), case.seed)
         if sampled:
-            look = _look(case, patient, machine, scenarios, split, options)
-            sampling = Sampling(patient, objective, split, bind, needed=points, tabulate=tabulate, look=look, seed=case.seed)
+            look = _look(case, patient, machine, needed, split, {**options, "team": team})
+            sampling = Sampling(patient, objective, split, bind, needed=points, tabulate=tabulate, look=look, seed=case.seed, team=team)
             doses, linear, robust = sampling.doses, sampling.linear, sampling.objective
         else:
             (doses, linear), bound = tabulate(points), objective.at(points, points.volume)
@@ -161,12 +199,12 @@ def build(case: Case, compute: Compute, progress: Progress, times: dict[str, flo
             else:
                 entries = letd_entries(bound, mixed)
                 asks = {name: quantity(case, name, points, entries) for name in sorted(mixed)}
-                robust = MixedObjective(bound, asks, entries, case.mode(), case.quantity())
+                robust = MixedObjective(bound.among(team), asks, entries, case.mode(), case.quantity())
                 letd_doses, letd_linear = tabulate(points.take(entries), "letd_dose")
                 sizes = [doses.n_voxels, letd_doses.n_voxels]
                 doses, linear = joined([doses, letd_doses]), JoinedLinear([linear, letd_linear], sizes)
     times["dose"] = time.perf_counter() - begin
-    return PlanningProblem(case, compute, patient, machine, scenarios, spots, points, doses, linear, robust, sampling)
+    return PlanningProblem(case, compute, patient, machine, scenarios, spots, points, doses, linear, robust, sampling, team)
 
 
 def _look(

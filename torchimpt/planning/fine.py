@@ -94,8 +94,10 @@ def _nominal(
 
 
 def _objectives(case: Case, assessment: Assessment, organs: Sequence[str], points: Points, dose: torch.Tensor) -> dict[str, float]:
-    """The nominal objective on the finer grid and as planned, of the terms of dose about ROIs that it has; empty where there are none."""
-    terms = [term for term in case.terms() if term.roi in organs and term.quantity == "dose"]
+    """The nominal objective on the finer grid and as planned, of terms of dose about ROIs that it has, without constraints; empty
+    where there is none.
+    """
+    terms = [term for term in case.terms() if term.roi in organs and term.quantity == "dose" and not term.constraint]
     if not any(term.weight > 0 for term in terms):
         return {}
     objective = Objective(terms, normalize=case.optimizer.normalize, overlap=case.optimizer.overlap)

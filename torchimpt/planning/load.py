@@ -19,6 +19,7 @@ from torchimpt.hu_table import read_hu_table
 from torchimpt.io.patient import read_patient
 from torchimpt.machine import READERS, Machine, generic
 from torchimpt.patient import Patient
+from torchimpt.processes import ALONE, Team
 from torchimpt.resampling import resample
 from torchimpt.scenarios import Scenario
 
@@ -36,8 +37,13 @@ class Compute:
     dtype: torch.dtype
 
 
-def set_up(case: Case, device: str = "auto", threads: int | None = None) -> Compute:
-    """Resolve `"auto"`, set the number of CPU threads (`THREADS_A_CORE` on each core at most) and the seed."""
+def set_up(case: Case, device: str = "auto", threads: int | None = None, team: Team = ALONE) -> Compute:
+    """Resolve `"auto"`, set the number of CPU threads (`THREADS_A_CORE` on each core at most) and the seed.
+
+    Of several processes on this machine, each gets its part of the cores where `threads` does not say how many.
+    """
+    if threads is None and team.size > 1:
+        threads = max(1, len(os.sched_getaffinity(0)) // team.local_size) if hasattr(os, "sched_getaffinity") else 1
     if threads is not None:
         cores = os.cpu_count() or 1
         if not 1 <= threads <= cores * THREADS_A_CORE:
@@ -70,7 +76,7 @@ def load_machine(case: Case) -> Machine:
 def load_patient(case: Case) -> Patient:
     """The case's patient on its dose grid, with the materials that it tells; every ROI that the case names is there and has a voxel."""
     config = case.patient
-    read = read_patient(config.source, config.path, config.name)
+    read = read_patient(config.source, config.path, config.name, config.position, **config.own)
     case.check_rois(read.rois)
     if case.material:
         # at the end, in the case's order: the later one's counts
@@ -107,11 +113,14 @@ def _check_voxels(case: Case, read: Patient, patient: Patient) -> None:
 
 def resolve_beams(case: Case, patient: Patient, plan: Path | None = None) -> tuple[Beam, ...]:
     """The case's beams with their isocenters: their own, or the plan file's where it has any (they stay open here), or the target's
-    centroid (all targets' where the case names none).
+    centroid (all targets' where the case names none); and with the patient's position, likewise.
     """
     shifted = any(beam.range_shifter_mm for beam in case.beam)
     beams = case.beams(load_machine(case).shifter if shifted else None)
-    if not any(beam.isocenter is None for beam in beams) or (plan is not None and plan.suffix.lower() != ".csv"):
+    if plan is not None and plan.suffix.lower() != ".csv":
+        return beams
+    beams = tuple(beam.on(patient.position) for beam in beams)
+    if not any(beam.isocenter is None for beam in beams):
         return beams
     names = case.spots.targets if case.spots else patient.targets
     if not names:

@@ -20,6 +20,7 @@ from torchimpt.patient import Patient
 from torchimpt.planning.letd import quantity, weighted
 from torchimpt.planning.load import Compute, dose_options
 from torchimpt.points import Points, voxel_points
+from torchimpt.processes import ALONE, Team
 from torchimpt.scenarios import Scenario
 from torchimpt.spots import Spots
 from torchimpt.watch import Progress
@@ -141,11 +142,14 @@ def look(
     compute: Compute,
     progress: Progress,
     whole: bool = False,
+    team: Team = ALONE,
 ) -> Look:
     """Compute a plan's doses without matrices, in the nominal scenario first and in all others; `whole`: all in the whole body.
 
-    The points are other ones than a plan is made with.
+    The points are other ones than a plan is made with. Among several processes each computes its scenarios; the one that leads has them all
+    in the end, the others' looks hold their own.
     """
+    team = team.share(len(scenarios))
     prescription = case.highest_prescription()
     options = dose_options(case, compute.device, spots.weight.dtype)
     here, organs = spots.weighted().to(compute.device), _organs(patient)
@@ -153,21 +157,24 @@ def look(
         body = body_doses(
             patient, machine, here, scenarios, asked=asked_voxels(case, patient, whole).flatten(),
             level=torch.inf if prescription is None else prescription, leave=targets_mask(case, patient).flatten(),
-            quantity=case.quantity(), discarded=True, letd=case.tells_letd, done=stage.advance, means=True, **options,
+            quantity=case.quantity(), discarded=True, letd=case.tells_letd, team=team, done=stage.advance, means=True, **options,
         )  # fmt: skip
+        letd_doses = None if body.letd_doses is None else team.collect(body.letd_doses)
+        body = replace(body, doses=team.collect(body.doses), letd_doses=letd_doses)
         points = voxel_points(patient, torch.zeros(0, dtype=torch.int64))
         if organs:
             # a plan is made with the case's own seed
             points = case_points(case, patient, machine, spots, organs, len(scenarios), case.seed + 1)
         found = []
         for amplitude in ("dose", "letd_dose") if case.tells_letd else ("dose",):
-            rows = [torch.zeros(0)] * len(scenarios)
-            operators = scenario_operators(patient, machine, here, points, scenarios, amplitude=amplitude, **options) if organs else ()
+            rows = [torch.zeros(0)] * len(team.own(scenarios))
+            own = {**options, "amplitude": amplitude, "team": team}
+            operators = scenario_operators(patient, machine, here, points, scenarios, **own) if organs else ()
             for k, operator in enumerate(operators):
                 rows[k] = operator.dose(here.position.detach(), here.weight.detach()).cpu()
                 if amplitude == "dose":
                     stage.advance()
-            found.append(torch.stack(rows))
+            found.append(team.collect(torch.stack(rows)))
     mask = torch.zeros(patient.grid.n_voxels, dtype=torch.bool)
     mask[body.voxels] = True
     names = tuple(scenario.name for scenario in scenarios)

@@ -60,20 +60,42 @@ def dose_metrics(
     }
 
 
+def shared_metrics(problem: PlanningProblem, optimized: Optimized) -> dict[str, Any]:
+    """What all processes have to be asked for, all at once: the `terms` of the objective and what it is a smooth form of (`exact`), the
+    matrices' `nonzeros` and `bytes`; of several `processes` the `count`, the bytes that each has in matrices and has exchanged, the
+    seconds that this took, waiting for others included, and the peak memory of each so far.
+    """
+    now, whole, team = problem.now, optimized.whole, problem.team
+    found: dict[str, Any] = {"terms": problem.terms(optimized.doses) if whole is None else problem.named(whole.terms)}
+    if problem.objective.smoothed:
+        found["exact"] = float(now.objective.exact_value(optimized.doses)) if whole is None else whole.exact
+    numbers = torch.tensor([now.linear.n_nonzeros, now.linear.n_bytes, *team.traffic, peak_memory()], dtype=torch.float64)
+    nonzeros, n_bytes, exchanged, seconds, peak = team.each(numbers).T.tolist()
+    found["matrix"] = {"nonzeros": int(sum(nonzeros)), "bytes": int(sum(n_bytes))}
+    if team.size > 1:
+        found["processes"] = {
+            "count": team.size, "matrix_bytes": [int(b) for b in n_bytes], "exchanged_bytes": [int(b) for b in exchanged],
+            "exchange_s": [round(s, 4) for s in seconds], "peak_memory_bytes": [int(p) for p in peak],
+        }  # fmt: skip
+    return found
+
+
 def plan_metrics(
     problem: PlanningProblem,
     optimized: Optimized,
+    shared: dict[str, Any],
     spots: Spots,
     assessment: Assessment,
     times: dict[str, float],
     fine: dict[str, Any] | None = None,
 ) -> dict:
-    """The whole of a planning run's metrics; `fine` is what `torchimpt.planning.fine` found on a finer grid.
+    """The whole of a planning run's metrics; `shared` are the `shared_metrics`, `fine` is what `torchimpt.planning.fine` found on a finer
+    grid.
 
     Where the objective was sampled, `objective` is that of all voxels, and `sampling` tells how many voxels were optimized on (`voxels`),
     of how many that are asked about (`of`), and the objective that the solver saw there at the end (`objective`). The first iterations do
     without the sampled terms, so that `objective.initial` is without them. Where robust modes are smooth, `objective.exact` is the
-    objective with the maxima themselves.
+    objective with the maxima themselves. `constraints` is what `Constraints.rows` returns, where there are any; they are in no objective.
     """
     solution, case = optimized.solution, problem.case
     home = optimized.spots.home.cpu()
@@ -88,20 +110,23 @@ def plan_metrics(
             "final": solution.value,
             "normalized": case.optimizer.normalize,
             "projected_gradient_norm": solution.projected_gradient_norm,
-            "terms": problem.terms(optimized.doses) if optimized.whole is None else problem.named(optimized.whole.terms),
+            "terms": shared["terms"],
         },
         "steps": optimized.steps,
         **dose_metrics(spots, problem.machine, case.delivery.model(), assessment, times, problem.compute, home),
     }
-    if problem.objective.smoothed:
-        whole = optimized.whole
-        metrics["objective"]["exact"] = float(problem.now.objective.exact_value(optimized.doses)) if whole is None else whole.exact
+    constraints = problem.now.objective.constraints
+    if constraints:
+        metrics["constraints"] = constraints.rows(optimized.violations, problem.doses.names, case.optimizer.feasibility_gy)
+    if "exact" in shared:
+        metrics["objective"]["exact"] = shared["exact"]
     if solution.remaining is not None:
         # the share of it that it may still fall by, estimated from its fall
         metrics["objective"]["remaining_percent"] = 100.0 * solution.remaining
     metrics["spots"]["placed"] = problem.spots.n_spots
-    linear = problem.now.linear
-    metrics["matrix"] |= {"nonzeros": linear.n_nonzeros, "bytes": linear.n_bytes}
+    metrics["matrix"] |= shared["matrix"]
+    if "processes" in shared:
+        metrics["processes"] = shared["processes"]
     if problem.sampling is not None and optimized.whole is not None:
         sampled = optimized.steps[-1]["objective"]
         metrics["sampling"] = {"voxels": len(problem.sampling.points), "of": problem.sampling.n_all, "objective": sampled}

@@ -13,11 +13,13 @@ from torchimpt.case import Case
 from torchimpt.machine import Machine
 from torchimpt.optim import Solution
 from torchimpt.patient import Patient
-from torchimpt.planning.assess import Assessment, assess
+from torchimpt.planning.assess import Assessment, assess, help_assess
 from torchimpt.planning.build import PlanningProblem, build
 from torchimpt.planning.fine import fine_check
 from torchimpt.planning.load import set_up
-from torchimpt.planning.metrics import plan_metrics
+from torchimpt.planning.metrics import plan_metrics, shared_metrics
+from torchimpt.planning.shared import SharedDoses
+from torchimpt.processes import ALONE, Team
 from torchimpt.schemes.schemes import optimize
 from torchimpt.schemes.settings import Limits
 from torchimpt.schemes.stages import Callback, Optimized
@@ -67,6 +69,8 @@ def plan(
     callback: Callback | None = None,
     watch: Callable[[PlanningProblem], Callback] | None = None,
     state: dict | None = None,
+    team: Team = ALONE,
+    shared: SharedDoses | None = None,
 ) -> PlanResult:
     """Plan a case, as the command line does, without writing anything.
 
@@ -86,26 +90,53 @@ def plan(
         Called with the planning problem before it is optimized, for a further callback: for those who need to know the problem.
     state
         From an iteration's `state()`, to go on.
+    team
+        The processes of the plan (`torchimpt.processes.joined`), in the one that leads; the others call `help_plan` at the same time.
+    shared
+        Doses and matrices of plans of the same geometry.
     """
     progress = progress or Progress(enabled=False)
-    compute = set_up(case, device, threads)
+    compute = set_up(case, device, threads, team)
     times: dict[str, float] = {}
     begin = time.perf_counter()
-    problem = build(case, compute, progress, times)
+    problem = build(case, compute, progress, times, team, shared)
     optimized = _optimize(problem, progress, times, together(callback, watch and watch(problem)), state)
+    of_all = shared_metrics(problem, optimized)
     started = time.perf_counter()
     spots = optimized.spots.spots(problem.spots).cpu()
     assessment = assess(
-        case, problem.patient, problem.machine, spots, problem.scenarios, compute, progress, whole=case.output.scenarios_dose
+        case, problem.patient, problem.machine, spots, problem.scenarios, compute, progress, whole=case.output.scenarios_dose, team=team
     )
     times["evaluate"] = time.perf_counter() - started
     started = time.perf_counter()
     fine = fine_check(case, problem.patient, problem.machine, spots, assessment, compute, progress)
     times["check"] = time.perf_counter() - started
     times["total"] = time.perf_counter() - begin
-    metrics = plan_metrics(problem, optimized, spots, assessment, times, fine)
+    metrics = plan_metrics(problem, optimized, of_all, spots, assessment, times, fine)
     home = optimized.spots.home.cpu()
     return PlanResult(case, problem.patient, problem.machine, spots, home, optimized.solution, optimized.steps, assessment, metrics)
+
+
+def help_plan(
+    case: Case,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    watch: Callable[[PlanningProblem], Callback] | None = None,
+    state: dict | None = None,
+    team: Team,
+) -> None:
+    """The part of `plan` that falls to a process which does not lead: the same solver on the doses of its own scenarios.
+
+    What the leading process asks of all in its callbacks, `watch` asks here.
+    """
+    compute, progress = set_up(case, device, threads, team), Progress(enabled=False)
+    problem = build(case, compute, progress, {}, team)
+    optimized = _optimize(problem, progress, {}, together(watch and watch(problem)), state)
+    shared_metrics(problem, optimized)
+    spots = optimized.spots.spots(problem.spots).cpu()
+    whole = case.output.scenarios_dose
+    help_assess(case, problem.patient, problem.machine, spots, problem.scenarios, compute, whole=whole, team=team)
 
 
 def _optimize(problem: PlanningProblem, progress: Progress, times: dict[str, float], callback: Callback, state: dict | None) -> Optimized:

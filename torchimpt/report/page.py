@@ -26,7 +26,7 @@ from torchimpt.physics.stopping import looked_up
 from torchimpt.report.course import motion_text, step_rows
 from torchimpt.report.drawn import convergence_data, dvh_data, hu_data, spots_data
 from torchimpt.report.numbers import gy, scenario_note
-from torchimpt.report.rows import delivery_rows, fine_rows, goal_rows, letd_rows, region_rows, robustness, term_rows
+from torchimpt.report.rows import constraint_rows, delivery_rows, fine_rows, goal_rows, letd_rows, region_rows, robustness, term_rows
 from torchimpt.report.style import roi_colors, shown_rois
 from torchimpt.report.summary import facts, failures, headline, notes, tightest, tiles
 from torchimpt.report.volumes import BUDGET, most_telling, start_point, volume_data, volumes_of
@@ -175,6 +175,7 @@ def render_report(data: ReportData) -> str:
         notes=notes(metrics),
         tiles=tiles(metrics, data.targets, data.prescription, worst, scenarios),
         goals=goal_rows(data.goals, colors),
+        constraints=constraint_rows(metrics, colors),
         robustness=robustness(data.goals, scenarios, data.targets) if len(scenarios) > 1 else None,
         drawn=_drawn(data, colors, rois, shown_rois(data.patient, rois, first, limit=9), [scenario["name"] for scenario in scenarios]),
         regions=region_rows(regions, colors, scenarios, worst),

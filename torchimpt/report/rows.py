@@ -10,6 +10,7 @@ from markupsafe import Markup
 from torchimpt.evaluate.dvh import Metric, RoiDose
 from torchimpt.evaluate.fine import fine_text
 from torchimpt.evaluate.tables import letd_table
+from torchimpt.report.constraints import constraint_label, constraint_verdict
 from torchimpt.report.course import delivery_parts, delivery_remark
 from torchimpt.report.numbers import amount, gy, scenario_text, strip
 from torchimpt.report.summary import Goals, goal_name, goal_value
@@ -26,6 +27,17 @@ def goal_rows(goals: Goals, colors: Mapping[str, str]) -> list[dict[str, Any]]:
             "nominal_text": goal_value(goal, goal["nominal"]), "worst_text": goal_value(goal, goal["worst"]),
         }
         for goal in goals
+    ]  # fmt: skip
+
+
+def constraint_rows(metrics: Mapping[str, Any], colors: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Rows of `metrics.json`'s `constraints` with what the table shows besides."""
+    return [
+        {
+            **row, "label": constraint_label(row), "verdict": constraint_verdict(row), "color": colors.get(row["roi"], UNKNOWN),
+            "text": scenario_text(row["worst_scenario"]),
+        }
+        for row in metrics.get("constraints", ())
     ]  # fmt: skip
 
 

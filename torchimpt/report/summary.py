@@ -8,6 +8,7 @@ from typing import Any
 
 from torchimpt.evaluate.dvh import Metric
 from torchimpt.geometry import Grid
+from torchimpt.report.constraints import constraints_verdict
 from torchimpt.report.course import beam_seconds, delivery_text, motion_text
 from torchimpt.report.numbers import amount, bytes_text, gy, scenario_text, seconds
 
@@ -68,6 +69,8 @@ def tightest(goals: Goals) -> str:
 def notes(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What else a reader must know at once, each a `text` and whether it is `good`."""
     told = []
+    if rows := metrics.get("constraints"):
+        told.append((constraints_verdict(rows), all(row["met"] for row in rows)))
     if (hottest := metrics.get("hottest_outside_targets")) and hottest["warning"]:
         told.append((f"Hot spot outside the targets: {gy(hottest['worst']['d1cm3_gy'])} Gy, {hottest['worst']['percent']:.0f} %", False))
     if (fine := metrics.get("fine")) and fine["warning"]:

@@ -23,6 +23,15 @@ def versions() -> dict[str, str]:
     return {"torchimpt": __version__, "python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
 
 
+def rounding() -> dict[str, str]:
+    """What decides how sums of a solver are rounded, on this machine."""
+    known = versions()
+    return {
+        "processor": torch.backends.cpu.get_cpu_capability(),
+        **{f"{name} version": known[name] for name in ("torchimpt", "torch", "numpy")},
+    }
+
+
 def about() -> dict[str, Any]:
     """What a measurement was made with: machine, its load, threads, commit and versions."""
     return {

@@ -36,7 +36,9 @@ def fingerprint(case: Case) -> str:
             "title": "",
             "goal": [],
             "output": type(case.output)(),
-            "optimizer": case.optimizer.model_copy(update={"max_iterations": 0, "max_evaluations": None, "tolerance": 0.5, "log_every": 1}),
+            "optimizer": case.optimizer.model_copy(
+                update={"max_iterations": 0, "max_evaluations": None, "tolerance": 0.5, "feasibility_gy": 0.1, "log_every": 1}
+            ),
         }
     )
     return hashlib.sha256(plain.to_toml().encode()).hexdigest()

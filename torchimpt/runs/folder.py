@@ -16,6 +16,7 @@ import platform
 import re
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -227,6 +228,7 @@ class _RunLog(logging.FileHandler):
         super().__init__(path, mode="w" if anew else "a", encoding="utf-8", errors="backslashreplace", delay=True)
         self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         self.waiting: list[logging.LogRecord] | None = []
+        self._thread = threading.get_ident()
 
     def begin(self) -> None:
         """Open the file and write what has waited."""
@@ -236,6 +238,8 @@ class _RunLog(logging.FileHandler):
             self.handle(record)
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.thread != self._thread:  # another run's, of a sweep
+            return
         if self.waiting is not None:
             self.waiting.append(record)
         else:

@@ -20,7 +20,7 @@ from torchimpt.planning.plan import PlanResult
 from torchimpt.report.figures import dvh_figure
 from torchimpt.report.motion import fullest_layers, motion_figure
 from torchimpt.report.slices import slices_figure
-from torchimpt.report.style import roi_colors, shown_rois
+from torchimpt.report.style import roi_colors, shown_rois, slug
 from torchimpt.report.volumes import start_point
 from torchimpt.scenarios import NOMINAL
 from torchimpt.schemes.stages import PlanIteration
@@ -124,7 +124,7 @@ def hyperparameters(case: Case) -> dict[str, Any]:
 
 
 def final_numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Of a run's `metrics.json`, by name: objective, seconds, goals met, spots, delivery, and every goal's nominal and worst value."""
+    """Of a run's `metrics.json`: objective, seconds, goals met, spots, delivery, and every goal in its worst and in the nominal scenario."""
     goals = metrics["goals"]
     numbers = {
         "objective": metrics["objective"]["final"],
@@ -137,6 +137,7 @@ def final_numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     if metrics["delivery"].get("seconds"):
         numbers["delivery_s"] = metrics["delivery"]["seconds"]
     for goal in goals:
-        name = f"{goal['roi']} {goal['metric']} {goal['limit']}"
-        numbers |= {f"{name} nominal": goal["nominal"], f"{name} worst": goal["worst"]}
+        name = f"{slug(goal['roi'])}_{goal['metric']}"
+        values = {name: goal["worst"], f"{name}_nominal": goal["nominal"]}
+        numbers |= {key: value for key, value in values.items() if value is not None}
     return numbers

@@ -26,6 +26,7 @@ from torchimpt.dose.scenarios import LinearDose, ScenarioDoses
 from torchimpt.objectives import BoundObjective, Objective, RobustObjective, Split, Term
 from torchimpt.patient import Patient
 from torchimpt.points import Points, together, voxel_points
+from torchimpt.processes import ALONE, Team
 from torchimpt.schemes.moving import MovingSpots
 from torchimpt.spots import Spots
 
@@ -53,14 +54,15 @@ class Whole:
     ----------
     seen
         Its doses.
-    value, exact, terms
-        The objective, what it is a smooth form of, and rows of `RobustObjective.terms`.
+    value, exact, terms, violations
+        The objective, what it is a smooth form of, rows of `RobustObjective.terms`, and what `Constraints.violations` gives.
     """
 
     seen: BodyDoses
     value: float
     exact: float
     terms: list[dict]
+    violations: Tensor
 
 
 class Sampling:
@@ -80,6 +82,8 @@ class Sampling:
         Doses of any spots in the body.
     seed
         Of the draw.
+    team
+        Processes that the scenarios are shared out among.
 
     Attributes
     ----------
@@ -100,7 +104,9 @@ class Sampling:
         tabulate: Callable[[Points], tuple[ScenarioDoses, LinearDose]],
         look: Callable[[Spots], BodyDoses],
         seed: int,
+        team: Team = ALONE,
     ) -> None:
+        self._team = team
         self._patient, self._terms, self._split, self._bind = patient, objective, split, bind
         self._needed, self._tabulate, self._look, self._seed = needed, tabulate, look, seed
         self._counts = [
@@ -109,6 +115,7 @@ class Sampling:
         ]
         self._voxels, self._stands_for = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.float64)
         self._parts: list[tuple[ScenarioDoses, LinearDose]] = []
+        self.objective: RobustObjective
         self._add(needed)
 
     @property
@@ -132,8 +139,10 @@ class Sampling:
         doses = self._parts[0][0].subset(spots.index).dose(spots.position, spots.weight)
         doses = torch.cat((doses.cpu(), seen.doses[:, here].to(doses.dtype)), dim=1)
         objective = self._bound(points)
-        value = float(objective.value(doses))
-        return Whole(seen, value, float(objective.exact_value(doses)) if objective.smoothed else value, objective.terms(doses))
+        held = objective.constraints
+        value = float(objective.value(doses)) - held.value(doses)
+        exact = float(objective.exact_value(doses)) if objective.smoothed else value
+        return Whole(seen, value, exact, objective.terms(doses), held.violations(doses))
 
     def _bound(self, points: Points) -> RobustObjective:
         return self._bind(self._terms.at(points, points.volume, self._counts))
@@ -145,7 +154,7 @@ class Sampling:
         """
         top = torch.zeros(self._patient.grid.n_voxels, dtype=seen.doses.dtype)
         top[seen.body] = self.objective.quantity.value(seen.nominal)
-        top[seen.voxels] = self.objective.quantity.value(seen.doses).amax(0)
+        top[seen.voxels] = self._team.largest(self.objective.quantity.value(seen.doses).amax(0))
         stands_for = torch.zeros(len(top), dtype=torch.float64)
         pool, limits = self._split.pool, self.limits
         hot = torch.zeros_like(pool)
@@ -173,7 +182,8 @@ class Sampling:
         self._add(voxel_points(self._patient, more))
 
     def _add(self, points: Points) -> None:
-        """Tabulate doses at further points, and bind the objective to all."""
+        """Tabulate doses at further points, and bind the objective to all; constraints keep the multipliers of the points before."""
+        held = self.objective.constraints.state_dict() if self._parts else None
         if len(points):
             self._parts.append(self._tabulate(points))
         self.points = together((self._needed, voxel_points(self._patient, self._voxels, self._stands_for)))
@@ -181,3 +191,5 @@ class Sampling:
         maps = [linear for _, linear in self._parts]
         self.linear = maps[0] if len(maps) == 1 else JoinedLinear(maps, [doses.n_voxels for doses, _ in self._parts])
         self.objective = self._bound(self.points)
+        if held is not None:
+            self.objective.constraints.load_state_dict(held)

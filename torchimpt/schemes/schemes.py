@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,7 +50,6 @@ PRICE_STEP = 1.3
 
 ROUND = 30
 """Iterations between two rounds of pruning."""
-
 
 Found = tuple[MovingSpots, Solution | None]
 """What a stage leaves; no solution where an earlier run had finished it."""
@@ -101,6 +101,7 @@ def optimize(
     solver, limits = solver or Solver(), limits or Limits()
     scheme = None if motion is None else _scheme(motion.scheme)
     stages = Stages(doses, objective, spots, solver, motion.box_mm if motion is not None else 0.0, callback, linear, state, sampling)
+    objective.constraints.reset()
     start = MovingSpots.start(spots)
     if uniform:
         start = replace(start, weight=best_uniform_weight(linear or doses.at(start.position), objective, start.weight))
@@ -109,7 +110,7 @@ def optimize(
         begun = 0
         if sampling is not None:
             begun = min(FIRST, solver.max_iterations)
-            start, _ = stages.solve("weights, before a look at all voxels", WEIGHTS, start, begun)
+            start, _ = stages.solve("weights, before a look at all voxels", WEIGHTS, start, begun, settle=False)
             stages.look(start, first=True)
         found = _weights(stages, start, begun) if motion is None or scheme is None else scheme.run(stages, start, motion, vary)
         if motion is not None:
@@ -141,7 +142,7 @@ def _joint(stages: Stages, spots: MovingSpots, motion: Motion, vary: Vary) -> Fo
     """Weights for some iterations, the heaviest spots, then both at once."""
     if vary == WEIGHTS and motion.spots is None:
         return _weights(stages, spots)
-    spots, _ = stages.solve("weights, before moving", WEIGHTS, spots, motion.warm_iterations)
+    spots, _ = stages.solve("weights, before moving", WEIGHTS, spots, motion.warm_iterations, settle=False)
     if motion.spots is not None:
         spots = _thin(stages, spots, motion.spots, vary)
     return stages.solve(_name(vary), vary, spots, stages.solver.max_iterations)
@@ -164,16 +165,16 @@ def _prune_and_move(stages: Stages, spots: MovingSpots, motion: Motion, vary: Va
     """As few spots as the objective allows: it may rise by `price_percent` above that of all spots, moved."""
     if motion.spots is not None:
         return _joint(stages, spots, motion, vary)
-    spots, _ = stages.solve("weights, before moving", WEIGHTS, spots, motion.warm_iterations)
+    spots, _ = stages.solve("weights, before moving", WEIGHTS, spots, motion.warm_iterations, settle=False)
     spots = spots.keep(spots.weight > 0) if bool((spots.weight > 0).any()) else spots
     spots, _ = stages.solve(_name(vary), vary, spots, stages.solver.max_iterations)
-    allowed = stages.steps[-1]["objective"] * (1.0 + motion.price_percent / 100.0)
+    allowed = stages.merit * (1.0 + motion.price_percent / 100.0)
     good = spots
     while spots.n_spots > 1:
         spots, _ = stages.solve(f"{spots.n_spots} spots, thinned", vary, spots, ROUND, sparse=True)
         count = max(1, min(int(spots.n_spots / PRICE_STEP), _alive(spots)))
-        spots, _ = stages.solve(f"{count} spots", vary, spots.keep(heaviest(spots.weight, count)), 2 * ROUND)
-        if stages.steps[-1]["objective"] > allowed:
+        spots, _ = stages.solve(f"{count} spots", vary, spots.keep(heaviest(spots.weight, count)), 2 * ROUND, settle=False)
+        if stages.merit > allowed:
             break
         good = spots
     return stages.solve(_name(vary), vary, good, stages.solver.max_iterations)
@@ -184,23 +185,25 @@ def _alternating(stages: Stages, spots: MovingSpots, motion: Motion, vary: Vary)
     if vary == WEIGHTS and motion.spots is None:
         return _weights(stages, spots)
     if motion.spots is not None:
-        spots, _ = stages.solve("weights, before moving", WEIGHTS, spots, motion.warm_iterations)
+        spots, _ = stages.solve("weights, before moving", WEIGHTS, spots, motion.warm_iterations, settle=False)
         spots = _thin(stages, spots, motion.spots, WEIGHTS)
     others = tuple(variable for variable in vary if variable not in WEIGHTS)
-    first = len(stages.done)
+    first, turn = len(stages.done), partial(stages.solve, tolerance=0.0, settle=False)
 
     def ended(solution: Solution | None, status: Status) -> Solution | None:
-        values = [row["value"] for record in stages.done[first:] for row in record["history"]]
-        return solution and replace(solution, status=status, remaining=remaining_fall(values))
+        values = [row["value"] for record in stages.done[first:] for row in record.get("history", ())]
+        return solution and replace(solution, status=status, remaining=None if stages.objective.constraints else remaining_fall(values))
 
     while True:
-        spots, solution = stages.solve("weights", WEIGHTS, spots, motion.weight_iterations, tolerance=0.0)
+        spots, solution = turn("weights", WEIGHTS, spots, motion.weight_iterations)
         if others:
             # few steps, each down the gradient, as published: from one step a quasi-Newton method learns nothing
-            spots, solution = stages.solve(_name(others), others, spots, motion.position_steps, tolerance=0.0, method="projected_cg")
+            spots, solution = turn(_name(others), others, spots, motion.position_steps, method="projected_cg")
         # the stages' own records, so that a resumed run stops where the whole one does
         if _turns_converged(stages.done[first:], stages.solver.tolerance):
-            return spots, ended(solution, Status.CONVERGED)
+            if why := stages.settle():
+                return spots, ended(solution, why)
+            first = len(stages.done)
         if stages.history[-1]["iteration"] >= stages.solver.max_iterations:
             return spots, ended(solution, Status.MAX_ITERATIONS)
         if stages.spent:
@@ -212,11 +215,11 @@ def _turns_converged(done: list[dict], tolerance: float) -> bool:
     if len(done) <= WINDOW:
         return False
     recent = done[-WINDOW:]
-    value, promised = recent[-1]["step"]["objective"], dict[str, float]()
+    value, promised = recent[-1]["merit"], dict[str, float]()
     for record in recent:
         step = record["step"]["step"]
         promised[step] = min(promised.get(step, math.inf), least_promised(record["history"][-1:]))
-    values = [done[-1 - WINDOW]["step"]["objective"], value]
+    values = [done[-1 - WINDOW]["merit"], value]
     small = fall_is_small(values, tolerance, sum(record["step"]["iterations"] for record in recent))
     return small and sum(promised.values()) <= tolerance * abs(value)
 
@@ -277,7 +280,7 @@ def _deliverable(stages: Stages, spots: MovingSpots, solution: Solution | None, 
         return spots, solution
     for share in (0.25, 0.5):
         spots = spots.keep(_above(spots, share * limits.min_weight[spots.index]))
-        spots, _ = stages.solve(f"spots below {share:g} of the minimum left out", vary, spots, ROUND // 2)
+        spots, _ = stages.solve(f"spots below {share:g} of the minimum left out", vary, spots, ROUND // 2, settle=False)
     least = limits.min_weight[spots.index]
     spots = spots.keep(_above(spots, 0.5 * least))
     spots = replace(spots, weight=torch.maximum(spots.weight, limits.min_weight[spots.index]))
@@ -320,12 +323,15 @@ class JointResult:
         Of the last stage, with history and counts of all.
     steps
         What each step left: `step`, `spots`, `objective`, `iterations`, `evaluations`, `seconds`.
+    constraints
+        Rows of `Constraints.rows`.
     """
 
     spots: Spots
     home: Tensor
     solution: Solution = field(repr=False)
     steps: list[dict] = field(repr=False)
+    constraints: list[dict] = field(repr=False)
 
 
 def joint(
@@ -342,6 +348,7 @@ def joint(
     seed: int = 0,
     max_iterations: int = 300,
     tolerance: float = 1e-4,
+    feasibility: float = Solver.feasibility,
     limits: Limits | None = None,
     callback: Callback | None = None,
     **settings: Any,
@@ -363,7 +370,7 @@ def joint(
         Lateral cut-off in sigmas; constant factor on physical dose.
     target_grid, seed
         How finely the objective looks, mm, `"auto"` or `"off"`, as in `look_points`, with this `seed`.
-    max_iterations, tolerance
+    max_iterations, tolerance, feasibility
         Of each stage's solver.
     limits
         Minimum weights and layer share of the finished plan.
@@ -380,14 +387,14 @@ def joint(
             raise InputError(f"joint: unknown key '{name}'{nearest(name, allowed)}; allowed: {', '.join(allowed)}")
     motion = Motion(**settings)
     _scheme(motion.scheme)
-    rois = list(dict.fromkeys(term.roi for term in objective.terms))
+    rois, weight = list(dict.fromkeys(term.roi for term in objective.terms)), spots.weight.detach()
     targets = [name for name in rois if patient.roi(name).role == "target"]
     points = look_points(patient, machine, spots, rois, targets, spacing=target_grid, n_scenarios=len(scenarios), seed=seed)
     robust = RobustObjective(objective.at(points, points.volume), quantity=ConstantRBE(rbe))
-    weight = spots.weight.detach()
     doses = scenario_doses(patient, machine, spots, points, scenarios, cutoff=cutoff, dtype=weight.dtype, device=weight.device)
     optimized = optimize(
-        doses, robust, spots, Solver(max_iterations=max_iterations, tolerance=tolerance), motion, limits=limits,
+        doses, robust, spots, Solver(None, max_iterations, None, tolerance, feasibility), motion, limits=limits,
         uniform=bool((weight == weight[0]).all()), callback=callback,
     )  # fmt: skip
-    return JointResult(optimized.spots.spots(spots), optimized.spots.home, optimized.solution, optimized.steps)
+    held = robust.constraints.rows(optimized.violations, doses.names, feasibility)
+    return JointResult(optimized.spots.spots(spots), optimized.spots.home, optimized.solution, optimized.steps, held)

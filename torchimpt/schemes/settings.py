@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from torchimpt.checks import InputError
+from torchimpt.optim.augmented import FEASIBILITY
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,15 @@ class Solver:
         Of all stages together; None for no limit.
     tolerance
         Relative decrease of the objective in an iteration below which a stage has converged, whatever the method.
+    feasibility
+        How far a constraint may be violated, Gy, or in the unit of its quantity.
     """
 
     method: str | None = None
     max_iterations: int = 1000
     max_evaluations: int | None = None
     tolerance: float = 1e-4
+    feasibility: float = FEASIBILITY
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,8 +14,9 @@ from torch import Tensor
 
 from torchimpt.checks import InputError
 from torchimpt.dose.scenarios import LinearDose, ScenarioDoses
-from torchimpt.objectives import PlanObjective
+from torchimpt.objectives import PlanObjective, worst
 from torchimpt.optim import Composite, Iteration, Penalized, Solution, Status, minimize
+from torchimpt.optim.augmented import Multipliers
 from torchimpt.schemes.moving import MovingSpots
 from torchimpt.schemes.sampling import AGREE, Sampling, Whole
 from torchimpt.schemes.settings import Solver
@@ -34,7 +36,8 @@ class PlanIteration(Iteration):
     spots
         Call it for the spots at the iterate.
     doses
-        Call it for their doses `(n_scenarios, n_voxels)`, Gy, physical, at the voxels that the objective sees.
+        Call it for their doses `(n_scenarios, n_voxels)`, Gy, physical, at the voxels that the objective sees; among several processes,
+        of this one's scenarios.
     """
 
     spots: Callable[[], MovingSpots]
@@ -59,14 +62,17 @@ class Optimized:
         `(n_scenarios, n_voxels)`, Gy, physical, at the voxels that the objective sees.
     steps
         What each step left: `step`, `spots`, `objective`, `iterations`, `evaluations`, `seconds`.
+    violations
+        `(n_constraints, n_scenarios)`, as of `Constraints.violations`.
     whole
-        The plan on all voxels, where the objective was sampled; `solution.value` then is the one on all voxels, too.
+        The plan on all voxels, where the objective was sampled; `solution.value` and `violations` then are of all voxels, too.
     """
 
     spots: MovingSpots
     solution: Solution
     doses: Tensor
     steps: list[dict]
+    violations: Tensor
     whole: Whole | None = None
 
 
@@ -118,23 +124,27 @@ class Stages:
         lower: Tensor | None = None,
         sparse: bool = False,
         method: str | None = None,
+        settle: bool = True,
     ) -> tuple[MovingSpots, Solution | None]:
         """One stage in which `vary` changes. The solution is None where an earlier run had finished the stage.
 
-        With `sparse`, the solver sees a price on each spot's weight (`sparsity_cost`); all values that are told are without it. `method` is
-        the one of `torchimpt.optim.METHODS` that suits the stage, taken unless the solver's settings name one; left out, `"projected_cg"`
-        for weights alone and `"quasi_newton"` for all else.
+        With `sparse`, the solver sees a price on each spot's weight (`sparsity_cost`), and of constraints what their violation costs; all
+        values that are told are without these. `settle`: whether the stage goes on until the constraints hold, which one that others follow
+        need not. `method` is the one of `torchimpt.optim.METHODS` that suits the stage, taken unless the solver's settings name one; left
+        out, `"projected_cg"` for weights alone and `"quasi_newton"` for all else.
         """
         number = len(self.done)
         if self.saved is not None and number < len(self.saved["done"]):
             record = self.saved["done"][number]
             self._note(record)
+            self.objective.constraints.load_state_dict(record["constraints"])
             return MovingSpots(**record["spots"]), None
-        inner, prices = (None, {}) if self.saved is None else (self.saved["inner"], dict(self.saved["prices"]))
+        inner, prices = (None, {}) if self.saved is None else (self._part(self.saved["inner"]), dict(self.saved["prices"]))
         self.saved = None
         last = self.history[-1] if self.history else {"iteration": -1, "evaluations": 0, "seconds": 0.0}
         before = {"done": [dict(record) for record in self.done], "history": list(self.history), "steps": list(self.steps)}
         problem, packing, options = self._problem(vary, spots, lower)
+        constraints = self.objective.constraints
         method = self.solver.method or method or ("projected_cg" if vary == WEIGHTS and not sparse else "quasi_newton")
         priced = problem
         if sparse:
@@ -148,26 +158,32 @@ class Stages:
         def watch(iteration: Iteration) -> bool | None:
             if isinstance(priced, Penalized):
                 prices[iteration.iteration] = priced.penalty(iteration.x)
+            if constraints:
+                broken = constraints.value(problem.image(iteration.x))
+                prices[iteration.iteration] = prices.get(iteration.iteration, 0.0) + broken
             if self.callback is None:
                 return None
             here = {**before, "prices": dict(prices)}
-            told = {**vars(iteration), **shifted(iteration.numbers()), "state": lambda: {**here, "inner": iteration.state()}}
+            told = {**vars(iteration), **shifted(iteration.numbers()), "state": lambda: {**here, "inner": self._part(iteration.state())}}
             return self.callback(PlanIteration(**told, spots=lambda: packing.unpack(iteration.x), doses=lambda: problem.image(iteration.x)))
 
         left = None if self.solver.max_evaluations is None else max(1, self.solver.max_evaluations - int(last["evaluations"]))
         solution = minimize(
             priced, options.pop("start"), max_iterations=iterations, tolerance=self.solver.tolerance if tolerance is None else tolerance,
-            max_evaluations=left, callback=watch, state=inner, method=method, **options,
+            max_evaluations=left, callback=watch, state=inner, method=method, feasibility=self.solver.feasibility,
+            settle=settle and not sparse, **options,
         )  # fmt: skip
-        if isinstance(priced, Penalized):
-            solution = replace(solution, value=solution.value - priced.penalty(solution.x), remaining=None)
         self._image = lambda: problem.image(solution.x)
         spots = packing.unpack(solution.x)
         rows = [shifted(row) for row in solution.history]
+        if prices:
+            solution = replace(solution, value=rows[-1]["value"], remaining=None)
         self._note(
             {
                 "spots": spots.state_dict(),
                 "history": rows,
+                "constraints": constraints.state_dict(),
+                "merit": solution.value + (constraints.value(self._image()) if constraints else 0.0),
                 "step": {
                     "step": step,
                     "spots": spots.n_spots,
@@ -181,6 +197,36 @@ class Stages:
         if solution.status in (Status.NOT_FINITE, Status.STOPPED):
             raise StoppedStage(spots, solution)
         return spots, solution
+
+    @property
+    def merit(self) -> float:
+        """The last stage's objective, and what violated constraints cost by their multipliers as they are."""
+        return next(record["merit"] for record in reversed(self.done) if "merit" in record)
+
+    def settle(self) -> Status | None:
+        """Update multipliers after stages that left them as they were, and came to a standstill: why to end, or None to go on."""
+        if not self.objective.constraints:
+            return Status.CONVERGED
+        number = len(self.done)
+        if self.saved is not None and number < len(self.saved["done"]):
+            record = self.saved["done"][number]
+        else:
+            ended = self._multipliers.update(self._image(), self.merit, True)
+            record = {"multipliers": self._multipliers.state_dict(), "ended": None if ended is None else ended.value}
+        self.done.append(record)
+        self._multipliers.load_state_dict(record["multipliers"])
+        return None if record["ended"] is None else Status(record["ended"])
+
+    @cached_property
+    def _multipliers(self) -> Multipliers:
+        return Multipliers(self.objective.constraints, self.solver.feasibility)
+
+    def _part(self, state: dict) -> dict:
+        """A solver's state as it is written and read: without doses where a process has those of some scenarios only. They are computed
+        again, so that any number of processes goes on from it.
+        """
+        alone = self.doses.team.size == 1 or state["problem"] is None
+        return state if alone else {**state, "problem": {**state["problem"], "image": None}}
 
     def look(self, spots: MovingSpots, *, first: bool = False) -> bool:
         """Look at all voxels, and take those into the sample that it lacks; whether there is reason to go on optimizing.
@@ -212,8 +258,12 @@ class Stages:
         return self._judged[1]
 
     def _off(self, whole: Whole) -> bool:
-        """Whether the objective on the sample, where the last stage left it, is not that on all voxels."""
-        return abs(self.steps[-1]["objective"] - whole.value) > AGREE * abs(whole.value)
+        """Whether the objective on the sample, where the last stage left it, is not that on all voxels, or a constraint is not."""
+        missed = worst(whole.violations) > worst(self._violations()) + self.solver.feasibility
+        return missed or abs(self.steps[-1]["objective"] - whole.value) > AGREE * abs(whole.value)
+
+    def _violations(self) -> Tensor:
+        return self.objective.constraints.violations(self._image())
 
     @property
     def spent(self) -> bool:
@@ -227,12 +277,19 @@ class Stages:
         last = self.history[-1]
         solution = replace(solution, iterations=last["iteration"], evaluations=last["evaluations"], history=self.history)
         if self.sampling is None:
-            return Optimized(spots, solution, self._image(), self.steps)
+            return self._checked(Optimized(spots, solution, self._image(), self.steps, self._violations()))
         whole = self._judge(spots)
         sampled = self.steps[-1]["objective"]
         if self._off(whole):
             log.warning("the objective is %.6g on all voxels, but %.6g on the sample that was optimized", whole.value, sampled)
-        return Optimized(spots, replace(solution, value=whole.value), self._image(), self.steps, whole)
+        found = replace(solution, value=whole.value)
+        return self._checked(Optimized(spots, found, self._image(), self.steps, whole.violations, whole))
+
+    def _checked(self, found: Optimized) -> Optimized:
+        """No plan has converged whose constraints do not hold."""
+        if not found.solution.converged or worst(found.violations) <= self.solver.feasibility:
+            return found
+        return replace(found, solution=replace(found.solution, status=Status.INFEASIBLE))
 
     def _note(self, record: dict) -> None:
         self.done.append(record)

@@ -54,7 +54,7 @@ class Room:
     @cached_property
     def weight_scale(self) -> Tensor:
         """`jacobi_scale` in the nominal scenario `(n,)`."""
-        return jacobi_scale(self.doses[self.doses.nominal], self.spots.position, self.objective)
+        return self.doses.of_nominal(lambda operator: jacobi_scale(operator, self.spots.position, self.objective), self.spots.weight)
 
 
 class Variable(Protocol):
@@ -139,7 +139,8 @@ class Positions:
         spots, objective after 225 evaluations 1297 without it, 1248 with it, 1329 with 10.
         """
         by_weight = room.weight_scale
-        sigma = room.doses[room.doses.nominal].spot_sigma().to(by_weight)
+        like = torch.zeros(room.spots.n_spots, dtype=torch.float64)
+        sigma = room.doses.of_nominal(lambda operator: operator.spot_sigma(), like).to(by_weight)
         weight = torch.maximum(mean(room.spots.weight), 1e-6 * mean(by_weight)).to(by_weight)  # positive, if all weights are zero
         return (by_weight * sigma / (3.0 * weight)).repeat(2)
 
@@ -205,12 +206,12 @@ class SpotProblem:
     """F of `z` as a solver sees it: one pass over the pairs for the doses, one for the gradient of all that varies."""
 
     def __init__(self, doses: ScenarioDoses, objective: PlanObjective, packing: Packing) -> None:
-        self.doses, self.objective, self.packing = doses, objective, packing
+        self.doses, self.objective, self.packing, self.constraints = doses, objective, packing, objective.constraints
         self._z: Tensor | None = None
         self._image: Tensor | None = None
 
     def image(self, z: Tensor) -> Tensor:
-        """Doses `(n_scenarios, n_voxels)` at `z`, from the store where they are there."""
+        """Doses `(n_scenarios, n_voxels)`, of this process's scenarios, at `z`, from the store where they are there."""
         if self._image is None or self._z is None or not torch.equal(self._z, z):
             spots = self.packing.unpack(z)
             self._image, self._z = self.doses.dose(spots.position, spots.weight), z.clone()

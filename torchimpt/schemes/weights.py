@@ -19,12 +19,12 @@ def best_uniform_weight(linear: LinearDose, objective: PlanObjective, weight: Te
 
     The objective on the ray is piecewise quadratic; its slope is bisected to a thousandth.
     """
-    dose = linear.forward(weight)
-    if not bool((dose > 0).any()):
+    objective, dose = objective.for_start(linear.forward(weight))
+    highest = objective.highest(dose)
+    if not highest > 0:
         raise InputError("no spot gives dose to any voxel of the objectives; check the beams, the isocenter and the spots")
-    objective, dose = objective.for_start(dose)
     along = objective.along(torch.zeros_like(dose), dose)
-    low, high = 0.0, 1.0 / float(objective.quantity.value(dose).max())
+    low, high = 0.0, 1.0 / highest
     while along(high)[1] < 0 and high < 1e12:
         low, high = high, 2.0 * high
     while high - low > 1e-3 * high and high > 1e-12:

@@ -64,8 +64,9 @@ def place_spots(
     Parameters
     ----------
     patient, machine, beams
-        What to plan on, with what, from where. A beam without an isocenter gets the target's centroid, a range shifter without a distance
-        a place near the body; its rule says which layers go through it, and a beam that has none that do loses it.
+        What to plan on, with what, from where. A beam without an isocenter gets the target's centroid, one without a position that of the
+        patient, a range shifter without a distance a place near the body; its rule says which layers go through it, and a beam that has
+        none that do loses it.
     target
         A ROI, or several (their union).
     spacing
@@ -100,7 +101,7 @@ def place_spots(
     zones = _zones(patient, target, margin, min(margin, circumradius))
     points = patient.grid.centers(zones.nonzero().flatten())
     center = patient.centroid(target)
-    beams = [beam.at(center) for beam in beams]
+    beams = [beam.at(center).on(patient.position) for beam in beams]
     rsp = relative_stopping_power(patient, machine)
     columns: list[tuple[torch.Tensor, ...]] = []
     for number, beam in enumerate(beams):

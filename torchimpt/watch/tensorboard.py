@@ -36,6 +36,8 @@ class TensorBoard:
         The objective's terms at an iteration.
     doses
         The nominal doses at an iteration, by ROI, Gy.
+    violations
+        The constraints' largest violations at an iteration, by ROI and kind, Gy: `constraints/<roi>.<kind>`; None where there are none.
     motion
         The spots at an iteration and where they were placed; None where none moves.
     pictures
@@ -50,6 +52,7 @@ class TensorBoard:
         *,
         terms: Terms | None = None,
         doses: Callable[[PlanIteration], Mapping[str, RoiDose]] | None = None,
+        violations: Callable[[PlanIteration], Mapping[str, float]] | None = None,
         motion: Motion | None = None,
         pictures: Callable[[PlanIteration], Mapping[str, Figure]] | None = None,
         every: int = 10,
@@ -57,7 +60,7 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter  # takes half a second, and only this class needs it
 
         self._writer = SummaryWriter(str(folder))
-        self._terms, self._doses, self._motion, self._every = terms, doses, motion, every
+        self._terms, self._doses, self._violations, self._motion, self._every = terms, doses, violations, motion, every
         self._pictures, self._next = pictures, every
         self._layers: list[int] = []
 
@@ -68,6 +71,8 @@ class TensorBoard:
             scalars[f"optim/{name}"] = getattr(iteration, name)
         if self._terms is not None:
             scalars |= {f"objective/{slug(roi)}": value for roi, value in by_roi(self._terms(iteration)).items()}
+        if self._violations is not None:
+            scalars |= {f"constraints/{slug(name)}": value for name, value in self._violations(iteration).items()}
         if self._doses is not None and step % self._every == 0:
             for roi, dose in self._doses(iteration).items():
                 d95, d2 = d(dose, 95.0, 2.0)

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from torchimpt.case.sections.base import OpenSection, Section
 from torchimpt.case.values import (
+    Flag,
     OneOf,
     PositiveCount,
     Real,
@@ -110,6 +111,9 @@ class ObjectiveConfig(OpenSection):
     """Importance."""
     mode: Annotated[ModeConfig | None, BeforeValidator(lambda value: {"name": value} if isinstance(value, str) else value)] = None
     """A robust mode of its own: a name, or a table of name and parameters; omitted: that of [robustness]."""
+    constraint: Flag = False
+    """Whether it has to hold, in every scenario (with mode nominal: in the nominal one), whatever it costs the other objectives. Its weight
+    is the penalty that it starts with, or the heaviest objective's where that is more."""
 
     @model_validator(mode="after")
     def _valid(self) -> ObjectiveConfig:
@@ -131,7 +135,9 @@ class ObjectiveConfig(OpenSection):
     def term(self) -> Term:
         """The objective's term."""
         mode = None if self.mode is None else self.mode.robust_mode()
-        return KINDS[self.kind](self.roi, self.level, weight=self.weight, mode=mode, quantity=self.quantity, **self.own)
+        return KINDS[self.kind](
+            self.roi, self.level, weight=self.weight, mode=mode, quantity=self.quantity, constraint=self.constraint, **self.own
+        )
 
 
 class GoalConfig(Section):

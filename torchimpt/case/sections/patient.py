@@ -17,7 +17,7 @@ from torchimpt.case.values import (
     Real,
     Text,
 )
-from torchimpt.io.patient import LATER as LATER_SOURCES
+from torchimpt.geometry import POSITIONS
 from torchimpt.io.patient import SOURCES, check_source
 from torchimpt.machine import READERS as MACHINE_READERS
 from torchimpt.patient import DENSEST
@@ -26,17 +26,33 @@ from torchimpt.patient import DENSEST
 class PatientConfig(Section):
     """[patient]: whom to plan for, a built-in phantom or a patient's files."""
 
-    source: Annotated[str, OneOf(SOURCES, LATER_SOURCES)]
+    source: Annotated[str, OneOf(SOURCES)]
     """Where the patient comes from."""
     path: ExistingPath | None = None
     """Folder or file; not for a phantom."""
     name: Text | None = None
     """Name of the phantom; for the others a name for titles and files."""
+    structures: Text | None = None
+    """dicom: label, UID or file name of the structure set, where there are several whose CT is there."""
+    series: Text | None = None
+    """dicom: UID or description of the CT series, where the structure set does not tell."""
+    position: Annotated[str, OneOf(POSITIONS)] | None = None
+    """How the patient lies on the table: head or feet first (H, F), supine, prone or on the right or left side; omitted: as the CT says,
+    HFS where it does not."""
 
     @model_validator(mode="after")
     def _complete(self) -> PatientConfig:
         check_source(self.source, self.path, self.name)
+        takes = inspect.signature(SOURCES[self.source]).parameters
+        for name in self.own:
+            if name not in takes:
+                raise ValueError(f"source = '{self.source}' takes no {name}")
         return self
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """What the file gives of the source's own keys."""
+        return {name: value for name in ("structures", "series") if (value := getattr(self, name)) is not None}
 
 
 class MaterialConfig(Section):

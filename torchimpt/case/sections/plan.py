@@ -30,6 +30,7 @@ from torchimpt.dose.models import DEFAULT_MODEL, MODELS
 from torchimpt.dose.scenarios import ENGINES, GRADIENTS
 from torchimpt.geometry import FARTHEST, Beam, RangeShifter
 from torchimpt.optim import METHODS
+from torchimpt.optim.augmented import FEASIBILITY
 from torchimpt.schemes.schemes import SCHEMES
 from torchimpt.schemes.settings import Motion, Solver
 from torchimpt.spots.delivery import MACHINES, DeliveryModel
@@ -141,6 +142,8 @@ class OptimizerConfig(Section):
     """Most evaluations of objective and gradient, those of all stages; omitted: no limit."""
     tolerance: Annotated[Real, Field(gt=0, lt=1)] = 1e-4
     """Relative decrease of the objective in an iteration below which the plan has converged, whatever the method."""
+    feasibility_gy: Annotated[Real, Field(gt=0)] = FEASIBILITY
+    """How far a constraint may be violated and count as met; of other quantities than dose in their unit."""
     normalize: Flag = True
     """Divide each objective by its ROI's voxel count."""
     overlap: Literal["exclude", "keep"] = "exclude"
@@ -153,7 +156,7 @@ class OptimizerConfig(Section):
 
     def solver(self) -> Solver:
         """The solver's settings."""
-        return Solver(self.method, self.max_iterations, self.max_evaluations, self.tolerance)
+        return Solver(self.method, self.max_iterations, self.max_evaluations, self.tolerance, self.feasibility_gy)
 
 
 class JointConfig(Section):

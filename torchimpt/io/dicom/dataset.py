@@ -58,9 +58,22 @@ def dataset(path: str | os.PathLike, what: str, modality: str, sop_class: str) -
     The dataset. Elements are decoded as they are asked for, so all is read inside the block: there pydicom's warnings about values that
     break the standard in small things (a number of 17 digits) are silent, and what is wrong ends as an `InputError` with the file's name.
     """
+    from pydicom.uid import UID
+
+    with opened(path, what) as found:
+        own = UID(str(found.get("SOPClassUID", ""))).name or "no SOP class"
+        if own == "RT Plan Storage":
+            raise InputError(f"{path} is a plan for photons or electrons ({own}); torchimpt reads an {what}")
+        if own != sop_class or found.get("Modality") != modality:
+            raise InputError(f"{path} is {own}, modality {found.get('Modality', 'unknown')}; an {what} is needed")
+        yield found
+
+
+@contextmanager
+def opened(path: str | os.PathLike, what: str) -> Iterator[Dataset]:
+    """Open a DICOM file of any kind, likewise."""
     import pydicom
     from pydicom.errors import InvalidDicomError
-    from pydicom.uid import UID
 
     path = input_file(path, what)
     with reading(path, what), warnings.catch_warnings():
@@ -71,11 +84,6 @@ def dataset(path: str | os.PathLike, what: str, modality: str, sop_class: str) -
             raise InputError(f"{path} is no DICOM file; an {what} is needed") from None
         except EOFError:
             raise InputError(f"{path} is cut off; copy or export it anew") from None
-        own = UID(str(found.get("SOPClassUID", ""))).name or "no SOP class"
-        if own == "RT Plan Storage":
-            raise InputError(f"{path} is a plan for photons or electrons ({own}); torchimpt reads an {what}")
-        if own != sop_class or found.get("Modality") != modality:
-            raise InputError(f"{path} is {own}, modality {found.get('Modality', 'unknown')}; an {what} is needed")
         yield found
 
 
@@ -99,3 +107,16 @@ def numbers(item: Dataset, keyword: str, where: str, count: int | None = None) -
 def number(item: Dataset, keyword: str, where: str) -> float:
     """An element that is one finite number."""
     return float(numbers(item, keyword, where, 1)[0])
+
+
+def stored_pixels(file: Dataset, what: str) -> np.ndarray:
+    """A file's stored values `(frames, rows, columns)`, uncompressed.
+
+    pydicom decodes what needs no further library (RLE, deflated), or one that is here (JPEG 2000 through pillow).
+    """
+    rows, columns, bits = (int(number(file, key, what)) for key in ("Rows", "Columns", "BitsAllocated"))
+    frames = int(file.get("NumberOfFrames") or 1)
+    stored, needed = len(need(file, "PixelData", what)), rows * columns * frames * bits // 8
+    if not file.file_meta.TransferSyntaxUID.is_compressed and stored < needed:
+        raise InputError(f"{what} has {stored} bytes of {needed}; the file is cut off, copy or export it anew")
+    return file.pixel_array.reshape(frames, rows, columns)

@@ -15,7 +15,7 @@ import torch
 
 from torchimpt.checks import InputError
 from torchimpt.geometry import Grid
-from torchimpt.io.dicom.dataset import dataset, need, number, numbers
+from torchimpt.io.dicom.dataset import dataset, number, numbers, stored_pixels
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -67,21 +67,11 @@ def read_rt_dose(path: str | os.PathLike) -> RTDose:
         scaling = number(file, "DoseGridScaling", "the dose")
         if not scaling > 0:
             raise InputError(f"DoseGridScaling must be positive, got {scaling:g}")
-        values = _stored(file)
+        values = stored_pixels(file, "the dose").astype(np.float64)
         grid, reverse = _grid(file, values.shape)
         dose = np.flip(values * scaling, tuple(reverse)).astype(np.float32)
         kind = str(file.get("DoseType", "PHYSICAL"))
         return RTDose(torch.from_numpy(np.ascontiguousarray(dose)), grid, str(file.get("DoseSummationType", "")), kind, _beam(file))
-
-
-def _stored(file: Dataset) -> np.ndarray:
-    """The stored integers `(frames, rows, columns)`, float64."""
-    rows, columns, bits = (int(number(file, key, "the dose")) for key in ("Rows", "Columns", "BitsAllocated"))
-    frames = int(file.get("NumberOfFrames") or 1)
-    stored, needed = len(need(file, "PixelData", "the dose")), rows * columns * frames * bits // 8
-    if not file.file_meta.TransferSyntaxUID.is_compressed and stored < needed:
-        raise InputError(f"the dose has {stored} bytes of {needed}; the file is cut off, copy or export it anew")
-    return file.pixel_array.reshape(frames, rows, columns).astype(np.float64)
 
 
 def _grid(file: Dataset, shape: tuple[int, ...]) -> tuple[Grid, list[int]]:

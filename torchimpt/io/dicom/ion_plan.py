@@ -1,8 +1,9 @@
 """RT Ion Plans (DICOM PS3.3, C.8.8.25 RT Ion Beams): fields of scanned spots, with their monitor units.
 
-Coordinates are the patient's, LPS, mm, for a patient who lies head first supine; gantry and couch angles are those of IEC 61217, and the
-Scan Spot Position Map is `(x, y)` of the gantry frame in the isocentre plane: as everywhere here. Control points come in pairs, the first
-with the weights of what is delivered up to the second, whose weights are zero; energy and angles hold until a control point changes them.
+Coordinates are the patient's, LPS, mm; gantry and couch angles are those of IEC 61217, for the position that the patient setup says, and
+the Scan Spot Position Map is `(x, y)` of the gantry frame in the isocentre plane: as everywhere here. Control points come in pairs, the
+first with the weights of what is delivered up to the second, whose weights are zero; energy and angles hold until a control point changes
+them.
 A spot's meterset in a fraction is `weight / FinalCumulativeMetersetWeight * BeamMeterset`, in the field's own unit: MU, or numbers of
 protons (`NP`). Range shifters: `torchimpt.io.dicom.range_shifter`.
 """
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 
 from torchimpt.checks import InputError
-from torchimpt.geometry import Beam, RangeShifter
+from torchimpt.geometry import POSITIONS, Beam, RangeShifter
 from torchimpt.io.dicom.dataset import dataset, need, number, numbers
 from torchimpt.io.dicom.range_shifter import field_shifter
 from torchimpt.machine import Machine
@@ -121,7 +122,8 @@ class IonPlan:
         found = []
         for field, beam in zip(self.fields, beams, strict=True):
             own = field.beam
-            found.append(replace(beam.at(own.isocenter or (0.0, 0.0, 0.0)), shifter=_shifter_of(own.shifter, beam.shifter)))
+            placed = beam.at(own.isocenter or (0.0, 0.0, 0.0)).on(own.lies)
+            found.append(replace(placed, shifter=_shifter_of(own.shifter, beam.shifter)))
             if found[-1] != own:
                 logger.warning(
                     "%s of %s: %s in the file; %s in the case, which counts", field.label, self.path, *map(_told, (own, found[-1]))
@@ -197,7 +199,7 @@ def _shifter_of(own: RangeShifter | None, said: RangeShifter | None) -> RangeShi
 
 def _told(beam: Beam) -> str:
     """A beam in words."""
-    text = f"gantry {beam.gantry:g}, couch {beam.couch:g}, isocentre {beam.isocenter}"
+    text = f"gantry {beam.gantry:g}, couch {beam.couch:g}, isocentre {beam.isocenter}, {beam.lies}"
     if beam.shifter is not None:
         text += f", range shifter of {beam.shifter.thickness:g} mm of water at {beam.shifter.distance} mm"
     return text
@@ -209,8 +211,8 @@ def read_ion_plan(path: str | os.PathLike) -> IonPlan:
     Parameters
     ----------
     path
-        The file. Plans of photons, of passive or rotating fields, for other patient positions than head first supine or of several
-        fraction groups are refused with the reason, as are fields without a meterset.
+        The file. Plans of photons, of passive or rotating fields, for a patient who neither lies on the back, the front nor a side, or of
+        several fraction groups are refused with the reason, as are fields without a meterset.
     """
     with dataset(path, "RT Ion Plan", "RTPLAN", "RT Ion Plan Storage") as plan:
         groups = need(plan, "FractionGroupSequence", "the plan")
@@ -219,10 +221,12 @@ def read_ion_plan(path: str | os.PathLike) -> IonPlan:
         fractions = number(groups[0], "NumberOfFractionsPlanned", "the fraction group")
         if fractions != int(fractions) or fractions < 1:
             raise InputError(f"NumberOfFractionsPlanned must be 1 or more, got {fractions:g}")
-        _check_position(plan)
+        position = _position(plan)
         metersets = {int(beam.ReferencedBeamNumber): beam for beam in need(groups[0], "ReferencedBeamSequence", "the fraction group")}
         beams = need(plan, "IonBeamSequence", "the plan")
-        fields = [_field(beam, metersets) for beam in beams if beam.get("TreatmentDeliveryType", "TREATMENT") in ("TREATMENT", "")]
+        fields = [
+            _field(beam, metersets, position) for beam in beams if beam.get("TreatmentDeliveryType", "TREATMENT") in ("TREATMENT", "")
+        ]
         if not fields:
             raise InputError("the plan has no field for treatment; export the plan that is delivered")
         said = groups[0].get("NumberOfBeams")
@@ -231,15 +235,18 @@ def read_ion_plan(path: str | os.PathLike) -> IonPlan:
         return IonPlan(str(path), str(plan.get("RTPlanLabel", "")), int(fractions), tuple(fields))
 
 
-def _check_position(plan: Dataset) -> None:
-    """The frames of IEC 61217 and LPS agree as they do here for a patient who lies head first supine."""
-    for setup in plan.get("PatientSetupSequence") or ():
-        position = str(setup.get("PatientPosition") or "HFS")
-        if position != "HFS":
-            raise InputError(f"the patient's position is {position}; torchimpt knows head first supine (HFS) only")
+def _position(plan: Dataset) -> str:
+    """How the patient lies: HFS where the plan says nothing."""
+    told = {str(setup.get("PatientPosition") or "HFS") for setup in plan.get("PatientSetupSequence") or ()} or {"HFS"}
+    if len(told) > 1 or not told <= {*POSITIONS}:
+        raise InputError(
+            f"the patient's position is {' and '.join(sorted(told))}; a plan for one of {', '.join(POSITIONS)} can be read: "
+            "export one for each"
+        )
+    return told.pop()
 
 
-def _field(beam: Dataset, metersets: dict[int, Dataset]) -> IonField:
+def _field(beam: Dataset, metersets: dict[int, Dataset], position: str) -> IonField:
     """One field, its spots in the order of delivery."""
     beam_number = int(number(beam, "BeamNumber", "a beam"))
     name = str(beam.get("BeamName") or "")
@@ -260,7 +267,7 @@ def _field(beam: Dataset, metersets: dict[int, Dataset]) -> IonField:
     spots = _spots(points, where)
     share = number(metersets[beam_number], "BeamMeterset", where) / _final(beam, spots, where)
     sad = numbers(beam, "VirtualSourceAxisDistances", where, 2) if beam.get("VirtualSourceAxisDistances") is not None else None
-    angles = {key: number(first, key, where) for key in ("GantryAngle", "PatientSupportAngle")}
+    gantry, couch = (number(first, key, where) for key in ("GantryAngle", "PatientSupportAngle"))
     isocenter = numbers(first, "IsocenterPosition", where, 3)
     shifter, inside, told = field_shifter(points, where)
     in_beam = np.repeat(inside, [len(numbers(point, "ScanSpotMetersetWeights", where)) for point in points])
@@ -270,9 +277,7 @@ def _field(beam: Dataset, metersets: dict[int, Dataset]) -> IonField:
     return IonField(
         number=beam_number,
         name=name,
-        beam=Beam(
-            angles["GantryAngle"], angles["PatientSupportAngle"], (float(isocenter[0]), float(isocenter[1]), float(isocenter[2])), shifter
-        ),
+        beam=Beam(gantry, couch, (float(isocenter[0]), float(isocenter[1]), float(isocenter[2])), shifter, position),
         sad=None if sad is None else (float(sad[0]), float(sad[1])),
         unit=unit,
         devices=tuple(device for device in devices if not (device == "range shifter" and told)),

@@ -71,6 +71,8 @@ def export_mcsquare(folder: str | Path, patient: Patient, machine: Machine, spot
     if not bool(used.any()):
         raise InputError("no spot of the plan has a weight; there is nothing to simulate")
     spots = spots.subset(used)
+    if lying := {beam.lies for beam in spots.beams} - {"HFS"}:
+        raise InputError(f"the patient lies {', '.join(sorted(lying))}; MCsquare's angles are for head first supine (HFS) only")
     beams = sorted(set(spots.beam.tolist()))
     corners = _corners(patient.grid)
     height = torch.cat([to_bev(corners, spots.beams[number])[:, 2] for number in beams])

@@ -17,7 +17,8 @@ from torchimpt.objectives.mode import OverValues
 class Composite(OverValues):
     """The worst scenario's total: `F = max_k f_k`, as the p-norm `(sum_k f_k^p)^(1/p)`.
 
-    (Fredriksson, Forsgren and Hardemark, Med Phys 38:1672, 2011.) With K scenarios `max f <= F <= K^(1/p) max f`, and so is the worst
+    (Fredriksson, Forsgren and Hardemark, Minimax optimization for handling range and setup uncertainties in proton therapy, Med Phys, 2011;
+    report TRITA-MAT-2010-OS2 of KTH.) With K scenarios `max f <= F <= K^(1/p) max f`, and so is the worst
     scenario of the plan with the least F at most `K^(1/p)` times that of the best plan there is: for `p = 20` and nine scenarios 12 % of an
     objective that is a square, 6 % of dose deviations; no more is left to the sum than that. Values are zero or more.
 
@@ -57,7 +58,8 @@ class Composite(OverValues):
 class Objectivewise(Composite):
     """The worst scenario of each term: `F = sum_i max_k f_ik`, each maximum as the p-norm of `Composite`.
 
-    (Chen et al., Phys Med Biol 57:591, 2012.) Never less than the composite's, as terms may have their worst in different scenarios.
+    (Chen et al., Including robustness in multi-criteria optimization for intensity-modulated proton therapy, Phys Med Biol, 2012.) Never
+    less than the composite's, as terms may have their worst in different scenarios.
     """
 
     name: ClassVar[str] = "objectivewise"

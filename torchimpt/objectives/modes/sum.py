@@ -43,10 +43,11 @@ class Expected(Weighted):
 
 @dataclass(frozen=True)
 class Nominal(OverValues):
-    """`F = f_1`: the first scenario, the nominal one; the others are computed and reported, not optimized."""
+    """`F = f_1`: the first scenario, the nominal one; the others are reported, not optimized."""
 
     name: ClassVar[str] = "nominal"
     couples: ClassVar[bool] = False
+    nominal_only: ClassVar[bool] = True
 
     def combine(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """`f_1`, and a one for it."""

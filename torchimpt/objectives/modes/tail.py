@@ -16,7 +16,7 @@ from torchimpt.objectives.modes.weights import Weighted
 class CVaR(Weighted):
     """The mean of the worst scenarios, which have `1 - level` of the probability: conditional value at risk.
 
-    On scenarios of probabilities `p` it is (Rockafellar and Uryasev, J Risk 2:21, 2000)
+    On scenarios of probabilities `p` it is (Rockafellar and Uryasev, J Risk 2(3):21, 2000)
 
         CVaR(f) = min_t t + 1/(1 - a) sum_k p_k max(0, f_k - t) = max_q q'f,    0 <= q_k <= p_k / (1 - a),  sum_k q_k = 1
 
