@@ -11,7 +11,7 @@ import torch
 from torchimpt.checks import InputError, PhysicsWarning
 from torchimpt.geometry import Grid
 from torchimpt.patient import ROI, Patient
-from torchimpt.resampling import resample
+from torchimpt.resampling import resample, values_on
 
 
 def random_patient(generator: torch.Generator, shape=(5, 6, 7), spacing=(1.0, 1.3, 0.7), origin=(3.0, -2.0, 9.0)) -> Patient:
@@ -187,3 +187,17 @@ def test_the_centroid_is_that_of_the_roi_as_read(generator):
     voxels = coarse.roi("PTV").voxels
     assert coarse.centroid("PTV") == patient.centroid("PTV") != tuple(coarse.grid.centers(voxels).mean(dim=0).tolist())
     assert coarse.original is patient
+
+
+def test_values_on_another_grid_are_between_those_of_the_voxels_around():
+    """A linear field comes back as it was inside the box of middles; beyond the box it is 0."""
+    grid, other = Grid((4, 5, 6), (2.0, 3.0, 4.0), (1.0, 2.0, 3.0)), Grid((3, 2, 2), (1.5, 2.5, 3.5), (2.0, 4.0, 5.0))
+
+    def field(one):
+        x, y, z = one.centers().T
+        return (1.0 + 2.0 * x - y + 0.5 * z).reshape(one.shape)
+
+    assert torch.allclose(values_on(field(grid), grid, other), field(other), atol=1e-9)
+    assert torch.equal(values_on(field(grid), grid, grid), field(grid))
+    outside = values_on(torch.ones(grid.shape), grid, Grid((4, 5, 6), (2.0, 3.0, 4.0), (1.0 - 4.0, 2.0, 3.0)))
+    assert outside[..., :2].eq(0).all() and outside[..., 2:].eq(1).all()

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from torch.nn.functional import grid_sample
 
 from torchimpt.checks import InputError, PhysicsWarning, triple
 from torchimpt.geometry import Grid
@@ -67,6 +68,22 @@ def resample(patient: Patient, spacing: float | Sequence[float]) -> Patient:
     result = replace(patient, hu=hu.to(patient.hu.dtype), grid=grid, rois=rois, original=patient.original or patient)
     _tell_lost(patient, result)
     return result
+
+
+def values_on(values: torch.Tensor, grid: Grid, other: Grid) -> torch.Tensor:
+    """Values `(z, y, x)` between the middles of a grid's voxels, trilinear, at the middles of another's; 0 beyond the grid's box."""
+    if grid == other:
+        return values
+    place, inside = [], []
+    for name, n in zip("xyz", reversed(grid.shape), strict=True):
+        i = "xyz".index(name)
+        at = (other.axis(name) - grid.origin[i]) / grid.spacing[i]
+        inside.append((at >= -0.5) & (at <= n - 0.5))
+        place.append(2.0 * at.clamp(0, n - 1) / max(n - 1, 1) - 1.0)
+    z, y, x = torch.meshgrid(*reversed(place), indexing="ij")
+    points = torch.stack((x, y, z), dim=-1)[None].to(values)
+    found = grid_sample(values[None, None], points, mode="bilinear", padding_mode="border", align_corners=True)[0, 0]
+    return found * (inside[2][:, None, None] & inside[1][:, None] & inside[0])
 
 
 def cropped(patient: Patient, mask: torch.Tensor) -> Patient:

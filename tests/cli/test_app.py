@@ -40,7 +40,7 @@ def run(monkeypatch, capsys, tmp_path):
 def test_help_lists_the_commands(run, arguments):
     status, out, err = run(*arguments)
     assert status == 0 and err == ""
-    for command in ("plan", "dose", "evaluate", "compare", "export", "new"):
+    for command in ("plan", "dose", "evaluate", "compare", "watch", "export", "new"):
         assert f"\n  {command} " in out
 
 

@@ -76,7 +76,7 @@ def test_a_run_may_lack_what_the_other_has(runs):
 def test_page(runs, tmp_path):
     write_comparison(tmp_path / "comparison.html", read_runs(runs))
     page = (tmp_path / "comparison.html").read_text(encoding="utf-8")
-    assert "PTV &lt;1&gt;" in page and 'id="overlay"' in page and page.endswith("</html>") and "<strong>5</strong>" in page
+    assert "PTV &lt;1&gt;" in page and 'id="dvh"' in page and page.endswith("</html>") and "<strong>5</strong>" in page
 
 
 def test_page_where_none_can_be_written(runs, tmp_path):

@@ -8,9 +8,8 @@ import torch
 from matplotlib.collections import LineCollection, PathCollection
 
 from torchimpt.geometry import Beam
-from torchimpt.report import fullest_layers, motion_figure, spot_maps_figure
+from torchimpt.report import fullest_layers, motion_figure
 from torchimpt.report.motion import moved
-from torchimpt.report.style import svg
 from torchimpt.spots import Spots
 
 
@@ -77,15 +76,6 @@ def test_panels_of_a_beam_that_is_gone(plan):
     assert fullest_layers(left) == [0]
 
 
-def test_small_maps_show_paths_only_where_spots_moved(plan):
-    spots, home = plan
-    (axes,) = spot_maps_figure(spots, 0, home=home).axes
-    assert len(paths(axes)) == 3 and not paths(spot_maps_figure(spots, 0).axes[0])
-    lengths = [np.linalg.norm(path[1] - path[0]) for path in paths(axes)]
-    assert lengths == pytest.approx([0.0, 2.5 * lengths[2], lengths[2]]), "one scale, mm"
-    assert paths(axes)[2][0][1] > paths(axes)[2][1][1], "the picture's y runs down, the beam's-eye view's up"
-
-
 def test_paths_of_little_weight_are_faint(plan):
     spots, home = plan
     spots.weight.data[0] = 0.05
@@ -94,8 +84,7 @@ def test_paths_of_little_weight_are_faint(plan):
     assert alpha[0] < 0.3 and alpha[1] == 1.0
 
 
-def test_one_spot_and_pictures_as_text(plan):
+def test_one_spot(plan):
     spots, home = plan
     one = spots.subset(torch.tensor([True, False, False, False, False, False]))
-    assert svg(motion_figure(one, home[:1], [0]), "motion").startswith('<svg class="figure" id="motion"')
-    assert svg(spot_maps_figure(one, 0, home=home[:1]), "map").startswith("<svg")
+    assert len(paths(motion_figure(one, home[:1], [0]).axes[0])) == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -27,15 +29,21 @@ def test_run_of_moving_spots_is_seen(tmp_path):
     steps = [event.step for event in events.Images("spots/motion")]
     assert steps and steps[0] > 6 and all(step % 4 == 0 for step in steps)
     page = (tmp_path / "run" / "report.html").read_text()
-    for text in ('id="motion"', "A line leads from where a spot was placed", "Weights and positions", "<h2>Delivery"):
+    for text in ('"home_x":', "An arrow leads from where a spot was placed", "Weights and positions", "<h2>Delivery"):
         assert text in page, text
 
 
 def test_run_of_fixed_spots_shows_none(tmp_path):
     run_plan(tiny(tmp_path, *COARSE[:4], "output.tensorboard=true"), tmp_path / "run")
-    tags = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload().Tags()
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    tags = events.Tags()
+    steps = [event.step for event in events.Images("dose/slices")]
+    assert steps[0] == 4 and len(steps) == 2, "at log_every, then at four times that, and the finished plan's at the end"
+    final = {tag for tag in tags["scalars"] if tag.startswith("final/")}
+    assert {"final/objective", "final/goals_met", "final/spots", "final/Target_d(95)", "final/Target_d(95)_nominal"} <= final
     assert "spots/motion" not in tags["images"] and "spots/count" not in tags["scalars"]
-    assert 'id="motion"' not in (tmp_path / "run" / "report.html").read_text()
+    assert {"dvh/nominal", "dvh/band", "dose/slices", "spots/layers"} == set(tags["images"])
+    assert '"home_x":' not in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_constraints_are_seen_on_their_way(tmp_path):
@@ -65,3 +73,15 @@ def test_the_spots_seen_at_the_last_iterate_are_those_found(tmp_path, scheme):
     assert torch.equal(spots.position, found.spots.position) and torch.equal(spots.weight, found.spots.weight)
     assert torch.equal(home, found.spots.home) and torch.equal(spots.layer, built.spots.layer[found.spots.index])
     assert seen[0][0].n_spots == built.spots.n_spots and torch.equal(seen[0][0].position, built.spots.position)
+
+
+def test_goals_as_they_stand_are_in_the_history(tmp_path):
+    """At the last iterate those of the objective's own points: the target's D95 is the finished plan's within what points differ."""
+    result = run_plan(tiny(tmp_path, *COARSE[:4]), tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
+    assert all(("goals" in row) == (row["iteration"] % 4 == 0) for row in rows)
+    last = [row for row in rows if "goals" in row][-1]
+    goal = next(goal for goal in last["goals"] if goal["roi"] == "Target")
+    assert goal["metric"] == "d(95)" and goal["limit"] == "≥ 47.5 Gy" and goal["passed"] == (goal["value"] >= 47.5)
+    if last["iteration"] == result.metrics["iterations"]:
+        assert goal["value"] == pytest.approx(result.metrics["goals"][0]["nominal"], rel=1e-3)

@@ -241,17 +241,18 @@ def compare(
             ".mha in Gy (RBE-weighted, whole course, LPS).",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="PAGE.html", help="Where the DVH overlay goes.")] = Path("comparison.html"),
+    out: Annotated[Path, typer.Option("--out", metavar="PAGE.html", help="Where the page goes.")] = Path("comparison.html"),
 ) -> None:
-    """Compare runs, or a run with doses that other programs computed: a table side by side, and the DVHs in one plot."""
+    """Compare runs, or a run with doses that other programs computed: a table, and a page with DVHs, doses and their differences."""
     from torchimpt.cli.logs import set_up
     from torchimpt.cli.show import show_comparison
     from torchimpt.report.compare import comparison, write_comparison
+    from torchimpt.runs.compared import ground_of
     from torchimpt.runs.returned import read_records
 
     set_up(quiet=False, verbose=False)
     records = read_records(runs)
-    write_comparison(out, records)
+    write_comparison(out, records, ground_of(next(run for run in runs if run.is_dir()), records))
     show_comparison([record.name for record in records], comparison(records), out)
 
 
@@ -312,6 +313,17 @@ def commission(
     files = write_commissioning(out, result)
     with printing():
         print(f'{summary(result)}Wrote {", ".join(files)} to {out}. In a case file: [machine] format = "torchimpt", path = "{out}"')
+
+
+@app.command()
+def watch(
+    run: RunFolder,
+    wait: Annotated[bool, typer.Option("--wait", help="Where no run has started yet, wait for one.")] = False,
+) -> None:
+    """Follow a run until it ends: objective, terms, goals and time; then what it came to."""
+    from torchimpt.cli.follow import follow
+
+    follow(run, wait)
 
 
 @app.command()

@@ -145,4 +145,4 @@ def show_comparison(names: Sequence[str], rows: Sequence[Row], page: str | Path)
     with printing():
         out = console()
         out.print(table)
-        out.print(f"DVH overlay: {page}", soft_wrap=True)
+        out.print(f"Page: {page}", soft_wrap=True)

@@ -107,7 +107,7 @@ def body_doses(
     grid[body] = quantity.value(nominal)
     looked_at = asked.clone()
     if others:
-        warm = _beside(grid >= WARM * level, patient.grid, max(_reach(scenarios[k]) for k in others))
+        warm = beside(grid >= WARM * level, patient.grid, max(reach(scenarios[k]) for k in others))
         looked_at |= warm if leave is None else warm & ~leave
     place = looked_at[body]
     voxels = body[place]
@@ -136,16 +136,16 @@ _DEPTH = 200.0
 """Depth that a range error counts for, mm of water: that of the deepest targets in a head; in lung half of it, as water, is as far."""
 
 
-def _reach(scenario: Scenario) -> float:
+def reach(scenario: Scenario) -> float:
     """How far a scenario may move the dose, mm."""
     return sum(x * x for x in scenario.shift) ** 0.5 + abs(scenario.range_scale - 1.0) * _DEPTH
 
 
-def _beside(mask: torch.Tensor, grid: Grid, reach: float) -> torch.Tensor:
-    """Flat mask `(n_grid,)` of the box of `reach` mm, rounded up to voxels, around every voxel of a flat mask."""
+def beside(mask: torch.Tensor, grid: Grid, distance: float) -> torch.Tensor:
+    """Flat mask `(n_grid,)` of the box of `distance` mm, rounded up to voxels, around every voxel of a flat mask."""
     wide = mask.reshape(1, 1, *grid.shape).float()
     for axis, spacing in enumerate(reversed(grid.spacing)):
         half = [0, 0, 0]
-        half[axis] = int(-(-reach // spacing))
+        half[axis] = int(-(-distance // spacing))
         wide = max_pool3d(wide, [2 * h + 1 for h in half], stride=1, padding=half)
     return wide.flatten() > 0

@@ -44,6 +44,8 @@ class Assessment:
         `{scenario: (n_points,)}`, Gy, at these points, nominal first.
     roi_doses
         `{scenario: {roi: doses}}`, Gy, nominal first, with the volumes of its points; of the body's voxels, too, where that was asked for.
+    voxels, voxel_doses
+        Flat grid indices `(m,)` of the voxels that every scenario was looked at in, and `{scenario: (m,)}`, Gy, nominal first.
     scenario_doses
         `{scenario: (z, y, x)}` where whole doses were asked for, else empty.
     beam_doses
@@ -63,6 +65,8 @@ class Assessment:
     points: Points
     doses: dict[str, torch.Tensor]
     roi_doses: dict[str, dict[str, RoiDose]]
+    voxels: torch.Tensor
+    voxel_doses: dict[str, torch.Tensor]
     scenario_doses: dict[str, torch.Tensor]
     beam_doses: dict[int, torch.Tensor]
     goals: list[dict]
@@ -114,7 +118,9 @@ def assess(
     hottest = hottest_outside_targets(patient, on_grid, case_targets(case, patient), case.highest_prescription())
     full = {name: seen.whole(one).reshape(shape) for name, one in on_voxels.items()} if whole else {}
     by_beam = _beam_doses(case, patient, machine, spots, compute) if case.output.beams_dose else {}
-    assessment = Assessment(dose, seen.points, doses, tables, full, by_beam, goals, seen.body.discarded_fraction, hottest)
+    assessment = Assessment(
+        dose, seen.points, doses, tables, seen.body.voxels, on_voxels, full, by_beam, goals, seen.body.discarded_fraction, hottest
+    )
     body = seen.body
     if body.nominal_letd_dose is None:
         return assessment

@@ -2,29 +2,23 @@
 
 from torchimpt.report.compare import comparison, read_runs, write_comparison
 from torchimpt.report.curves import curves_figure, save_figure
-from torchimpt.report.figures import convergence_figure, dvh_figure, overlay_figure
-from torchimpt.report.hu_curve import hu_figure
+from torchimpt.report.figures import dvh_figure, overlay_figure
 from torchimpt.report.motion import fullest_layers, motion_figure
 from torchimpt.report.page import ReportData, render_report, write_report
 from torchimpt.report.slices import slices_figure
-from torchimpt.report.spot_maps import layer_weights_figure, spot_maps_figure
 
 __all__ = [
     "ReportData",
     "comparison",
-    "convergence_figure",
     "curves_figure",
     "dvh_figure",
     "fullest_layers",
-    "hu_figure",
-    "layer_weights_figure",
     "motion_figure",
     "overlay_figure",
     "read_runs",
     "render_report",
     "save_figure",
     "slices_figure",
-    "spot_maps_figure",
     "write_comparison",
     "write_report",
 ]

@@ -1,4 +1,4 @@
-"""Several runs side by side: a table of what matters, and their DVHs in one plot."""
+"""Several runs side by side: a table of what matters, their DVHs in one plot, and their doses with the difference to the first."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+import torch
 
 from torchimpt.checks import InputError
 from torchimpt.evaluate.dvh import Metric
 from torchimpt.evaluate.tables import read_dvh_csv
 from torchimpt.files import reading, whole_or_nothing
+from torchimpt.geometry import Grid
+from torchimpt.patient import Patient
 from torchimpt.report.course import beam_seconds
-from torchimpt.report.figures import Curves, overlay_figure
+from torchimpt.report.drawn import dvh_data
+from torchimpt.report.figures import Curves
 from torchimpt.report.numbers import amount, gy, seconds
-from torchimpt.report.style import colors_by_role, svg
+from torchimpt.report.page import slices_data, templates
+from torchimpt.report.style import colors_by_role, roi_colors
 
 
 @dataclass(frozen=True)
@@ -37,12 +40,16 @@ class RunRecord:
         `curves[scenario][roi]`: dose in Gy and volume in %.
     case
         The resolved case file as a tree; empty where there is none.
+    dose, grid
+        Nominal dose `(z, y, x)`, Gy, and where its voxels lie; None where it was not read.
     """
 
     name: str
     metrics: Mapping[str, Any]
     curves: Mapping[str, Curves]
     case: Mapping[str, Any]
+    dose: torch.Tensor | None = None
+    grid: Grid | None = None
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -220,18 +227,62 @@ def _shown(runs: Sequence[RunRecord], limit: int = 10) -> list[str]:
     return [name for name in names if name.lower() not in ("external", "body")][:limit]
 
 
-def write_comparison(path: str | Path, runs: Sequence[RunRecord]) -> None:
-    """Write the table and the DVH overlay as one self-contained page; the file appears only when it is whole."""
-    rois = _shown(runs)
-    targets = {name for run in runs for name in run.targets}
+@dataclass(frozen=True)
+class Ground:
+    """What the doses of compared runs are looked at on.
+
+    Attributes
+    ----------
+    patient
+        Of the first run, on its dose grid.
+    doses
+        `(z, y, x)` on this grid, Gy, nominal, by run.
+    level
+        Prescription, Gy.
+    """
+
+    patient: Patient
+    doses: Mapping[str, torch.Tensor]
+    level: float | None = None
+
+
+def _verdicts(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
+    """How each run's goals stand, in words, of those that have goals."""
+    told = []
+    for run in runs:
+        goals = run.metrics.get("goals", ())
+        if goals and all(goal["worst"] is not None for goal in goals):
+            held = sum(bool(goal["passed"]) for goal in goals)
+            told.append({"text": f"{run.name}: {held} of {len(goals)} goals met", "good": held == len(goals)})
+    return told
+
+
+def write_comparison(path: str | Path, runs: Sequence[RunRecord], ground: Ground | None = None) -> None:
+    """Write table, DVHs and, where there is a `ground`, dose slices as one self-contained page; the file appears only when it is whole."""
+    rois, shown = _shown(runs, limit=64), _shown(runs)
+    targets = [name for name in dict.fromkeys(name for run in runs for name in run.targets) if name in rois]
     colors = colors_by_role({name: "target" if name in targets else "oar" for name in rois})
-    figure = overlay_figure({run.name: run.curves for run in runs}, rois, colors)
-    environment = Environment(loader=PackageLoader("torchimpt.report", "templates"), autoescape=True, undefined=StrictUndefined)
-    page = environment.get_template("compare.html").render(
-        runs=runs,
-        rows=comparison(runs),
-        figure=Markup(svg(figure, "overlay")),
-        legend=[{"name": name, "color": colors[name]} for name in rois],
+    if ground is not None:  # those of the runs' own reports
+        colors |= roi_colors(ground.patient, [name for name in targets if name in ground.patient.rois])
+    level = None if ground is None else ground.level
+    curves = {run.name: run.curves for run in runs}
+    slices: dict[str, Any] | None = None
+    volumes: dict[str, str] = {}
+    if ground is not None:
+        outlined = [name for name in rois if name in ground.patient.rois]
+        slices, volumes = slices_data(ground.patient, ground.doses, colors, rois=outlined, targets=targets, level=level)
+    page = (
+        templates()
+        .get_template("compare.html")
+        .render(
+            runs=runs,
+            rows=comparison(runs),
+            verdicts=_verdicts(runs),
+            dvh=dvh_data(curves, rois, colors, shown=shown, targets=targets, level=level) if rois else None,
+            slices=slices,
+            volumes=volumes,
+            dashes=("", "8 3", "2 2.5", "9 3 2 3"),
+        )
     )
     with whole_or_nothing(path) as scratch:
         scratch.write_text(page, encoding="utf-8")

@@ -1,17 +1,15 @@
-"""Figures of doses over scenarios and of the solver's way: DVH bands, overlays, convergence. Each returns a `Figure`."""
+"""Figures of doses over scenarios: DVH bands, overlays. Each returns a `Figure`."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from torchimpt.evaluate.dvh import Metric, RoiDose, common_axis, dvh_band
-from torchimpt.report.style import ACCENT, INK, MUTED, new_figure, rc, slug
+from torchimpt.report.style import INK, MUTED, new_figure, rc, slug
 
 Curves = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 
@@ -137,56 +135,3 @@ def overlay_figure(
         _dvh_axes(axes, max(top, 1.04 * (prescription or 0.0)) or 1.0)
         _mark_prescription(axes, prescription)
     return figure
-
-
-def convergence_figure(history: Sequence[Mapping], colors: Mapping[str, str], size: tuple[float, float] = (700, 300)) -> Figure:
-    """The objective, and each ROI's share of it, over iterations, on a logarithmic scale.
-
-    Parameters
-    ----------
-    history
-        Rows with `iteration` and `value`, and where they were recorded `terms`: `{roi: value}`.
-    colors
-        By ROI.
-    size
-        CSS pixels.
-    """
-    rows = [row for row in history if math.isfinite(row["value"])]
-    with rc():
-        figure = new_figure(*size)
-        axes = figure.add_axes((0.09, 0.15, 0.74, 0.8))
-        axes.plot([r["iteration"] for r in rows], [r["value"] for r in rows], color=INK, linewidth=1.8, zorder=5)
-        ends = [("Total", rows[-1]["value"], INK)] if rows else []
-        floor = 1e-5 * rows[-1]["value"] if rows else 0.0
-        detailed = [row for row in rows if row.get("terms")]
-        for roi in detailed[-1]["terms"] if detailed else ():
-            values = [max(row["terms"].get(roi, 0.0), floor) for row in detailed]
-            color = colors.get(roi, ACCENT)
-            axes.plot([row["iteration"] for row in detailed], values, color=color, linewidth=1.2)
-            ends.append((roi, values[-1], color))
-        if any(value > 0 for _, value, _ in ends):
-            axes.set_yscale("log")
-            axes.minorticks_off()
-            axes.set_ylim(bottom=max(axes.get_ylim()[0], 0.5 * floor))
-        if len(rows) > 1:
-            axes.set_xlim(rows[0]["iteration"], rows[-1]["iteration"])
-        axes.set_xlabel("Iteration")
-        axes.set_ylabel("Objective, Gy²")
-        _label_ends(axes, ends)
-    return figure
-
-
-def _label_ends(axes: Axes, ends: Sequence[tuple[str, float, str]], gap: float = 0.062) -> None:
-    """Names at the right ends of the curves, spread so that none covers another."""
-    placed: list[list[Any]] = []
-    for name, value, color in ends:
-        y = axes.transAxes.inverted().transform(axes.transData.transform((0, value)))[1]
-        placed.append([min(max(float(y), 0.0), 1.0), name, color])
-    placed.sort()
-    for i in range(1, len(placed)):
-        placed[i][0] = max(placed[i][0], placed[i - 1][0] + gap)
-    over = max(placed[-1][0] - 1.0, 0.0) if placed else 0.0
-    for i in range(len(placed) - 1, -1, -1):
-        placed[i][0] = min(placed[i][0], 1.0 - (len(placed) - 1 - i) * gap) if over else placed[i][0]
-    for y, name, color in placed:
-        axes.text(1.015, y, name, transform=axes.transAxes, color=color, fontsize=8, va="center")

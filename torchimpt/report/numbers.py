@@ -6,10 +6,6 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torchimpt.report.style import INK, MUTED
-
-GOOD, BAD = "#2b7a4b", "#b5332a"
-
 
 def gy(value: float) -> str:
     """A dose with one decimal place."""
@@ -56,6 +52,8 @@ def scenario_note(names: Iterable[str]) -> str:
 def strip(goal: Mapping[str, Any], width: int = 122, height: int = 20) -> str:
     """A goal's values over the scenarios on a line, as SVG: the limits as bars, what fails shaded, nominal as a disc, the others as rings.
 
+    Its colours are the page's (`templates/page.css`).
+
     Parameters
     ----------
     goal
@@ -72,21 +70,22 @@ def strip(goal: Mapping[str, Any], width: int = 122, height: int = 20) -> str:
     def place(value: float) -> float:
         return 4 + (width - 8) * (value - low) / span
 
-    parts = [f'<svg class="strip" viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img">']
+    parts = [
+        f'<svg class="strip" viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" aria-label="Values by scenario">'
+    ]
     if "min" in goal:
-        parts.append(f'<rect x="0" y="3" width="{place(goal["min"]):.1f}" height="{height - 6}" fill="{BAD}" opacity="0.09"/>')
+        parts.append(f'<rect class="out" x="0" y="3" width="{place(goal["min"]):.1f}" height="{height - 6}"/>')
     if "max" in goal:
         x = place(goal["max"])
-        parts.append(f'<rect x="{x:.1f}" y="3" width="{width - x:.1f}" height="{height - 6}" fill="{BAD}" opacity="0.09"/>')
-    parts.append(f'<line x1="0" x2="{width}" y1="{middle}" y2="{middle}" stroke="#d9d6cf"/>')
-    parts += [f'<line x1="{place(v):.1f}" x2="{place(v):.1f}" y1="3" y2="{height - 3}" stroke="{INK}" stroke-width="1.2"/>' for v in limits]
+        parts.append(f'<rect class="out" x="{x:.1f}" y="3" width="{width - x:.1f}" height="{height - 6}"/>')
+    parts.append(f'<line class="rail" x1="0" x2="{width}" y1="{middle}" y2="{middle}"/>')
+    parts += [f'<line class="limit" x1="{place(v):.1f}" x2="{place(v):.1f}" y1="3" y2="{height - 3}"/>' for v in limits]
     nominal = next(iter(values))
     for name, value in [*list(values.items())[1:], (nominal, values[nominal])]:
         if value == value:
             fails = ("min" in goal and value < goal["min"]) or ("max" in goal and value > goal["max"])
-            color = BAD if fails else INK if name == nominal else MUTED
-            style = f'fill="{color}"' if name == nominal else f'fill="white" stroke="{color}" stroke-width="1.1"'
+            kinds = " ".join([*(["nominal"] if name == nominal else []), *(["failing"] if fails else [])])
             radius = 3.6 if name == nominal else 2.6
             tip = f"<title>{scenario_text(name)}: {value:.2f} {goal['unit']}</title>"
-            parts.append(f'<circle cx="{place(value):.1f}" cy="{middle}" r="{radius}" {style}>{tip}</circle>')
+            parts.append(f'<circle class="{kinds}" cx="{place(value):.1f}" cy="{middle}" r="{radius}">{tip}</circle>')
     return "".join([*parts, "</svg>"])

@@ -1,11 +1,10 @@
-"""How figures look: colours, type, and SVG that sits in a page as if it were set there.
+"""How figures look: colours and type.
 
 A figure is drawn at CSS size, 96 px to the inch, so that 9 pt in the figure is 12 px on the page.
 """
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -18,9 +17,10 @@ from matplotlib.figure import Figure
 from torchimpt.patient import Patient
 
 INK, MUTED, ACCENT = "#1c2327", "#69727a", "#0e6b75"
-_TARGETS = ("#c5283d", "#e07a1f", "#a4336f", "#7a1f2b")
+# two targets and seven organs are far apart for protanopes, deuteranopes and tritanopes, too (tests/report/test_drawn.py)
+_TARGETS = ("#c5283d", "#cc6729", "#a4336f", "#7a1f2b")
 _ORGANS = (
-    "#2667a8", "#1d8a6b", "#7d55a8", "#b98a1d", "#4aa3c7", "#5f7a2b", "#9b5b3a", "#3c4a9e", "#2c9c9c", "#8f8f3a", "#b0619c", "#556b78",
+    "#4161c6", "#1d9162", "#7222df", "#dea722", "#33c0df", "#883577", "#89bd6c", "#9b5b3a", "#3c4a9e", "#2c9c9c", "#8f8f3a", "#556b78",
 )  # fmt: skip
 
 RC: dict[Any, Any] = {
@@ -98,29 +98,6 @@ def mute(axes: Axes) -> None:
     axes.grid(False)
     for spine in axes.spines.values():
         spine.set_visible(False)
-
-
-def svg(figure: Figure, name: str) -> str:
-    """The figure as inline SVG: as wide as its place, text as text in the page's own font, ids of its own.
-
-    Parameters
-    ----------
-    figure
-        Drawn inside `rc()`.
-    name
-        Unique on the page; it keeps the clip paths of two figures apart.
-    """
-    buffer = io.StringIO()
-    with matplotlib.rc_context({**RC, "svg.fonttype": "none", "svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", dpi=192, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', rf'<svg class="figure" id="{name}" viewBox="\1" role="img">', text, count=1)
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r"(?:'DejaVu Sans'|sans-serif)(?:, *(?:'[^']*'|[\w-]+))*", "var(--sans)", text)
-    # what nothing refers to needs no id, and two equal pictures would have the same
-    kinds = r"figure|axes|patch|line2d|text|PathCollection|LineCollection|QuadContourSet|matplotlib\.axis|xtick|ytick"
-    return re.sub(rf'id="(({kinds})_\d+|image[0-9a-f]+)"', "", text)
 
 
 def slug(name: str) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -62,3 +64,12 @@ def commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return asked.stdout.strip() or None
+
+
+def remake() -> list[str]:
+    """Lines for a shell: the commit to check out, where there is one, and the command that runs."""
+    program, *arguments = sys.argv
+    own = Path(program).name in ("torchimpt", "__main__.py")
+    command = shlex.join([*(["torchimpt"] if own else ["python", program]), *arguments])
+    found = commit()
+    return [command] if found is None else [f"git checkout {found}", command]

@@ -9,18 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from torchimpt.case import Case
 from torchimpt.checks import InputError
-from torchimpt.evaluate.tables import LETD_COLUMNS, write_dvh_csv
 from torchimpt.io.dicom import is_dicom, read_ion_plan
-from torchimpt.io.image import write_image
 from torchimpt.io.plan import read_plan, write_plan
 from torchimpt.machine import Machine
 from torchimpt.patient import Patient
-from torchimpt.physics.stopping import table_of
-from torchimpt.planning.assess import Assessment, assess, help_assess
+from torchimpt.planning.assess import assess, help_assess
 from torchimpt.planning.build import PlanningProblem
 from torchimpt.planning.load import Compute, load_machine, load_patient, resolve_beams, set_up
 from torchimpt.planning.metrics import dose_metrics
@@ -28,13 +23,12 @@ from torchimpt.planning.plan import PlanResult, help_plan, plan
 from torchimpt.planning.shared import SharedDoses
 from torchimpt.planning.way import tell_way
 from torchimpt.processes import ALONE, Team
-from torchimpt.report.figures import dvh_figure
-from torchimpt.report.page import ReportData, write_report
-from torchimpt.report.style import roi_colors, shown_rois, slug
-from torchimpt.runs.about import rounding, versions
+from torchimpt.runs.about import rounding
 from torchimpt.runs.checkpoint import Checkpoint, check_start, fingerprint, read_checkpoint
 from torchimpt.runs.folder import is_result, open_run, write_json
-from torchimpt.scenarios import NOMINAL, Scenario
+from torchimpt.runs.live import LivePictures, final_numbers, hyperparameters, last_pictures, live_goals
+from torchimpt.runs.results import write_results
+from torchimpt.scenarios import Scenario
 from torchimpt.schemes.stages import Callback, PlanIteration
 from torchimpt.spots import Spots
 from torchimpt.watch import History, Log, Progress, TensorBoard, together
@@ -98,8 +92,10 @@ def run_plan(
                 out / "plan.json", result.spots, result.machine, title=case.title, rbe=case.dose.rbe, fractions=case.delivery.fractions
             )
             home = None if case.joint is None else result.home
-            parts = case, result.patient, result.machine, result.spots, result.assessment, result.metrics
-            _write_results(out, *parts, watchers.history.rows, home)
+            write_results(
+                out, case, result.patient, result.machine, result.spots, result.assessment, result.metrics, scenarios=case.scenarios(),
+                compute=compute, history=watchers.history.rows, home=home,
+            )  # fmt: skip
         watchers.finish(result, parameters or {})
         write_json(out / "metrics.json", result.metrics)
     return RunResult(result.metrics)
@@ -156,13 +152,15 @@ class _Watchers:
         every = case.optimizer.log_every
         last = None if self._saved is None else self._saved["last"]
         terms = _Terms(problem)
-        self.history = History(out / "history.jsonl", terms=terms, last=last)
+        self.history = History(
+            out / "history.jsonl", terms=terms, last=last, goals=lambda iteration: live_goals(problem, iteration), every=every
+        )
         if case.output.tensorboard:
             self._board = TensorBoard(
                 out / "tensorboard", terms=terms,
                 doses=lambda iteration: problem.nominal_doses(iteration.doses()),
                 violations=terms.violations if problem.objective.constraints else None,
-                motion=None if case.joint is None else problem.moving, every=every,
+                motion=None if case.joint is None else problem.moving, pictures=LivePictures(problem), every=every,
             )  # fmt: skip
         self._checkpoint = Checkpoint(out / "checkpoint.pt", problem, every=every)
         return together(lambda _: self._begin(), self.history, self._board, Log(every), self._checkpoint)
@@ -182,20 +180,10 @@ class _Watchers:
         """TensorBoard's last pictures and numbers."""
         if self._board is None:
             return
-        case, doses = result.case, result.assessment.roi_doses
-        shown = shown_rois(result.patient, doses[NOMINAL.name], case.placement.targets)
-        figure = dvh_figure(doses, shown, roi_colors(result.patient, case.placement.targets))
-        self._board.figure("dvh/band", figure, result.solution.iterations)
-        self._board.hyperparameters(
-            {"method": case.optimizer.method or "suited", "spacing_mm": case.placement.spacing_mm, "seed": case.seed, **parameters},
-            {"objective": result.solution.value, "seconds": result.metrics["time_s"]["total"], **_worst_goals(result.metrics)},
-        )
+        for tag, figure in last_pictures(result).items():
+            self._board.figure(tag, figure, result.solution.iterations)
+        self._board.hyperparameters({**hyperparameters(result.case), **parameters}, final_numbers(result.metrics))
         self._board.close()
-
-
-def _worst_goals(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Goals in their worst scenario, by ROI and metric."""
-    return {f"{slug(goal['roi'])}_{goal['metric']}": goal["worst"] for goal in metrics["goals"] if goal["worst"] is not None}
 
 
 def run_dose(
@@ -298,54 +286,6 @@ def _dose_of(
     metrics = {"title": case.title, **dose_metrics(spots, machine, case.delivery.model(), assessment, times, compute)}
     begin()
     write_plan(out / "plan.json", spots, machine, title=case.title, rbe=case.dose.rbe, fractions=case.delivery.fractions)
-    _write_results(out, case, patient, machine, spots, assessment, metrics, [])
+    write_results(out, case, patient, machine, spots, assessment, metrics, scenarios=scenarios, compute=compute)
     write_json(out / "metrics.json", metrics)
     return RunResult(metrics)
-
-
-def _write_results(
-    out: Path,
-    case: Case,
-    patient: Patient,
-    machine: Machine,
-    spots: Spots,
-    assessment: Assessment,
-    metrics: dict,
-    history: list[dict],
-    home: torch.Tensor | None = None,
-) -> None:
-    """Doses, DVHs and the report page."""
-    write_image(out / "dose.mha", assessment.dose, patient.grid)
-    if case.output.scenarios_dose:
-        for name, dose in assessment.scenario_doses.items():
-            if name != NOMINAL.name:
-                # signs and decimals stay: x-3mm and x+3mm are two files
-                write_image(out / f"dose_{name.replace('/', '_').replace('%', '')}.mha", dose, patient.grid)
-    for beam, dose in assessment.beam_doses.items():
-        write_image(out / f"dose_beam{beam}.mha", dose, patient.grid)
-    write_dvh_csv(out / "dvh.csv", assessment.roi_doses)
-    if assessment.letd is not None:
-        write_image(out / "letd.mha", assessment.letd, patient.grid)
-        write_dvh_csv(out / "letd_dvh.csv", assessment.roi_letd, columns=LETD_COLUMNS)
-    targets = case.spots.targets if case.spots else patient.targets
-    angles = ", ".join(f"{beam.gantry:g}°" for beam in spots.beams)
-    used = spots.weight.detach() > 0 if bool((spots.weight > 0).any()) else torch.ones(spots.n_spots, dtype=torch.bool)
-    data = ReportData(
-        title=case.title or patient.name or "Plan",
-        patient=patient,
-        dose=assessment.dose,
-        roi_doses=assessment.roi_doses,
-        targets=targets,
-        prescription=case.prescription(),
-        goals=assessment.goals,
-        roi_letd=assessment.roi_letd,
-        metrics=metrics,
-        history=history,
-        hu_table=table_of(patient, machine),
-        spots=spots.subset(used),
-        home=None if home is None else home[used],
-        subtitle=f"{patient.name or 'Patient'} · {machine.name} machine · gantry {angles}",
-        case=case.to_toml(),
-        versions=versions(),
-    )
-    write_report(out / "report.html", data)

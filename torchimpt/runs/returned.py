@@ -33,11 +33,11 @@ MOST = 3.0
 
 
 def read_records(paths: Sequence[str | Path]) -> list[RunRecord]:
-    """Runs to compare; or one run, and doses of its plan that came back."""
+    """Runs to compare, with their doses where their folders hold them; or one run, and doses of its plan that came back."""
     doses = [Path(path) for path in paths if Path(path).suffix.lower() in (MCSQUARE, GRAY) and not Path(path).is_dir()]
     folders = [Path(path) for path in paths if Path(path) not in doses]
     if not doses:
-        return read_runs(folders)
+        return [_with_dose(record, folder) for record, folder in zip(read_runs(folders), folders, strict=True)]
     if len(folders) != 1:
         raise InputError(f"a dose is compared with the run whose plan it is of: name that one run folder, got {len(folders)}")
     names = short_names([*folders, *doses])
@@ -49,6 +49,13 @@ def read_records(paths: Sequence[str | Path]) -> list[RunRecord]:
     of_itself = {**record.metrics, **{key: own.metrics[key] for key in ("scenarios", "goals")}}
     told = [replace(own, metrics=of_itself), *others]
     return [replace(one, name=name) for one, name in zip(told, names, strict=True)]
+
+
+def _with_dose(record: RunRecord, folder: Path) -> RunRecord:
+    if not (folder / "dose.mha").is_file():
+        return record
+    dose, grid = read_dose(folder / "dose.mha")
+    return replace(record, dose=dose, grid=grid)
 
 
 def _same_grid(path: Path, grid: Grid, wanted: Grid) -> None:
@@ -100,4 +107,4 @@ def _record(path: Path, run: RunRecord, finished: FinishedRun, planned: torch.Te
             "noise_gy": noise(dose - planned, high), "max_gy": float(off.abs().max()),
         },
     }  # fmt: skip
-    return RunRecord(path.name, metrics, dvh_curves(doses), run.case)
+    return RunRecord(path.name, metrics, dvh_curves(doses), run.case, dose, finished.patient.grid)

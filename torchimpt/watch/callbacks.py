@@ -19,6 +19,9 @@ from torchimpt.schemes.stages import Callback, PlanIteration
 Terms = Callable[[PlanIteration], Sequence[Mapping[str, Any]]]
 """From an iteration to the objective's terms, each with `roi` and `value`."""
 
+Goals = Callable[[PlanIteration], Sequence[Mapping[str, Any]]]
+"""From an iteration to the goals, each with `roi`, `metric`, `limit`, `value` and `passed`."""
+
 _LOG = logging.getLogger("torchimpt")
 
 
@@ -49,6 +52,8 @@ class History:
         The file; lines that are there already are taken up. None keeps the rows in memory only.
     terms
         What each row notes besides: the objective's share of every ROI, as `terms`.
+    goals
+        What every `every`-th row notes besides: the goals as they stand, as `goals`.
     last
         Iteration to take lines up to, that of the checkpoint which a run goes on from; None for all. The file is cut to what is taken
         up: a run that was killed leaves lines that come again, and perhaps half a line.
@@ -56,12 +61,19 @@ class History:
     Attributes
     ----------
     rows
-        `iteration`, `evaluations`, `value`, `step_length`, `beta`, `projected_gradient_norm`, `seconds`, and `terms`.
+        `iteration`, `evaluations`, `value`, `step_length`, `beta`, `projected_gradient_norm`, `seconds`, and `terms` and `goals`.
     """
 
-    def __init__(self, path: str | Path | None = None, terms: Terms | None = None, last: int | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path | None = None,
+        terms: Terms | None = None,
+        last: int | None = None,
+        goals: Goals | None = None,
+        every: int = 10,
+    ) -> None:
         self._path = Path(path) if path is not None else None
-        self._terms = terms
+        self._terms, self._goals, self._every = terms, goals, every
         self.rows: list[dict[str, Any]] = []
         if self._path is not None and self._path.is_file():
             self._take_up(self._path, math.inf if last is None else last)
@@ -91,6 +103,8 @@ class History:
         row: dict[str, Any] = iteration.numbers()
         if self._terms is not None:
             row["terms"] = by_roi(self._terms(iteration))
+        if self._goals is not None and iteration.iteration % self._every == 0:
+            row["goals"] = list(self._goals(iteration))
         self._add(row)
         if self._path is not None:
             with self._path.open("a", encoding="utf-8") as file:

@@ -25,7 +25,8 @@ class TensorBoard:
     """For TensorBoard: `objective/total`, `objective/<roi>`, `optim/...` and, now and then, `dvh/<roi>_d95`, `_d2`, `_mean`.
 
     With spots that move also their `spots/count`, `spots/moved_mm_mean` (of those that carry weight) and, now and then, `spots/motion`: a
-    picture of the layer of each beam that carried the most when the first was drawn.
+    picture of the layer of each beam that carried the most when the first was drawn. What `pictures` draws comes ever more rarely: at
+    iteration `every` and at each four times the last, so that a thousand iterations have four of them.
 
     Parameters
     ----------
@@ -39,6 +40,8 @@ class TensorBoard:
         The constraints' largest violations at an iteration, by ROI and kind, Gy: `constraints/<roi>.<kind>`; None where there are none.
     motion
         The spots at an iteration and where they were placed; None where none moves.
+    pictures
+        Figures by tag at an iteration.
     every
         Iterations between two looks at doses and spots.
     """
@@ -51,12 +54,14 @@ class TensorBoard:
         doses: Callable[[PlanIteration], Mapping[str, RoiDose]] | None = None,
         violations: Callable[[PlanIteration], Mapping[str, float]] | None = None,
         motion: Motion | None = None,
+        pictures: Callable[[PlanIteration], Mapping[str, Figure]] | None = None,
         every: int = 10,
     ) -> None:
         from torch.utils.tensorboard import SummaryWriter  # takes half a second, and only this class needs it
 
         self._writer = SummaryWriter(str(folder))
         self._terms, self._doses, self._violations, self._motion, self._every = terms, doses, violations, motion, every
+        self._pictures, self._next = pictures, every
         self._layers: list[int] = []
 
     def __call__(self, iteration: PlanIteration) -> None:
@@ -80,6 +85,11 @@ class TensorBoard:
             if step % self._every == 0 and bool(way.any()):
                 self._layers = self._layers or fullest_layers(spots)
                 self.figure("spots/motion", motion_figure(spots, home, self._layers, width=990), step)
+        if self._pictures is not None and step >= self._next:
+            while self._next <= step:
+                self._next *= 4
+            for tag, figure in self._pictures(iteration).items():
+                self.figure(tag, figure, step)
         for tag, value in scalars.items():
             if value is not None and math.isfinite(value):
                 self._writer.add_scalar(tag, value, step)
