@@ -9,11 +9,12 @@ Fixed rivals, each pruned step by step to a number of spots as `[joint] spots` d
     pruned, margin 15     the same, margin 15 mm
     pruned, everywhere    every layer of a beam at every position that any of its layers has, margin 8 mm
 
-    moved                 staggered grid of 7 mm, margin 8 mm, pruned the same way to fewer spots, which move
+    moved, ...            staggered grids of 7 mm with the same margins and candidates, pruned the same way to fewer spots, which move
 
-Finished plans are judged on 1.25 mm, another dose grid and other points. `ratio`: delivered spots that the moving plans need for a rival's
-objective (log-log between the moving plans' own), over the rival's; the strongest rival has the largest. Where an objective is under 1 Gy2,
-all is met and nothing is compared. Some 40 minutes for the three cases on 2 idle cores.
+Finished plans are judged on 1.25 mm, another dose grid and other points. `ratio`: delivered spots that moving plans need for a rival's
+objective (log-log between the moving plans' own), over the rival's: by moving plans of the rival's own margin and candidates, and by all
+moving plans there are. The strongest rival has the largest. Where an objective is under 1 Gy2, all is met and nothing is compared:
+`--asking 1` has the mean-dose objectives ask for 0 Gy. `--shifter 0` takes the range shifters away.
 """
 
 from __future__ import annotations
@@ -48,6 +49,9 @@ class Config:
     iterations: int = 300
     tolerance: float = 1e-4
     min_mu: float = 0.01
+    margins: str = "8,15,everywhere"
+    asking: int = 0
+    shifter: int = 1
     out: str = "runs/headline.json"
 
 
@@ -67,45 +71,53 @@ def planned(name: str, n_scenarios: int, config: Config) -> dict:
     """All plans of a case, judged."""
     bench = Bench.of(
         CASES / f"{name}.toml", n_scenarios, grid=config.grid, min_mu=config.min_mu, iterations=config.iterations,
-        fixed_iterations=config.iterations, tolerance=config.tolerance,
+        fixed_iterations=config.iterations, tolerance=config.tolerance, asking=bool(config.asking), shifter=bool(config.shifter),
     )  # fmt: skip
-    square = bench.place(5.0)
-    starts = {
-        "pruned, margin 8": square, "pruned, margin 15": bench.place(5.0, margin=15.0), "pruned, everywhere": everywhere(square),
-    }  # fmt: skip
-    counts = {kind: [max(20, int(float(s) * square.n_spots)) for s in getattr(config, kind).split(",")] for kind in ("fixed", "moving")}
-    pruned_plans(bench, ti.stagger(bench.place(7.0), 7.0), {"moved": 10.0}, counts["moving"], [])
-    for series, start in starts.items():
-        pruned_plans(bench, start, {series: 0.0}, counts["fixed"], [])
+    n_square = bench.place(5.0).n_spots
+    counts = {kind: [max(20, int(float(s) * n_square)) for s in getattr(config, kind).split(",")] for kind in ("fixed", "moving")}
+    placed: dict[str, int] = {}
+    for margin in config.margins.split(","):
+        places = f"margin {margin}" if margin != "everywhere" else margin
+        for kind, spacing, series, box in (("moving", 7.0, f"moved, {places}", 10.0), ("fixed", 5.0, f"pruned, {places}", 0.0)):
+            start = everywhere(bench.place(spacing)) if margin == "everywhere" else bench.place(spacing, margin=float(margin))
+            placed[series] = start.n_spots
+            pruned_plans(bench, ti.stagger(start, spacing) if box else start, {series: box}, counts[kind], [])
     bench.judge(config.judge)
     plans = [row for row, _ in bench.plans]
-    moving = [plan for plan in plans if plan["series"] == "moved"]
+    moving = [plan for plan in plans if plan["series"].startswith("moved")]
     for plan in plans:
-        needed = None if plan in moving or plan["objective"] < MET else spots_for(moving, plan["objective"])
-        plan["ratio"] = None if needed is None else needed / plan["delivered"]
-    return {
-        "placed": {series: start.n_spots for series, start in starts.items()},
-        "target": bench.case.placement.targets[0],
-        "plans": plans,
-    }
+        own = [m for m in moving if m["series"].split(", ")[1] == plan["series"].split(", ")[1]]
+        for key, rivals in (("ratio", own), ("ratio_any", moving)):
+            needed = None if plan in moving or plan["objective"] < MET else least_spots(rivals, plan["objective"])
+            plan[key] = None if needed is None else needed / plan["delivered"]
+    return {"placed": placed, "target": bench.case.placement.targets[0], "plans": plans}
+
+
+def least_spots(moving: list[dict], objective: float) -> float | None:
+    """The fewest delivered spots with which one of the moving series reaches an objective."""
+    series = {plan["series"] for plan in moving}
+    needed = [spots_for([plan for plan in moving if plan["series"] == name], objective) for name in sorted(series)]
+    return min((n for n in needed if n is not None), default=None)
 
 
 def table(key: str, case: dict) -> str:
     """A case's plans, one a line."""
     lines = [f"{key}, {case['target']}; placed {case['placed']}"]
     lines.append(
-        f"{'series':20s}{'delivered':>10s}{'objective':>11s}{'1.25 mm':>9s}  D95, D98, D2 there, nominal  layers  MU    s a fraction  ratio"
+        f"{'series':20s}{'delivered':>10s}{'objective':>11s}{'1.25 mm':>9s}  D95, D98, D2 there, nominal  "
+        "layers  MU    s a fraction  ratio, any"
     )
     for plan in case["plans"]:
         dose, delivery = plan["fine"]["nominal"][case["target"]], plan["delivery"]
-        ratio = "" if plan["ratio"] is None else f"{plan['ratio']:.2f}"
+        ratio = " ".join("" if plan[key] is None else f"{plan[key]:.2f}" for key in ("ratio", "ratio_any"))
         lines.append(
             f"{plan['series']:20s}{plan['delivered']:10d}{plan['objective']:11.2f}{plan['fine']['objective']:9.1f}  "
             f"{dose['d95_gy']:8.2f} {dose['d98_gy']:8.2f} {dose['d2_gy']:8.2f}  {delivery['energy_layers']:8d} {delivery['mu']:8.1f} "
             f"{delivery['seconds']:8.1f} {ratio:>9s}"
         )
-    ratios = {s: max((p["ratio"] for p in case["plans"] if p["series"] == s and p["ratio"]), default=None) for s in case["placed"]}
-    lines.append(f"largest ratio of each rival: { {s: None if r is None else round(r, 2) for s, r in ratios.items()} }")
+    for key, by in (("ratio", "its own margin and candidates"), ("ratio_any", "any")):
+        ratios = {p["series"]: round(p[key], 2) for p in sorted(case["plans"], key=lambda p: p[key] or 0.0) if p[key]}
+        lines.append(f"largest ratio of each rival, by moving spots of {by}: {ratios}")
     return "\n".join(lines)
 
 
@@ -117,7 +129,7 @@ def main(config: Config) -> dict:
     print(results["about"])
     for name in config.cases.split(","):
         for n_scenarios in map(int, config.scenarios.split(",")):
-            key = f"{name}, {n_scenarios} scenarios"
+            key = f"{name}, {n_scenarios} scenarios" + ", asking" * bool(config.asking) + ", no shifter" * (not config.shifter)
             results["cases"][key] = planned(name, n_scenarios, config)
             write_json(Path(config.out), results)
             print(table(key, results["cases"][key]), flush=True)

@@ -16,6 +16,8 @@ import pytest
 import torch
 
 matplotlib.use("Agg")
+if not torch.cuda.is_available():  # before any kernel is imported: Triton's are then computed on the CPU
+    os.environ["TRITON_INTERPRET"] = "1"
 if "PYTEST_XDIST_WORKER" in os.environ:  # a process a core: more threads would only wait for each other
     os.environ["OMP_NUM_THREADS"] = "1"  # of the commands that tests start
     torch.set_num_threads(1)

@@ -6,8 +6,12 @@ import importlib
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+from pretend_gpu import pretend_gpu
+from tiny_case import write_tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:ROI .* more than a fifth")  # shortened: voxels of 8 mm
 
@@ -34,6 +38,8 @@ def script(monkeypatch):
         "schemes",
         "layer_spacing",
         "joint_time",
+        "gpu",
+        "sort_crossover",
     ):
         sys.modules.pop(name, None)
 
@@ -49,6 +55,41 @@ def test_gradient_check(script, tmp_path, capsys):
     table = (tmp_path / "table.md").read_text()
     assert table in capsys.readouterr().out and "| 1,000 x 60 |" in table
     assert json.loads((tmp_path / "results.json").read_text())["rows"][0]["met"] == row["met"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: run the benchmark itself")
+def test_gpu_benchmark_runs_to_its_end(script, tmp_path, monkeypatch, capsys):
+    """On a GPU that is not there, whose products are plain torch's: its times say nothing, that it comes to its end does."""
+    module = script("benchmarks", "gpu")
+    path = write_tiny(tmp_path)
+    config = module.Config(cases=str(path), repeats=2, iterations=3, out=str(tmp_path / "gpu.json"))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(name="none", total_memory=1e12))
+    monkeypatch.setattr(module, "read_bandwidth", lambda times: (1.0, 1.0, 1.0))
+
+    def product(m: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return torch.mv(module.csr_tensor(m.crow_indices(), m.col_indices(), m.values().to(x.dtype), tuple(m.shape)), x)
+
+    with monkeypatch.context() as patch, pretend_gpu(patch):
+        patch.setattr(module.gpu, "device_product", product)
+        found = module.main(config)
+    case = found["cases"][str(path)]
+    assert case["optimized"]["iterations"] == 3 and case["where"] == "3 on meta"
+    assert len([row for row in case["rows"] if row["unit"] == "GB/s"]) == 6
+    with pytest.raises(SystemExit, match="no GPU that Triton compiles for"):
+        module.main(config)
+    assert "16 bits are off by" in capsys.readouterr().out
+
+
+def test_sort_crossover(script, tmp_path, capsys):
+    module = script("experiments/paper", "sort_crossover")
+    found = module.main(module.Config(largest=2000, repeats=1, out=str(tmp_path / "sort.json")))
+    assert list(found["microseconds"]) == [100, 316, 1000]
+    assert all(micro > 0 for row in found["microseconds"].values() for micro in row.values())
+    rows = {10: {"a": 1.0, "b": 2.0}, 100: {"a": 3.0, "b": 2.0}, 1000: {"a": 9.0, "b": 2.0}}
+    assert module.crossover(rows, "a", "b") == "b is faster than a from 100 doses on"
+    assert module.crossover(rows, "b", "a") == "a is faster than b at none of these"
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ def check_memory(what: str, size: float, device: torch.device | str, advice: str
 
 def _where(device: torch.device | str) -> str:
     device = torch.device(device)
-    return "" if device.type == "cpu" else f" on {device}"
+    return "" if device.type == "cpu" else f" on {device} (--device auto leaves to the CPU what a GPU has no room for)"
 
 
 def peak_memory() -> int:

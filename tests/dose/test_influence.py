@@ -251,7 +251,7 @@ def test_memory_for_another_device():
     """There the matrices, here all that one is put together from, the copied tables of a beam included."""
     op = operator(PATIENT, MACHINES["one"], two_beams(dtype=torch.float32), EVERY)
     there = dataclasses.replace(
-        op, tables=tuple(SimpleNamespace(device=torch.device("cuda:1"), dtype=t.dtype, n_bytes=t.n_bytes) for t in op.tables)
+        op, tables=tuple(SimpleNamespace(device=torch.device("cuda:1"), dtype=t.dtype, n_bytes=t.n_bytes, entries=None) for t in op.tables)
     )
     here, both = memory_needed(10**6, [op] * 9), memory_needed(10**6, [there] * 9)
     rows = (8 * csr.LEAST + 8) * (op.n_voxels + op.n_spots)  # each filled up, with its pointer and its number

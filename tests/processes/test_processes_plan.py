@@ -20,6 +20,8 @@ SAMPLED = ["--set", 'objective.2.kind="max_dose"', "--set", "objective.2.dose_gy
 MOVING = ["--set", "joint.scheme=joint", "--set", "joint.warm_iterations=3", "--set", "optimizer.max_iterations=6"]
 LETD_TERM = 'objective.2={roi="External", kind="max_dose", quantity="letd_dose", letd_dose_gy_kev_um=100.0}'
 LETD = ["--set", LETD_TERM, "--set", "robustness.mode=objectivewise", "--set", "optimizer.max_iterations=6"]
+MEAN = 'objective.2={roi="External", kind="mean_dose", dose_gy=3.0, constraint=true, mode="nominal"}'
+HELD = ["--set", "objective.1.constraint=true", "--set", "objective.1.dose_gy=51", "--set", MEAN, "--set", "optimizer.max_iterations=60"]
 VOXELWISE = ["--set", "robustness.mode=voxelwise", "--set", "dose.engine=matrix_free", "--set", "output.scenarios_dose=true"]
 
 
@@ -32,6 +34,7 @@ def same_files(one: Path, other: Path) -> None:
     told, again = (json.loads((folder / "metrics.json").read_text()) for folder in (one, other))
     for name in ("objective", "stop_reason", "iterations", "evaluations", "goals", "scenarios", "hottest_outside_targets"):
         assert told[name] == again[name], name
+    assert told.get("constraints") == again.get("constraints")
     assert told["matrix"]["nonzeros"] == again["matrix"]["nonzeros"]
     rows, others = ([json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()] for folder in (one, other))
     assert [row["terms"] for row in rows] == [row["terms"] for row in others]
@@ -62,7 +65,9 @@ def test_moving_spots_of_two_processes(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "more", [SAMPLED, LETD, VOXELWISE, [*MOVING, *VOXELWISE]], ids=["sampled", "letd", "voxelwise", "voxelwise, moving"]
+    "more",
+    [SAMPLED, LETD, VOXELWISE, [*MOVING, *VOXELWISE], HELD],
+    ids=["sampled", "letd", "voxelwise", "voxelwise, moving", "constraints"],
 )
 @pytest.mark.parametrize("size", [2, 3])
 def test_all_kinds_of_plans(tmp_path: Path, size: int, more: list[str]) -> None:

@@ -52,7 +52,10 @@ CaseFile = Annotated[Path, typer.Argument(metavar="CASE.toml", help="The case fi
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 Out = Annotated[Path, typer.Option("--out", metavar="RUN", help="The run folder to write.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="section.key=value", help="Set any key of the case file; repeatable.")]
-Device = Annotated[Literal["cpu", "cuda", "auto"], typer.Option("--device", help="Where to compute; auto takes a GPU where there is one.")]
+Device = Annotated[
+    Literal["cpu", "cuda", "auto"],
+    typer.Option("--device", help="Where to compute; auto: a GPU where there is one, with the CPU for what does not fit."),
+]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, metavar="N", help="CPU threads; omitted: one a core.")]
 Dtype = Annotated[Literal["float32", "float64"] | None, typer.Option("--dtype", help="Instead of the case file's dose.dtype.")]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, metavar="N", help="Instead of the case file's seed.")]

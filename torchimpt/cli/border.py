@@ -73,6 +73,8 @@ def _told(error: BaseException) -> int:
     elif isinstance(error, OSError):
         discard(sys.stdout)  # it may be the cause
         text = f"{error.filename or 'stdout'}: {error.strerror or error}"
+    elif "CUDA out of memory" in str(error):
+        text = "the GPU is out of memory; with --device auto set dose.gpu_memory_gb to less, or use --device cpu"
     elif isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "allocate memory" in str(error):
         text = "out of memory; use a coarser dose.grid_mm, fewer spots or scenarios, or dose.engine = matrix_free"
     elif isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":

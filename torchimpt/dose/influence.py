@@ -15,8 +15,10 @@ import torch
 from torchimpt.checks import InputError
 from torchimpt.dose import csr
 from torchimpt.dose.autograd import Product
-from torchimpt.dose.model import SpotRows
+from torchimpt.dose.device_matrix import SORT_BYTES, device_rows, on_device
+from torchimpt.dose.model import SpotRows, Tables
 from torchimpt.dose.operator import DoseOperator
+from torchimpt.dose.shares import shares
 from torchimpt.memory import check_memory
 
 ADVICE = 'use [dose] engine = "matrix_free", a coarser grid_mm, a larger spacing_mm or a smaller cutoff_sigma'
@@ -45,6 +47,11 @@ class InfluenceMatrix:
     def shape(self) -> tuple[int, int]:
         """`(n_voxels, n_spots)`."""
         return self.matrix.shape
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.matrix.entries.device
 
     @property
     def T(self) -> InfluenceMatrix:
@@ -83,6 +90,10 @@ class InfluenceMatrix:
         """`A w`, differentiable: backward is the product with `A^T`."""
         return Product.apply(weight, self)
 
+    def half(self) -> InfluenceMatrix:
+        """The same matrix on a GPU with values of 16 bits."""
+        return InfluenceMatrix(self.matrix.half(), self.transpose.half())
+
     def to(self, device: torch.device | str) -> InfluenceMatrix:
         """The same matrix on another device."""
         return InfluenceMatrix(self.matrix.to(device), self.transpose.to(device))
@@ -98,9 +109,11 @@ def influence_matrices(operators: Sequence[DoseOperator], position: torch.Tensor
     position = position.detach().cpu()
     n_nonzeros = int(entry_counts(operators[0], position).sum())
     _check_entries(n_nonzeros, operators[0])
-    what = f"the influence matrices ({len(operators)} scenarios, {len(operators) * n_nonzeros:.3g} entries)"
-    for device, size in memory_needed(n_nonzeros, operators).items():
-        check_memory(what, size, device, ADVICE)
+    for share in shares([operator.device for operator in operators]):
+        own = operators[share.begin : share.end]
+        what = f"the influence matrices ({len(own)} scenarios, {len(own) * n_nonzeros:.3g} entries)"
+        for device, size in memory_needed(n_nonzeros, own).items():
+            check_memory(what, size, device, ADVICE)
     return [_matrix(operator, position) for operator in operators]
 
 
@@ -116,6 +129,10 @@ def entry_counts(operator: DoseOperator, position: torch.Tensor) -> torch.Tensor
 
 def _matrix(operator: DoseOperator, position: torch.Tensor) -> InfluenceMatrix:
     """The matrix of one scenario; `position` on the CPU."""
+    if on_device(operator):
+        found = InfluenceMatrix(*device_rows(operator, position))
+        _check_entries(found.n_nonzeros, operator)
+        return found
     rows: list[SpotRows] = []
     done, first = 0, operator.tables[0]
     for tables, layer, begin, end in operator.beams():
@@ -134,15 +151,25 @@ def memory_needed(n_nonzeros: int, operators: Sequence[DoseOperator]) -> dict[st
 
     That is done on the CPU, whose arrays are those that stay; for another device they are copied, and so are the tables of one beam.
     """
-    first = operators[0].tables[0]
-    pair = torch.finfo(first.dtype).bits // 8 + 4  # a value and its int32 column
-    n_rows = operators[0].n_voxels + operators[0].n_spots
-    one = (2 * n_nonzeros + csr.LEAST * n_rows) * pair + 8 * n_rows
-    rows = n_nonzeros * pair  # that a matrix is made from; a chunk's candidates need no more, and are gone by then
+    first, one = operators[0].tables[0], matrix_bytes(n_nonzeros, operators[0])
+    rows = n_nonzeros * _pair_bytes(first)  # that a matrix is made from; a chunk's candidates need no more, and are gone by then
     if first.device.type == "cpu":
         return {"cpu": len(operators) * one + rows}
+    if on_device(operators[0]):
+        return {str(first.device): len(operators) * one + n_nonzeros * SORT_BYTES}
     copied = max(tables.n_bytes for operator in operators for tables in operator.tables)
     return {str(first.device): len(operators) * one, "cpu": one + rows + copied}
+
+
+def matrix_bytes(n_nonzeros: int, operator: DoseOperator) -> int:
+    """Of a matrix of so many entries, at most."""
+    n_rows = operator.n_voxels + operator.n_spots
+    return (2 * n_nonzeros + csr.LEAST * n_rows) * _pair_bytes(operator.tables[0]) + 8 * n_rows
+
+
+def _pair_bytes(tables: Tables) -> int:
+    """A value and its int32 column."""
+    return torch.finfo(tables.dtype).bits // 8 + 4
 
 
 def _check_entries(n_nonzeros: int, operator: DoseOperator) -> None:

@@ -34,6 +34,11 @@ class JoinedOperator:
         return self.parts[0].scenario
 
     @property
+    def device(self) -> torch.device:
+        """Where the tables are."""
+        return self.parts[0].device
+
+    @property
     def n_voxels(self) -> int:
         """Size of the dose vector."""
         return sum(part.n_voxels for part in self.parts)

@@ -65,8 +65,19 @@ class SpotRows:
     values: np.ndarray
 
 
+class DeviceRows(NamedTuple):
+    """The same on a GPU: `counts` int64, `columns` int32 in any order, `values`."""
+
+    counts: torch.Tensor
+    columns: torch.Tensor
+    values: torch.Tensor
+
+
 class Entries(Protocol):
-    """The matrix entries of one beam. Arguments are as in `Tables.add_dose`, on the CPU."""
+    """The matrix entries of one beam. Arguments are as in `Tables.add_dose`, on the CPU.
+
+    A model that finds entries on a GPU has `on_device(layer, position, cutoff) -> DeviceRows`, too; it is None where it does not.
+    """
 
     def count(self, layer: torch.Tensor, position: torch.Tensor, cutoff: float) -> torch.Tensor:
         """Entries of each spot `(n,)`, int64, to within a few."""
@@ -74,6 +85,27 @@ class Entries(Protocol):
 
     def rows(self, layer: torch.Tensor, position: torch.Tensor, cutoff: float, n_voxels: int) -> list[SpotRows]:
         """All entries, in the spots' order, a chunk of spots each."""
+        ...
+
+
+class Batch(Protocol):
+    """One beam in several scenarios at once: `doses` and `residuals` are `(n_scenarios, n_voxels)`, all else as in `Tables`."""
+
+    def add_dose(self, doses: torch.Tensor, layer: torch.Tensor, position: torch.Tensor, weight: torch.Tensor, cutoff: float) -> None:
+        """Add the beam's dose in every scenario."""
+        ...
+
+    def add_gradient(
+        self,
+        gradient: torch.Tensor,
+        residuals: torch.Tensor,
+        layer: torch.Tensor,
+        position: torch.Tensor,
+        weight: torch.Tensor,
+        cutoff: float,
+        move: bool,
+    ) -> None:
+        """Add the gradients, summed over the scenarios."""
         ...
 
 
@@ -108,6 +140,10 @@ class Tables(Protocol):
     @property
     def add_dense(self) -> Callable[..., torch.Tensor] | None:
         """As `add_dose`, with every pair stored for autograd to differentiate, returning the sum; None for a model that can't."""
+        ...
+
+    def to(self, device: torch.device) -> Tables:
+        """The same tables on another device."""
         ...
 
     def add_dose(self, dose: torch.Tensor, layer: torch.Tensor, position: torch.Tensor, weight: torch.Tensor, cutoff: float) -> None:

@@ -48,6 +48,15 @@ class DoseOperator:
         """Memory that the tables take."""
         return sum(t.n_bytes for t in self.tables)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the tables are."""
+        return self.tables[0].device if self.tables else torch.device("cpu")
+
+    def to(self, device: torch.device) -> DoseOperator:
+        """The same operator on another device."""
+        return replace(self, tables=tuple(t.to(device) for t in self.tables), layers=tuple(layer.to(device) for layer in self.layers))
+
     def beams(self) -> Iterator[tuple[Tables, torch.Tensor, int, int]]:
         """Of each beam that gives dose to any voxel: its tables, its spots' layers, its first spot and the end of its spots."""
         for tables, layer, (begin, end) in zip(self.tables, self.layers, self.spans, strict=True):
@@ -55,12 +64,16 @@ class DoseOperator:
                 yield tables, layer, begin, end
 
     def dose(self, position: torch.Tensor, weight: torch.Tensor, cutoff: float | None = None) -> torch.Tensor:
-        """Dose `(n_voxels,)`, Gy, of spots at `position` `(n_spots, 2)` with `weight` `(n_spots,)`; spots of weight zero cost nothing."""
-        position, weight = position.detach(), weight.detach()
+        """Dose `(n_voxels,)`, Gy, of spots at `position` `(n_spots, 2)` with `weight` `(n_spots,)`; spots of weight zero cost nothing.
+
+        Where the weights are, which need not be where the tables are.
+        """
+        home = weight.device
+        position, weight = (t.detach().to(self.device) for t in (position, weight))
         dose = torch.zeros(self.n_voxels, dtype=weight.dtype, device=weight.device)
         for tables, layer, begin, end in self.beams():
             tables.add_dose(dose, layer, position[begin:end], weight[begin:end], cutoff or self.cutoff)
-        return dose
+        return dose.to(home)
 
     def dense_dose(self, position: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """The same with every pair stored, for autograd to differentiate: for small problems and comparisons."""
@@ -76,22 +89,25 @@ class DoseOperator:
 
             dF/dw_s = sum_v r_v phi(v, s),   dF/dx_s = w_s sum_v r_v dphi/dx(v, s)
 
-        Positions are left out unless `move`.
+        Positions are left out unless `move`. Where the weights are, as in `dose`.
         """
-        residual, position, weight = residual.detach().contiguous(), position.detach(), weight.detach()
+        home = weight.device
+        residual, position, weight = (t.detach().to(self.device) for t in (residual.contiguous(), position, weight))
         gradient = torch.zeros((3, self.n_spots), dtype=weight.dtype, device=weight.device)
         for tables, layer, begin, end in self.beams():
             mine = torch.zeros((3, end - begin), dtype=weight.dtype, device=weight.device)
             tables.add_gradient(mine, residual, layer, position[begin:end], weight[begin:end], self.cutoff, move)
             gradient[:, begin:end] = mine
+        gradient = gradient.to(home)
         return Partials(gradient[0], gradient[1:].T if move else None)
 
     def subset(self, index: torch.Tensor) -> DoseOperator:
         """The operator of the spots `index` `(n_kept,)`, ascending; the tables are shared, those of layers without spots too."""
         if index.numel() == self.n_spots:
             return self
+        kept = index.to(self.device)
         edges = torch.searchsorted(index, torch.tensor(self.spans, device=index.device).flatten()).view(-1, 2).tolist()
-        layers = tuple(layer[index[i:j] - begin] for layer, (begin, _), (i, j) in zip(self.layers, self.spans, edges, strict=True))
+        layers = tuple(layer[kept[i:j] - begin] for layer, (begin, _), (i, j) in zip(self.layers, self.spans, edges, strict=True))
         return replace(self, spans=tuple((i, j) for i, j in edges), layers=layers, n_spots=index.numel())
 
     def spot_sigma(self) -> torch.Tensor:

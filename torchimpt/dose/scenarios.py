@@ -13,17 +13,20 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
 
 from torchimpt.checks import InputError, PhysicsWarning, nearest
 from torchimpt.dose.cutoff import DEFAULT_CUTOFF, check_cutoff
+from torchimpt.dose.group import Group, partials_of, rows_of
 from torchimpt.dose.influence import InfluenceMatrix, influence_matrices
 from torchimpt.dose.model import Partials, Surroundings
 from torchimpt.dose.models import DEFAULT_MODEL, dose_model
 from torchimpt.dose.operator import DoseOperator
 from torchimpt.dose.rows import COARSER, BeamRows, beam_rows
+from torchimpt.dose.shares import Place, Placement, Share, contributions, gathered, shares
 from torchimpt.dose.voxel_mean import mean_rows, widened
 from torchimpt.machine import LayerTables, Machine
 from torchimpt.memory import check_memory
@@ -75,6 +78,15 @@ class ScenarioDoses(Sequence[DoseOperator]):
         self.operators, self.team = tuple(operators), team
         self.names = tuple(operator.scenario.name for operator in operators) if names is None else tuple(names)
 
+    @cached_property
+    def shares(self) -> tuple[Share, ...]:
+        """Which scenarios lie on which device."""
+        return shares([operator.device for operator in self.operators])
+
+    @cached_property
+    def _groups(self) -> dict[int, Group]:
+        return {share.begin: Group(self.operators[share.begin : share.end]) for share in self.shares}
+
     def __len__(self) -> int:
         return len(self.operators)
 
@@ -106,12 +118,12 @@ class ScenarioDoses(Sequence[DoseOperator]):
 
     def dose(self, position: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """`D` `(n_scenarios, n_voxels)`, Gy, of spots at `position` `(n_spots, 2)` with `weight` `(n_spots,)`."""
-        return torch.stack([operator.dose(position, weight) for operator in self.operators])
+        return gathered(self.shares, lambda share, *spots: self._groups[share.begin].dose(*spots), position, weight)
 
     def gradient(self, residual: torch.Tensor, position: torch.Tensor, weight: torch.Tensor, move: bool = True) -> Partials:
         """Gradients for `residual = dF/dD` `(n_scenarios, n_voxels)`, summed over scenarios; positions are left out unless `move`."""
-        each = (operator.gradient(row, position, weight, move) for operator, row in zip(self.operators, residual, strict=True))
-        return unstacked(self.team.sum(stacked(partials) for partials in each))
+        work = lambda share, r, x, w: self._groups[share.begin].gradients(r, x, w, move)  # noqa: E731
+        return partials_of(self.team.sum(contributions(self.shares, work, residual, position, weight)))
 
     def of_nominal(self, make: Callable[[DoseOperator], torch.Tensor], like: torch.Tensor) -> torch.Tensor:
         """What `make` finds in the nominal scenario's operator, on every process; `like` has its shape, dtype and device."""
@@ -152,22 +164,11 @@ class AutogradDoses(ScenarioDoses):
             return Partials(*torch.autograd.grad(image, by, materialize_grads=True), *([] if move else [None]))
 
         each = (partials(operator, row) for operator, row in zip(self.operators, residual, strict=True))
-        return unstacked(self.team.sum(stacked(found) for found in each))
+        return partials_of(self.team.sum(rows_of(found) for found in each))
 
     def at(self, position: torch.Tensor, engine: str = "matrix_free") -> LinearDose:
         """The linear map for spots that stay; nothing is stored for its gradient, whatever the engine."""
         return super().at(position, "matrix_free")
-
-
-def stacked(partials: Partials) -> torch.Tensor:
-    """Partials as one tensor `(1 or 3, n_spots)`: what is summed over scenarios."""
-    weight = partials.weight.unsqueeze(0)
-    return weight if partials.position is None else torch.cat((weight, partials.position.T))
-
-
-def unstacked(sums: torch.Tensor) -> Partials:
-    """And back."""
-    return Partials(sums[0], sums[1:].T if len(sums) > 1 else None)
 
 
 GRADIENTS: dict[str, type[ScenarioDoses]] = {"analytic": ScenarioDoses, "autograd": AutogradDoses}
@@ -188,26 +189,37 @@ class StoredDose:
         self.n_bytes = sum(matrix.n_bytes for matrix in self.matrices)
         self.n_nonzeros = sum(matrix.n_nonzeros for matrix in self.matrices)
 
+        self._shares = shares([matrix.device for matrix in self.matrices])
+
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         """`D^k = A^k w` for every scenario."""
-        return torch.stack([matrix.forward(weight) for matrix in self.matrices])
+        return gathered(self._shares, lambda share, w: torch.stack([matrix.forward(w) for matrix in self._of(share)]), weight)
 
     def adjoint(self, residual: torch.Tensor) -> torch.Tensor:
         """`sum_k A^k' r^k`."""
-        return self.team.sum(matrix.adjoint(row) for matrix, row in zip(self.matrices, residual, strict=True))
+        return self.team.sum(contributions(self._shares, self._adjoints, residual))
 
     def forward_many(self, weights: torch.Tensor) -> torch.Tensor:
         """`(k, n_scenarios, n_voxels)` of `k` vectors of weights `(k, n_spots)`: as `forward` of each, but for rounding."""
-        return torch.stack([(matrix @ weights.T).T.contiguous() for matrix in self.matrices], dim=1)
+        return gathered(
+            self._shares, lambda share, w: torch.stack([(m @ w.T).T.contiguous() for m in self._of(share)], dim=1), weights, dim=1
+        )  # fmt: skip
 
     def adjoint_many(self, residuals: torch.Tensor) -> torch.Tensor:
         """`(k, n_spots)` of `k` residuals `(k, n_scenarios, n_voxels)`."""
-        rows = residuals.unbind(1)
-        return self.team.sum(matrix.T @ row.T for matrix, row in zip(self.matrices, rows, strict=True)).T.contiguous()
+        rows = residuals.transpose(0, 1)
+        work = lambda share, r: [matrix.T @ row.T for matrix, row in zip(self._of(share), r, strict=True)]  # noqa: E731
+        return self.team.sum(contributions(self._shares, work, rows)).T.contiguous()
 
     def columns(self, spots: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
         """`A^k[:, spots] change` for every scenario."""
-        return torch.stack([matrix.columns(spots, change) for matrix in self.matrices])
+        return gathered(self._shares, lambda share, *some: torch.stack([m.columns(*some) for m in self._of(share)]), spots, change)
+
+    def _of(self, share: Share) -> tuple[InfluenceMatrix, ...]:
+        return self.matrices[share.begin : share.end]
+
+    def _adjoints(self, share: Share, residual: torch.Tensor) -> list[torch.Tensor]:
+        return [matrix.adjoint(row) for matrix, row in zip(self._of(share), residual, strict=True)]
 
 
 class MatrixFreeDose:
@@ -247,7 +259,7 @@ def scenario_doses(
     *,
     cutoff: float = DEFAULT_CUTOFF,
     dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | Placement = "cpu",
     model: str = DEFAULT_MODEL,
     backend: str = "auto",
     gradient: str = "analytic",
@@ -272,7 +284,7 @@ def scenario_doses(
     cutoff
         Lateral cut-off in sigmas.
     dtype, device, backend
-        Of the tables and the products.
+        Of the tables and the products. A `Placement` gives scenarios to several devices.
     model
         A key of `torchimpt.dose.models.MODELS`. `"pencil_beam"`: each voxel's own ray.
     gradient
@@ -286,10 +298,14 @@ def scenario_doses(
     """
     if gradient not in GRADIENTS:
         raise InputError(f"gradient must be one of {', '.join(GRADIENTS)}, got '{gradient}'{nearest(gradient, GRADIENTS)}")
-    device = torch.device(device)
     if not scenarios:
         raise InputError("doses need at least one scenario, got none; give (NOMINAL,)")
+    placement = device if isinstance(device, Placement) else Placement([Place(torch.device(device))])
+    # tables are computed on the CPU; of several devices it is known once the first of them are there which ones the others go to
+    device = placement.places[0].device if len(placement.places) == 1 else torch.device("cpu")
     if gradient == "autograd":
+        if len(placement.places) > 1:
+            raise InputError("gradient 'autograd' computes on one device; take gradient 'analytic', or --device cpu or cuda")
         pairs = len(voxels) * spots.n_spots
         what = f"autograd's {pairs:.2g} pairs of {len(voxels):,} voxels and {spots.n_spots:,} spots"
         check_memory(what, pairs * PAIR_BYTES * torch.finfo(dtype).bits / 32, device, "use gradient = 'analytic', which stores none")
@@ -298,10 +314,13 @@ def scenario_doses(
         patient, machine, spots, voxels, scenarios, cutoff=cutoff, dtype=dtype, device=device, model=model, backend=backend,
         amplitude=amplitude, means=means, team=team,
     ):  # fmt: skip
-        operators.append(operator)
-        more = len(team.own(scenarios)) - 1
-        if len(operators) == 1 and more:
-            check_memory(f"the dose tables of {more} more scenarios", operator.n_bytes * more, device, COARSER)
+        if not operators:
+            devices = placement.devices(operator, len(team.own(scenarios)))
+            for where in dict.fromkeys(devices):
+                if more := devices.count(where) - (where.type == operator.device.type):
+                    check_memory(f"the dose tables of {more} more scenarios", operator.n_bytes * more, where, COARSER)
+        where = devices[len(operators)]
+        operators.append(operator if operator.device == where else operator.to(where))
     return GRADIENTS[gradient](operators, team, [scenario.name for scenario in scenarios])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,12 +14,14 @@ from torchimpt.case import Case
 from torchimpt.dose.body import BodyDoses, body_doses
 from torchimpt.dose.joined import JoinedLinear, joined
 from torchimpt.dose.scenarios import LinearDose, ScenarioDoses, scenario_doses
+from torchimpt.dose.shares import Place
 from torchimpt.evaluate.dvh import RoiDose
 from torchimpt.evaluate.tables import point_doses
 from torchimpt.io.plan import read_plan
 from torchimpt.machine import Machine
 from torchimpt.objectives import BoundObjective, MixedObjective, Objective, PlanObjective, RobustObjective, Split, largest, letd_entries
 from torchimpt.patient import Patient
+from torchimpt.planning.devices import fastest, placement
 from torchimpt.planning.letd import quantity
 from torchimpt.planning.load import Compute, check_shifts, dose_options, load_machine, load_patient, resolve_beams
 from torchimpt.planning.look import case_points, targets_mask
@@ -166,17 +168,22 @@ def build(
         split = objective.split(patient, patient.grid.n_voxels if mixed else case.optimizer.sample_above)
     times["load"] = time.perf_counter() - begin
     begin = time.perf_counter()
-    options = dose_options(case, compute.device, compute.dtype)
     engine = _engine(case)
+    if len(compute.places) > 1 and team.size == 1:  # several processes have to agree on a device, which trials may not
+        n_asked = sum(int(patient.rois[term.roi].mask.sum()) for term in case.terms())
+        compute = replace(compute, device=fastest(compute.places, len(scenarios), n_asked, compute.dtype))
+        spots = spots.to(compute.device)
+    options = dose_options(case, compute.device, compute.dtype)
+    where = placement(compute.places or (Place(compute.device),), spots.position.detach(), engine == "matrix")
 
     def bind(bound: BoundObjective) -> RobustObjective:
         return RobustObjective(bound.among(team), case.mode(), case.quantity())
 
     def tabulate(points: Points, amplitude: str = "dose") -> tuple[ScenarioDoses, LinearDose]:
-        own: dict[str, Any] = {"gradient": case.dose.gradient, "amplitude": amplitude, "team": team}
+        own: dict[str, Any] = {**options, "device": where, "gradient": case.dose.gradient, "amplitude": amplitude, "team": team}
 
         def make() -> tuple[ScenarioDoses, LinearDose]:
-            doses = scenario_doses(patient, machine, spots, points, needed, **own, **options)
+            doses = scenario_doses(patient, machine, spots, points, needed, **own)
             return doses, doses.at(spots.position, engine)
 
         what = (amplitude, case.dose.gradient, engine, *(scenario.name for scenario in needed))

@@ -14,11 +14,13 @@ import torch
 from torchimpt.case import Case
 from torchimpt.checks import InputError, PhysicsWarning
 from torchimpt.dose.inlines import use_torch_threads
+from torchimpt.dose.shares import Place
 from torchimpt.geometry import Beam, Grid
 from torchimpt.hu_table import read_hu_table
 from torchimpt.io.patient import read_patient
 from torchimpt.machine import READERS, Machine, generic
 from torchimpt.patient import Patient
+from torchimpt.planning.devices import resolve
 from torchimpt.processes import ALONE, Team
 from torchimpt.resampling import resample
 from torchimpt.scenarios import Scenario
@@ -31,10 +33,21 @@ THREADS_A_CORE = 8
 
 @dataclass(frozen=True)
 class Compute:
-    """Where and how precisely to compute."""
+    """Where and how precisely to compute.
+
+    Attributes
+    ----------
+    device
+        Where the solver's vectors and the scenarios' doses are, and whatever is computed in one place.
+    dtype
+        Of tables, matrices and doses.
+    places
+        What the planned scenarios are shared out to; the device alone when left out.
+    """
 
     device: torch.device
     dtype: torch.dtype
+    places: tuple[Place, ...] = ()
 
 
 def set_up(case: Case, device: str = "auto", threads: int | None = None, team: Team = ALONE) -> Compute:
@@ -54,11 +67,8 @@ def set_up(case: Case, device: str = "auto", threads: int | None = None, team: T
         torch.set_num_threads(threads)
     use_torch_threads()  # before any kernel, whose first call could give torch every core
     torch.manual_seed(case.seed)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device 'cuda' was asked for, but torch sees no NVIDIA GPU; use --device cpu")
-    return Compute(torch.device(device), DTYPES[case.dose.dtype])
+    places = resolve(device, case)
+    return Compute(places[0].device, DTYPES[case.dose.dtype], places)
 
 
 def dose_options(case: Case, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:

@@ -124,6 +124,7 @@ def plan_metrics(
         # the share of it that it may still fall by, estimated from its fall
         metrics["objective"]["remaining_percent"] = 100.0 * solution.remaining
     metrics["spots"]["placed"] = problem.spots.n_spots
+    metrics["device"] = ", ".join(dict.fromkeys(share.device.type for share in problem.doses.shares))
     metrics["matrix"] |= shared["matrix"]
     if "processes" in shared:
         metrics["processes"] = shared["processes"]

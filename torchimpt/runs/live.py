@@ -124,7 +124,7 @@ def hyperparameters(case: Case) -> dict[str, Any]:
 
 
 def final_numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Of a run's `metrics.json`: objective, seconds, goals met, spots, delivery, and every goal in the worst and the nominal scenario."""
+    """Of a run's `metrics.json`: objective, seconds, goals met, spots, delivery, every goal in its worst and in the nominal scenario."""
     goals = metrics["goals"]
     numbers = {
         "objective": metrics["objective"]["final"],

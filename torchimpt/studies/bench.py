@@ -80,6 +80,7 @@ class Bench:
         iterations: int = 200,
         fixed_iterations: int = 600,
         tolerance: float = 1e-4,
+        shifter: bool = True,
     ) -> Bench:
         """The bench of a case file, nominal (1 scenario) or with the nine of 3 mm and 3 %.
 
@@ -99,8 +100,12 @@ class Bench:
             Most iterations with spots that move, and without.
         tolerance
             Of every solver.
+        shifter
+            False: without the range shifters that the case asks for.
         """
         case = load_case(path, [f"dose.grid_mm={grid}", f"spots.margin_mm={margin}"])
+        if not shifter:
+            case = case.model_copy(update={"beam": [beam.model_copy(update={"range_shifter_mm": 0}) for beam in case.beam]})
         if asking:
             asked = [o.model_copy(update={"dose_gy": 0.0}) if o.kind == "mean_dose" else o for o in case.objective]
             case = case.model_copy(update={"objective": asked})

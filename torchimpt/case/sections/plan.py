@@ -52,6 +52,9 @@ class DoseConfig(Section):
     """Lateral cut-off of a spot, in sigmas."""
     engine: Annotated[str, OneOf(ENGINES)] = "matrix"
     """Stored influence matrices, or dose computed anew in each iteration."""
+    gpu_memory_gb: Annotated[Real, Field(ge=0)] | None = None
+    """GB of a GPU's memory that tables and matrices of scenarios may take with --device auto; those of the other scenarios stay on the CPU,
+    which works at the same time. Omitted: 80 % of what is free."""
     gradient: Annotated[str, OneOf(GRADIENTS)] = "analytic"
     """Hand-derived gradient, or torch's, in every stage; the same numbers. Torch's looks at every pair of spot and voxel: matrix-free
     whatever the engine, for small cases."""

@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from types import ModuleType
 
 import torch
 
 from torchimpt.checks import InputError, nearest
-from torchimpt.dose.model import SpotRows, Surroundings
-from torchimpt.dose.pencil_beam import entries, numba_cpu, torch_any
+from torchimpt.dose.gpu import check_triton, runs_triton
+from torchimpt.dose.model import DeviceRows, SpotRows, Surroundings
+from torchimpt.dose.pencil_beam import entries, numba_cpu, torch_any, triton_gpu
 from torchimpt.dose.pencil_beam.dense import dense_dose
 from torchimpt.dose.pencil_beam.tables import PairTables, tabulate
 from torchimpt.dose.rows import BeamRows
 from torchimpt.machine import LayerTables
 
-KERNELS: dict[str, ModuleType] = {"numba": numba_cpu, "torch": torch_any}
+KERNELS: dict[str, ModuleType] = {"numba": numba_cpu, "torch": torch_any, "triton": triton_gpu}
 """Back-ends of the pair kernel: each module has `add_dose` and `add_gradient` with the same arguments."""
 
 BACKENDS = ("auto", *KERNELS)
 
 
 def kernel(backend: str, device: torch.device) -> ModuleType:
-    """The back-end of this name; `"auto"` is numba on the CPU and torch elsewhere."""
+    """The back-end of this name; `"auto"` is numba on the CPU, triton on a GPU where it is installed, and torch elsewhere."""
     if backend not in BACKENDS:
         raise InputError(f"backend must be one of {', '.join(BACKENDS)}, got '{backend}'{nearest(backend, BACKENDS)}")
     if backend == "numba" and device.type != "cpu":
         raise InputError(f"the numba back-end runs on the CPU only, the dose is on {device}; use backend 'torch'")
-    return KERNELS[("numba" if device.type == "cpu" else "torch") if backend == "auto" else backend]
+    if backend == "triton":
+        check_triton(device)
+    if backend == "auto":
+        backend = "numba" if device.type == "cpu" else "triton" if runs_triton(device) else "torch"
+    return KERNELS[backend]
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,16 @@ class PencilBeamTables(PairTables):
     def entries(self) -> PairEntries:
         """The matrix entries."""
         return PairEntries(self)
+
+    @property
+    def together(self) -> Callable[[Sequence[PairTables]], triton_gpu.Batch] | None:
+        """Several scenarios at once: on a GPU, which one scenario does not fill; None where they are computed one after the other."""
+        return triton_gpu.Batch if kernel(self.backend, self.device) is triton_gpu else None
+
+    @cached_property
+    def batch(self) -> triton_gpu.Batch:
+        """This scenario alone."""
+        return triton_gpu.Batch((self,))
 
     @property
     def add_dense(self) -> Callable[..., torch.Tensor]:
@@ -82,10 +98,20 @@ class PencilBeamTables(PairTables):
 class PairEntries:
     """The matrix entries of one beam's tables."""
 
-    tables: PairTables
+    tables: PencilBeamTables
+
+    @property
+    def on_device(self) -> Callable[[torch.Tensor, torch.Tensor, float], DeviceRows] | None:
+        """All entries, found on the GPU; None elsewhere."""
+        return self._on_device if self.tables.together is not None else None
+
+    def _on_device(self, layer: torch.Tensor, position: torch.Tensor, cutoff: float) -> DeviceRows:
+        return DeviceRows(*self.tables.batch.entries(layer, position.to(layer.device), cutoff))
 
     def count(self, layer: torch.Tensor, position: torch.Tensor, cutoff: float) -> torch.Tensor:
         """Entries of each spot."""
+        if self.tables.together is not None:
+            return self.tables.batch.entries(layer, position.to(layer.device), cutoff, fill=False)[0].cpu()
         return entries.count(self.tables, layer, position, cutoff)
 
     def rows(self, layer: torch.Tensor, position: torch.Tensor, cutoff: float, n_voxels: int) -> list[SpotRows]:
@@ -95,7 +121,7 @@ class PairEntries:
 
 @dataclass(frozen=True)
 class PencilBeam:
-    """Each voxel's own ray. `backend`: `"auto"`, `"numba"` (CPU) or `"torch"` (any device)."""
+    """Each voxel's own ray. `backend`: `"auto"`, `"numba"` (CPU), `"torch"` (any device) or `"triton"` (NVIDIA GPUs)."""
 
     backend: str = "auto"
 

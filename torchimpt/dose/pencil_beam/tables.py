@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 
@@ -10,6 +11,9 @@ from torchimpt.dose.pencil_beam import interpolate
 from torchimpt.dose.rows import COARSER, BeamRows, row_cells
 from torchimpt.machine import LayerTables
 from torchimpt.memory import check_memory
+
+_ON_DEVICE = ("order", "row_start", "cells", "p", "q", "ratio", "amplitude", "falloff")
+"""Of the tables' tensors, those that are where the dose is computed; `sigma` is read on the CPU, before a kernel starts."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,11 @@ class PairTables:
     @property
     def n_bytes(self) -> int:
         """Memory that the tables take."""
-        tensors = (self.order, self.row_start, self.cells, self.p, self.q, self.ratio, self.amplitude, self.falloff)
-        return sum(t.numel() * t.element_size() for t in tensors)
+        return sum(t.numel() * t.element_size() for t in (getattr(self, name) for name in _ON_DEVICE))
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same tables on another device."""
+        return replace(self, **{name: getattr(self, name).to(device) for name in _ON_DEVICE})
 
     def ratio_of(self, component: int, layer: int) -> torch.Tensor:
         """`r` of a component in a layer `(n,)`."""
