@@ -175,7 +175,7 @@ def test_dose_with_the_hu_table_of_a_file(run, folder):
     (folder / "clinic.hlut").write_text("# HU RSP\n-1000 0.001\n0 1.0\n3000 2.4\n")
     assert command(*arguments, "hlut", cwd=folder).status == 0
     page = (folder / "hlut" / "report.html").read_text(encoding="utf-8")
-    assert f"from the HU table {folder / 'clinic.hlut'}:" in page and 'id="hu-used"' in page
+    assert f"from the HU table {folder / 'clinic.hlut'}:" in page and 'id="hu-data"' in page
     (folder / "clinic.hlut").write_text("-1000 0.1\n0 100\n")
     refused = command(*arguments, "percent", cwd=folder)
     assert refused.status == 2 and refused.err.count("\n") == 1 and "gives water (0 HU) a relative stopping power of 100" in refused.err

@@ -99,7 +99,7 @@ class ReportData:
 
 def as_json(value: Any) -> Markup:
     """JSON for a script element: a name cannot end it."""
-    return Markup(json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"))
+    return Markup(json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"))
 
 
 def templates() -> Environment:
