@@ -69,6 +69,11 @@ def resample(patient: Patient, spacing: float | Sequence[float]) -> Patient:
     return result
 
 
+def roi_on(roi: ROI, old: Grid, new: Grid) -> ROI:
+    """The ROI of the grid `old` on the grid `new`, by majority."""
+    return _resample_roi(roi, new, [_overlap(old, new, axis) for axis in range(3)])
+
+
 def cropped(patient: Patient, mask: torch.Tensor) -> Patient:
     """The patient in the smallest box of voxels that holds the mask `(z, y, x)`; an error where it is empty."""
     if not mask.any():

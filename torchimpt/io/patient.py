@@ -30,8 +30,8 @@ LATER = {"dicom": "convert the CT and its ROIs to .mha and use source = 'image'"
 """Sources that are not there yet, and what to do until then."""
 
 
-def check_source(source: str, path: str | os.PathLike | None, name: str | None) -> None:
-    """Raise when a source has not what it takes: files a path, what is built in a name and no path."""
+def check_source(source: str, path: str | os.PathLike | None, name: str | None, spacing: float | None = None) -> None:
+    """Raise when a source has not what it takes: files a path, what is built in a name and no path, and a spacing, where one is given."""
     if source in LATER and source not in SOURCES:
         raise InputError(f"source = '{source}' comes with a later version; until then {LATER[source]}")
     if source not in SOURCES:
@@ -40,9 +40,11 @@ def check_source(source: str, path: str | os.PathLike | None, name: str | None) 
         raise InputError(f"source = '{source}' takes a name, e.g. name = 'hn', and no path")
     if source in READERS and path is None:
         raise InputError(f"source = '{source}' needs a path")
+    if source in READERS and spacing is not None:
+        raise InputError(f"source = '{source}' takes no spacing_mm, which is of built-in phantoms; set dose.grid_mm for another dose grid")
 
 
-def read_patient(source: str, path: str | os.PathLike | None = None, name: str | None = None) -> Patient:
+def read_patient(source: str, path: str | os.PathLike | None = None, name: str | None = None, spacing: float | None = None) -> Patient:
     """The patient that a case file's `[patient]` section names.
 
     Parameters
@@ -53,9 +55,11 @@ def read_patient(source: str, path: str | os.PathLike | None = None, name: str |
         Folder or file; for a phantom None.
     name
         Which phantom; otherwise the patient's name for titles and files, None for the one of the folder or file.
+    spacing
+        Voxel size of a phantom's CT, mm; None for its own.
     """
-    check_source(source, path, name)
+    check_source(source, path, name, spacing)
     if source in BUILT_IN:
-        return SOURCES[source](name)
+        return SOURCES[source](name) if spacing is None else SOURCES[source](name, spacing)
     patient = SOURCES[source](path)
     return patient if name is None else replace(patient, name=name)
