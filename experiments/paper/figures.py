@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patheffects import Normal, Stroke
+from PIL import Image
 
 import torchimpt as ti
 from torchimpt.dose.scenarios import scenario_doses
@@ -67,30 +69,29 @@ def dvh_figure(study: Study, found: Mapping[str, Any]) -> Figure:
 
 def _dvh_panel(axes: Axes, roi: str, found: Mapping[str, Any]) -> None:
     """Bands of one ROI, their widths, and the limits that Table 1 sets."""
+    limits = [goal for goal in next(iter(found.values()))["table"] if goal["roi"] == roi]
+    is_target = any("min" in goal for goal in limits)
     ends = []
     for order, (plan, row) in enumerate(found.items()):
         band = {key: np.array(value) for key, value in row["bands"][roi].items() if key != "width_gy"}
         axes.fill_between(band["dose_gy"], band["low"], band["high"], color=COLORS[plan], alpha=0.28, linewidth=0, zorder=2 + order)
         axes.plot(band["dose_gy"], band["nominal"], color=COLORS[plan], linewidth=1.7, zorder=20 + order)
-        seen = (band["high"] > 0.05) & (band["low"] < 99.95)
-        ends.append((band["dose_gy"][seen].min(), band["dose_gy"][seen].max()))
+        # a target's curves from where the first leaves 99.5 %, which single cold voxels do not move
+        seen = (band["high"] > 0.05) & (band["low"] < (99.5 if is_target else 100.0))
+        ends += [float(dose) for dose in band["dose_gy"][seen][[0, -1]]] if seen.any() else [0.0]
         text = f"{row['bands'][roi]['width_gy']:.2f} Gy"
-        axes.text(0.03, 0.2 - 0.075 * order, text, transform=axes.transAxes, color=COLORS[plan], fontsize=8.5, fontweight="bold", zorder=40)
-    axes.text(0.03, 0.275, "Width of the band", transform=axes.transAxes, color=MUTED, fontsize=8, zorder=40)
-    limits = []
-    for goal in next(iter(found.values()))["table"]:
-        if goal["roi"] == roi:
-            side = "min" if "min" in goal else "max"
-            metric = Metric.parse(goal["metric"])
-            volume = {"min": 100.0, "max": 0.0}.get(metric.kind, metric.argument or 0.0)
-            limits.append(goal[side])
-            axes.plot(
-                goal[side], volume, ">" if side == "min" else "<", color=LIMIT, markersize=6.5, markeredgecolor="white", zorder=60,
-                clip_on=False,
-            )  # fmt: skip
-    low, high = min([e[0] for e in ends] + limits), max([e[1] for e in ends] + limits)
-    low = 0.0 if low < 0.5 * high else low - 0.12 * (high - low)
-    axes.set_xlim(low, high + 0.04 * (high - low))
+        place = {"x": 0.05, "y": 0.21 - 0.075 * order} if is_target else {"x": 0.97, "y": 0.81 - 0.075 * order, "ha": "right"}
+        axes.text(s=text, transform=axes.transAxes, color=COLORS[plan], fontsize=8.5, fontweight="bold", zorder=40, **place)
+    place = {"x": 0.05, "y": 0.285} if is_target else {"x": 0.97, "y": 0.885, "ha": "right"}
+    axes.text(s="Width of the band", transform=axes.transAxes, color=MUTED, fontsize=8, zorder=40, **place)
+    for goal in limits:
+        metric, side = Metric.parse(goal["metric"]), "min" if "min" in goal else "max"
+        volume = {"min": 100.0, "max": 0.0}.get(metric.kind, metric.argument or 0.0)
+        ends.append(goal[side])
+        marker = ">" if side == "min" else "<"
+        axes.plot(goal[side], volume, marker, color=LIMIT, markersize=6.5, markeredgecolor="white", zorder=60, clip_on=False)
+    low, high = min(ends) if is_target else 0.0, max(ends)
+    axes.set_xlim(low - (0.1 * (high - low) if is_target else 0.0), high + 0.04 * (high - low))
     axes.set_ylim(0, 102)
     axes.set_xlabel("Dose, Gy(RBE)")
     axes.set_ylabel("Volume, %")
@@ -204,7 +205,10 @@ def main(config: Config) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for kind, figure in (("dvh", dvh_figure(STUDIES[config.case], found)), ("dose", maps_figure(config.case, config.runs))):
         path = out / f"{config.case}_{kind}.png"
-        figure.savefig(path, dpi=config.dpi, facecolor="white", metadata={"Software": None})
+        buffer = BytesIO()
+        figure.savefig(buffer, dpi=config.dpi, facecolor="white")
+        # 256 colours are a third of the bytes, and look the same
+        Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
         print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 
 

@@ -93,7 +93,7 @@ def unseen(doses: Mapping[str, Mapping[str, RoiDose]], risk: str) -> dict[str, d
     found = {}
     for column, name, sign in zip(zip(*rows, strict=True), ("CTV D95", "CTV D98", "CTV D2", f"{risk} max"), (1, 1, -1, -1), strict=True):
         at = sign * torch.tensor(column, dtype=torch.float64)
-        spread = torch.quantile(at, torch.tensor([0.5, 0.05, 0.0], dtype=torch.float64)) * sign
+        spread = torch.quantile(at, torch.tensor([0.5, 0.05, 0.0], dtype=torch.float64)) * sign + 0.0  # no -0
         found[name] = dict(zip(("median", "tail", "worst"), spread.tolist(), strict=True))
     return found
 

@@ -130,9 +130,7 @@ def place_spots(
         layer, node = _mark(peak, half, ray, enter, leave, len(nodes)).nonzero().unbind(1)
         near = zone >= _START
         begun = _mark(peak, half, ray[near], enter[near], leave[near], len(nodes))[layer, node].double()
-        columns.append(
-            (torch.full_like(layer, number), layers.energy[layer], *nodes[node].unbind(1), begun, layers.shifted[layer])
-        )
+        columns.append((torch.full_like(layer, number), layers.energy[layer], *nodes[node].unbind(1), begun, layers.shifted[layer]))
         beams[number] = _with_shifter(patient, beam, machine.sad, nodes[node[layers.shifted[layer]]], label)
         log.debug("%s: %d spots in %d layers, peaks %.1f to %.1f mm", label, len(layer), len(peak), float(peak.min()), float(peak.max()))
     of_beam, energy, x, y, weight, shifted = (torch.cat(c) for c in zip(*columns, strict=True))
