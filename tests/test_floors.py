@@ -18,7 +18,7 @@ FLOORS = (
     {"hu_table"},
     {"patient"},
     {"physics", "resampling"},
-    {"points"},
+    {"margins", "points"},
     {"machine", "phantoms"},
     {"spots"},
     {"dose"},

@@ -17,6 +17,9 @@ XU_ROIS = {
     "hn": {"CTV", "Brainstem", "LeftParotid", "RightParotid", "SpinalCord"},
     "lung": {"CTV", "Esophagus", "SpinalCord", "LeftLung", "RightLung", "Heart"},
     "prostate": {"CTV", "Rectum", "Bladder", "LeftFemoralHead", "RightFemoralHead"},
+    "xu_hn": {"CTV", "Brainstem", "LeftParotid", "RightParotid", "SpinalCord"},
+    "xu_lung": {"CTV", "Esophagus", "SpinalCord", "Fan", "LeftLung", "RightLung"},
+    "xu_prostate": {"CTV", "Rectum", "Bladder", "LeftFemoralHead", "RightFemoralHead"},
 }
 
 
@@ -43,7 +46,7 @@ def mean_hu(patient: Patient, name: str) -> float:
     return float(patient.hu[patient.roi(name).mask].mean())
 
 
-LARGE = ("lung", "prostate")
+LARGE = ("lung", "prostate", "xu_hn", "xu_lung", "xu_prostate")
 """Some seconds each."""
 
 
@@ -143,6 +146,21 @@ def test_prostate_lies_between_bladder_and_rectum(bodies: dict[str, Patient]) ->
     for roi in ("Bladder", "Rectum"):
         assert not (patient.roi(roi).mask & patient.roi("CTV").mask).any()
     assert mean_hu(patient, "LeftFemoralHead") > 200
+
+
+@pytest.mark.slow
+def test_xu_s_targets_are_of_their_size_and_leave_their_organs_out(bodies: dict[str, Patient]) -> None:
+    for name, size in (("xu_hn", 51.6), ("xu_lung", 97.7), ("xu_prostate", 854.4)):
+        patient = bodies[name]
+        assert volume(patient, "CTV") == pytest.approx(size, rel=0.05)
+        for organ in XU_ROIS[name] - {"CTV", "RightLung", "LeftFemoralHead", "RightFemoralHead"}:
+            assert not (patient.roi("CTV").mask & patient.roi(organ).mask).any(), organ
+    head, thorax = bodies["xu_hn"], bodies["xu_lung"]
+    assert head.centroid("CTV")[1] < head.centroid("Brainstem")[1] - 20 and head.centroid("CTV")[2] > head.centroid("LeftParotid")[2] + 20
+    assert float(head.hu[head.roi("CTV").mask].min()) > -200, "the tumour fills the air"
+    assert thorax.centroid("Fan")[1] > thorax.centroid("CTV")[1] + 50, "behind the target"
+    overlap = thorax.roi("CTV").mask & thorax.roi("RightLung").mask
+    assert 0 < float(overlap.sum()) < 0.2 * float(thorax.roi("CTV").mask.sum())
 
 
 @pytest.mark.slow

@@ -86,6 +86,11 @@ def values_on(values: torch.Tensor, grid: Grid, other: Grid) -> torch.Tensor:
     return found * (inside[2][:, None, None] & inside[1][:, None] & inside[0])
 
 
+def roi_on(roi: ROI, old: Grid, new: Grid) -> ROI:
+    """The ROI of the grid `old` on the grid `new`, by majority."""
+    return _resample_roi(roi, new, [_overlap(old, new, axis) for axis in range(3)])
+
+
 def cropped(patient: Patient, mask: torch.Tensor) -> Patient:
     """The patient in the smallest box of voxels that holds the mask `(z, y, x)`; an error where it is empty."""
     if not mask.any():

@@ -88,6 +88,20 @@ def test_positions_are_grid_nodes_within_the_margin():
     assert len(pairs.unique(dim=0)) == spots.n_spots
 
 
+def test_start_margin_leaves_all_spots_and_takes_weight_from_the_outer_ones() -> None:
+    wide, options = patient(), {"spacing": 4.0, "layer_spacing": 4.0}
+    plain = place_spots(wide, MACHINE, [Beam(0)], "CTV", margin=16.0, **options)
+    spots = place_spots(wide, MACHINE, [Beam(0)], "CTV", margin=16.0, start_margin=4.0, **options)
+    assert torch.equal(spots.position, plain.position) and torch.equal(spots.layer, plain.layer) and bool((plain.weight == 1).all())
+    assert set(spots.weight.tolist()) == {0.0, 1.0}
+    # layers step from another depth than a small margin's, so that either may have one more at its ends
+    near = place_spots(wide, MACHINE, [Beam(0)], "CTV", margin=4.0, **options)
+    assert {tuple(p) for p in spots.position[spots.weight > 0].tolist()} == {tuple(p) for p in near.position.tolist()}
+    assert 0.8 < int((spots.weight > 0).sum()) / near.n_spots < 1.25
+    with pytest.raises(InputError, match="start_margin must be zero or a positive number of mm, got -1"):
+        place_spots(wide, MACHINE, [Beam(0)], "CTV", start_margin=-1.0)
+
+
 def test_hexagonal_nodes_are_a_spacing_apart_and_denser():
     square = place_spots(patient(), MACHINE, [Beam(0)], "CTV", spacing=3.0)
     spots = place_spots(patient(), MACHINE, [Beam(0)], "CTV", spacing=3.0, pattern="hexagonal", dtype=torch.float64)

@@ -21,6 +21,7 @@ from torchimpt.case.sections import (
     OutputConfig,
     PatientConfig,
     RobustnessConfig,
+    RoiConfig,
     Section,
     SpotsConfig,
     TissueConfig,
@@ -44,6 +45,8 @@ class Case(Section):
     """Of every random number."""
     patient: PatientConfig
     """The section that says whom to plan for."""
+    roi: list[RoiConfig] = Field(default_factory=list)
+    """ROIs made of others."""
     material: list[MaterialConfig] = Field(default_factory=list)
     """ROIs of known material; where two overlap, the later one's counts."""
     tissue: list[TissueConfig] = Field(default_factory=list)
@@ -181,10 +184,12 @@ class Case(Section):
         used += [(f"objective[{i}].roi", objective.roi) for i, objective in enumerate(self.objective)]
         return used + [(f"goal[{i}].roi", goal.roi) for i, goal in enumerate(self.goal)]
 
-    def check_rois(self, names: Iterable[str]) -> None:
-        """Raise when a ROI that the case names is none of the patient's `names`; the key, the nearest and all are told."""
+    def check_rois(self, names: Iterable[str], used: Iterable[tuple[str, str]] | None = None) -> None:
+        """Raise when a ROI that the case names, or one of `used` (keys and names), is none of the patient's `names`; the key, the nearest
+        and all are told.
+        """
         names = sorted(names)
-        for key, name in self.used_rois():
+        for key, name in self.used_rois() if used is None else used:
             if name not in names:
                 has = ", ".join(names) or "none"
                 raise InputError(f"{self.label}: {key}: the patient has no ROI '{name}'{nearest(name, names)}; it has {has}")

@@ -64,7 +64,7 @@ def read_patient(
         What the source's reader takes besides, by name.
     """
     check_source(source, path, name)
-    patient = SOURCES[source](name) if source in BUILT_IN else SOURCES[source](path, **own)
+    patient = SOURCES[source](name, **own) if source in BUILT_IN else SOURCES[source](path, **own)
     if source not in BUILT_IN and name is not None:
         patient = replace(patient, name=name)
     return patient if position is None else replace(patient, position=check_position(position))

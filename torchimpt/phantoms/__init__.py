@@ -9,12 +9,15 @@ from collections.abc import Callable
 
 from torchimpt.checks import InputError, nearest
 from torchimpt.patient import Patient
-from torchimpt.phantoms.hn import hn
-from torchimpt.phantoms.lung import lung
-from torchimpt.phantoms.prostate import prostate
+from torchimpt.phantoms.hn import hn, xu_hn
+from torchimpt.phantoms.lung import lung, xu_lung
+from torchimpt.phantoms.prostate import prostate, xu_prostate
 from torchimpt.phantoms.simple import step, tg119, water
 
-PHANTOMS: dict[str, Callable[..., Patient]] = {"water": water, "step": step, "tg119": tg119, "hn": hn, "lung": lung, "prostate": prostate}
+PHANTOMS: dict[str, Callable[..., Patient]] = {
+    "water": water, "step": step, "tg119": tg119, "hn": hn, "lung": lung, "prostate": prostate, "xu_hn": xu_hn,
+    "xu_lung": xu_lung, "xu_prostate": xu_prostate,
+}  # fmt: skip
 
 
 def phantom(name: str, spacing: float = 3.0) -> Patient:
@@ -32,4 +35,4 @@ def phantom(name: str, spacing: float = 3.0) -> Patient:
     return PHANTOMS[name](spacing)
 
 
-__all__ = ["PHANTOMS", "hn", "lung", "phantom", "prostate", "step", "tg119", "water"]
+__all__ = ["PHANTOMS", "hn", "lung", "phantom", "prostate", "step", "tg119", "water", "xu_hn", "xu_lung", "xu_prostate"]

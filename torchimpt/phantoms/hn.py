@@ -28,6 +28,31 @@ def hn(spacing: float = 3.0) -> Patient:
     spacing
         Voxel size, mm.
     """
+    canvas = _head(spacing)
+    _target(canvas)
+    return canvas.finish("hn")
+
+
+def xu_hn(spacing: float = 3.0) -> Patient:
+    """The same head and neck with a target that the limits of Xu et al. 2020 (Table 1) can be met for.
+
+    The `CTV` (about 52 cm^3) is a tumour of the nasopharynx and the skull base that fills the air there, with what lies before the upper
+    vertebrae: between and above the parotids, and some mm before brainstem and cord.
+
+    Parameters
+    ----------
+    spacing
+        Voxel size, mm.
+    """
+    canvas = _head(spacing)
+    tumour = ellipsoid((0, -31, 40), (23.5, 18.6, 24))
+    canvas.fill(tumour, 50.0, only=canvas.hu < -200)
+    canvas.roi("CTV", tumour | tube([(0, -8, 20), (0, -4, -6)], 8.0), "target")
+    return canvas.finish("xu_hn")
+
+
+def _head(spacing: float) -> Canvas:
+    """The body with its organs, without a target."""
     canvas = Canvas((186.0, 222.0, 198.0), spacing, center=(0.0, -8.0, 0.0))
     body = _outline(0.0)
     canvas.organ("External", body, _FAT, "external")
@@ -38,8 +63,7 @@ def hn(spacing: float = 3.0) -> Patient:
     _spine(canvas)
     _organs(canvas, under_skin)
     _airway(canvas, under_skin)
-    _target(canvas)
-    return canvas.finish("hn")
+    return canvas
 
 
 def _outline(depth: float) -> Solid:

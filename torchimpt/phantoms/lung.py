@@ -29,6 +29,34 @@ def lung(spacing: float = 3.0) -> Patient:
     spacing
         Voxel size, mm.
     """
+    tumour, margin = ellipsoid((-72, 18, 14), (19, 21, 20)), ellipsoid((-72, 18, 14), (28, 30, 29))
+    return _thorax(spacing, tumour, margin - _oval_outside()).finish("lung")
+
+
+def xu_lung(spacing: float = 3.0) -> Patient:
+    """The same thorax with the target and the sector that the lung case of Xu et al. 2020 asks for.
+
+    The `CTV` (about 98 cm^3) lies in the mediastinum, between the trachea and the great vessels, and reaches into the right lung's edge:
+    their limits leave less than a tenth of either lung for the beams. `Fan` is a sector behind it, where both beams stop.
+
+    Parameters
+    ----------
+    spacing
+        Voxel size, mm.
+    """
+    center = (-12.0, -26.0, 26.0)
+    canvas = _thorax(spacing, ellipsoid(center, (19, 15, 27)), ellipsoid(center, (25.5, 22.0, 41.5)))
+
+    def behind(x: torch.Tensor, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        x, y = x - center[0], y - center[1]
+        return (y > 1.2 * x.abs()) & (torch.hypot(x, y) > 62.0) & (torch.hypot(x, y) < 92.0) & (z > -14.0) & (z < 66.0)
+
+    canvas.roi("Fan", Solid.of(behind, (-100.0, 0.0, -14.0), (80.0, 80.0, 66.0)))
+    return canvas.finish("xu_lung")
+
+
+def _thorax(spacing: float, tumour: Solid, target: Solid) -> Canvas:
+    """The body with its organs, a solid tumour, and the CTV around it."""
     canvas = Canvas((342.0, 240.0, 210.0), spacing)
     body = _oval(165.0, 112.0) | both(ellipsoid((62, -96, 8), (52, 19, 46), power=2.3))
     canvas.organ("External", body, _FAT, "external")
@@ -40,13 +68,12 @@ def lung(spacing: float = 3.0) -> Patient:
     lungs = _lungs(canvas)
     _mediastinum(canvas)
     _spine(canvas)
-    tumour = ellipsoid((-72, 18, 14), (19, 21, 20))
     canvas.fill(tumour, 38.0)
     tissue = (canvas.hu == _LUNG) | (canvas.hu == _VESSEL)
     for name, solid in lungs.items():
         canvas.roi(name, solid.mask(canvas.grid) & tissue)
-    canvas.roi("CTV", ellipsoid((-72, 18, 14), (28, 30, 29)) - _oval_outside(), "target")
-    return canvas.finish("lung")
+    canvas.roi("CTV", target, "target")
+    return canvas
 
 
 def _oval(a: float, b: float) -> Solid:

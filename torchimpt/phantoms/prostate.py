@@ -6,6 +6,8 @@ usual ones at 120 kV.
 
 from __future__ import annotations
 
+import torch
+
 from torchimpt.patient import Patient
 from torchimpt.phantoms.solids import Canvas, Point, Solid, both, box, column, ellipsoid, mirrored, tube
 
@@ -23,13 +25,39 @@ def prostate(spacing: float = 3.0) -> Patient:
     spacing
         Voxel size, mm.
     """
+    canvas, prostate_ = _pelvis(spacing)
+    canvas.roi("CTV", prostate_, "target")
+    return canvas.finish("prostate")
+
+
+def xu_prostate(spacing: float = 3.0) -> Patient:
+    """The same pelvis with a target of the size that the prostate case of Xu et al. 2020 has.
+
+    The `CTV` (about 854 cm^3) is the prostate with the seminal vesicles and their surroundings, the nodes along the pelvic walls, and those
+    before the sacrum; bladder and rectum are left out.
+
+    Parameters
+    ----------
+    spacing
+        Voxel size, mm.
+    """
+    canvas, prostate_ = _pelvis(spacing)
+    walls = both(tube([(48, -18, 2), (56, 4, 30), (60, 18, 60), (50, 26, 90)], [22, 26, 27, 24]))
+    behind = both(tube([(12, 64, 56), (36, 36, 66)], [14, 19])) | tube([(0, 40, 74), (0, 40, 92)], 22)
+    around = ellipsoid((0, 4, 0), (47, 37, 38), power=2.2)
+    whole = (walls | behind | around).mask(canvas.grid) | prostate_
+    canvas.roi("CTV", whole & ~canvas.rois["Bladder"].mask & ~canvas.rois["Rectum"].mask, "target")
+    return canvas.finish("xu_prostate")
+
+
+def _pelvis(spacing: float) -> tuple[Canvas, torch.Tensor]:
+    """The body with its organs, and a mask of the prostate with the base of the seminal vesicles."""
     canvas = Canvas((372.0, 252.0, 200.0), spacing, center=(0.0, 6.0, 0.0))
     body = column((0, 0), (178, 112), (-100, 100), power=2.5) | both(ellipsoid((70, 62, -20), (92, 64, 120), power=2.4))
     canvas.organ("External", body & box((-200, -200, -100), (200, 200, 100)), _FAT, "external")
     _muscles(canvas)
     _bones(canvas)
-    _organs(canvas)
-    return canvas.finish("prostate")
+    return canvas, _organs(canvas).mask(canvas.grid)
 
 
 def _muscles(canvas: Canvas) -> None:
@@ -88,8 +116,8 @@ def _femur(shell: float) -> Solid:
     return neck | tube([(134, 12, -28), (132, 4, -104)], [16 - shell, 14 - shell])
 
 
-def _organs(canvas: Canvas) -> None:
-    """Bladder, rectum and CTV (ROIs), seminal vesicles, bowel, bulb."""
+def _organs(canvas: Canvas) -> Solid:
+    """Bladder and rectum (ROIs), seminal vesicles, bowel, bulb; returned is the prostate with the base of the vesicles."""
     loops = [(-58, -52, 92), (-22, -66, 78), (16, -58, 90), (46, -64, 76), (58, -30, 94), (20, -34, 98), (-24, -30, 96), (-52, -20, 84)]
     canvas.fill(tube(loops, 14.0), _BOWEL, only=canvas.hu < 200)
     canvas.fill(tube(loops[1:3], 6.0) | tube(loops[4:6], 6.0), _GAS + 50)
@@ -111,4 +139,4 @@ def _organs(canvas: Canvas) -> None:
     canvas.fill(tube([(0, -2, 22), (0, 2, -24)], 2.5), 20.0)
     canvas.fill(ellipsoid((0, -6, -42), (12, 18, 10)), 48.0)
     base = vesicles & box((-18, -50, -50), (18, 50, 50))
-    canvas.roi("CTV", (ellipsoid((0, 0, 0), (27, 22, 24), power=2.2) - rectum - bladder) | (base - rectum), "target")
+    return (ellipsoid((0, 0, 0), (27, 22, 24), power=2.2) - rectum - bladder) | (base - rectum)

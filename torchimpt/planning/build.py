@@ -128,7 +128,7 @@ def _start(case: Case, patient: Patient, machine: Machine, scenarios: tuple[Scen
     else:
         spots = place_spots(
             patient, machine, beams, config.targets, config.spacing_mm, pattern=config.pattern, margin=config.margin_mm,
-            layer_spacing=config.layer_spacing, scenarios=scenarios, dtype=compute.dtype,
+            start_margin=config.start_margin_mm, layer_spacing=config.layer_spacing, scenarios=scenarios, dtype=compute.dtype,
         )  # fmt: skip
         moves = case.joint is not None and case.joint.motion().moves
         if config.stagger or (config.stagger is None and moves):

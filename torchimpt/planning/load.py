@@ -19,6 +19,7 @@ from torchimpt.geometry import Beam, Grid
 from torchimpt.hu_table import read_hu_table
 from torchimpt.io.patient import read_patient
 from torchimpt.machine import READERS, Machine, generic
+from torchimpt.margins import with_roi
 from torchimpt.patient import Patient
 from torchimpt.planning.devices import resolve
 from torchimpt.processes import ALONE, Team
@@ -86,7 +87,7 @@ def load_machine(case: Case) -> Machine:
 def load_patient(case: Case) -> Patient:
     """The case's patient on its dose grid, with the materials that it tells; every ROI that the case names is there and has a voxel."""
     config = case.patient
-    read = read_patient(config.source, config.path, config.name, config.position, **config.own)
+    read = _with_rois(case, read_patient(config.source, config.path, config.name, config.position, **config.own))
     case.check_rois(read.rois)
     if case.material:
         # at the end, in the case's order: the later one's counts
@@ -95,6 +96,18 @@ def load_patient(case: Case) -> Patient:
     case.check_goals()
     patient = read if case.dose.grid_mm is None else resample(read, case.dose.grid_mm)
     _check_voxels(case, read, patient)
+    return patient
+
+
+def _with_rois(case: Case, patient: Patient) -> Patient:
+    """The patient with the case's own ROIs."""
+    for i, made in enumerate(case.roi):
+        parts = made.parts()
+        case.check_rois(patient.rois, [(f"roi[{i}].{key}", name) for key, names in parts.items() for name in names])
+        try:
+            patient = with_roi(patient, made.name, parts["of"], margin=made.margin_mm, without=parts["without"], role=made.role)
+        except InputError as error:
+            raise InputError(f"{case.label}: roi[{i}]: {error}") from None
     return patient
 
 

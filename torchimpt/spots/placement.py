@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from scipy.ndimage import distance_transform_edt
 
 from torchimpt.checks import InputError, nearest, positive
 from torchimpt.constants import AIR_RSP
 from torchimpt.geometry import Beam, from_bev, magnification, to_bev
 from torchimpt.machine import Machine
+from torchimpt.margins import distances, within
 from torchimpt.patient import Patient
 from torchimpt.physics.stopping import relative_stopping_power
 from torchimpt.physics.wepl import air_way, less_air, ray_directions, ray_profile
@@ -42,6 +42,9 @@ rays' crossings would take more than a gigabyte."""
 MOST_SPOTS = 1_000_000
 """Spots of a plan, some hundred times what is delivered in a fraction."""
 
+_TARGET, _ROBUST, _START = 4, 3, 2
+"""Zones around the target, from inside."""
+
 _RAYS = 4096
 """Rays traced at once: bounds the memory of their profiles to about 100 MB on a 512 x 512 x 200 CT."""
 
@@ -55,11 +58,12 @@ def place_spots(
     *,
     pattern: str = "square",
     margin: float = 5.0,
+    start_margin: float | None = None,
     layer_spacing: float | str = "bragg80",
     scenarios: Sequence[Scenario] = (NOMINAL,),
     dtype: torch.dtype = torch.float32,
 ) -> Spots:
-    """Place the spots of a plan, each with weight 1.
+    """Place the spots of a plan, each with weight 1, or some of them with weight 0.
 
     Parameters
     ----------
@@ -76,6 +80,9 @@ def place_spots(
     margin
         Peaks are placed up to this distance around the target, mm, inside the body. Other scenarios than the nominal one take
         the grid cell's circumradius (0.71 spacing for the square) instead where that is less: enough for a spot near every voxel.
+    start_margin
+        Spots whose peaks are wanted farther than this from the target only, and than the circumradius, get weight 0: to be there for an
+        optimizer, without dose where nothing asks to have it taken off again. None: all have weight 1.
     layer_spacing
         `"bragg80"`: each layer lies the width of its own Bragg peak at 80 % deeper than the next; or a number, mm of water.
     scenarios
@@ -96,9 +103,10 @@ def place_spots(
     Spots sorted by beam and falling energy, those behind a range shifter after the others. Where the lowest energy still has its peak
     behind a part of the target, that part gets no peaks, and a warning is logged.
     """
-    spacing, layer_spacing = _check(beams, spacing, pattern, margin, layer_spacing)
-    circumradius = spacing / math.sqrt(2.0 if pattern == "square" else 3.0)
-    zones = _zones(patient, target, margin, min(margin, circumradius))
+    start = math.inf if start_margin is None else start_margin
+    spacing, layer_spacing = _check(beams, spacing, pattern, margin, start, layer_spacing)
+    robust = min(margin, spacing / math.sqrt(2.0 if pattern == "square" else 3.0))
+    zones = _zones(patient, target, (margin, min(margin, max(start, robust)), robust, 0.0))
     points = patient.grid.centers(zones.nonzero().flatten())
     center = patient.centroid(target)
     beams = [beam.at(center).on(patient.position) for beam in beams]
@@ -107,10 +115,10 @@ def place_spots(
     for number, beam in enumerate(beams):
         label = f"beam {number} (gantry {beam.gantry:g}, couch {beam.couch:g})"
         nodes = _nodes(points, beam, machine.sad, spacing, pattern, scenarios, label)
-        ray, enter, leave, core = _wanted(patient, rsp, zones, beam, machine, nodes, scenarios)
+        ray, enter, leave, zone = _wanted(patient, rsp, zones, beam, machine, nodes, scenarios)
         if ray.numel() == 0:
             raise InputError(f"{label} misses the target: no spot's axis crosses it; check the isocenter {beam.isocenter} and the spacing")
-        surface = float(enter[core].min()) if core.any() else math.inf
+        surface = float(enter[zone == _TARGET].min()) if (zone == _TARGET).any() else math.inf
         layers = beam_layers(machine, beam.shifter, layer_spacing, (float(enter.min()), surface, float(leave.max())), label)
         peak, half = layers.peak, layers.half
         if surface < float(peak[-1] - half[-1]):
@@ -121,11 +129,13 @@ def place_spots(
             )
         _few_enough(sum(len(c[0]) for c in columns), len(peak), len(nodes), label)
         layer, node = _mark(peak, half, ray, enter, leave, len(nodes)).nonzero().unbind(1)
-        columns.append((torch.full_like(layer, number), layers.energy[layer], *nodes[node].unbind(1), layers.shifted[layer]))
+        near = zone >= _START
+        begun = _mark(peak, half, ray[near], enter[near], leave[near], len(nodes))[layer, node].double()
+        columns.append((torch.full_like(layer, number), layers.energy[layer], *nodes[node].unbind(1), begun, layers.shifted[layer]))
         beams[number] = _with_shifter(patient, beam, machine.sad, nodes[node[layers.shifted[layer]]], label)
         log.debug("%s: %d spots in %d layers, peaks %.1f to %.1f mm", label, len(layer), len(peak), float(peak.min()), float(peak.max()))
-    of_beam, energy, x, y, shifted = (torch.cat(c) for c in zip(*columns, strict=True))
-    return Spots.from_columns(beams, of_beam, energy, x, y, torch.ones_like(x), dtype, shifted)
+    of_beam, energy, x, y, weight, shifted = (torch.cat(c) for c in zip(*columns, strict=True))
+    return Spots.from_columns(beams, of_beam, energy, x, y, weight, dtype, shifted)
 
 
 def _with_shifter(patient: Patient, beam: Beam, sad: tuple[float, float], positions: torch.Tensor, label: str) -> Beam:
@@ -139,12 +149,16 @@ def _with_shifter(patient: Patient, beam: Beam, sad: tuple[float, float], positi
     return replace(beam, shifter=replace(beam.shifter, distance=distance))
 
 
-def _check(beams: Sequence[Beam], spacing: float, pattern: str, margin: float, layer_spacing: float | str) -> tuple[float, float | str]:
+def _check(
+    beams: Sequence[Beam], spacing: float, pattern: str, margin: float, start: float, layer_spacing: float | str
+) -> tuple[float, float | str]:
     """The spacings, checked with the other arguments of `place_spots`."""
     if not beams:
         raise InputError("a plan needs at least one beam, got none")
     if not 0 <= margin < math.inf:
         raise InputError(f"margin must be zero or a positive number of mm, got {margin}")
+    if not start >= 0:
+        raise InputError(f"start_margin must be zero or a positive number of mm, got {start}")
     if pattern not in PATTERNS:
         raise InputError(f"pattern must be {' or '.join(PATTERNS)}, got '{pattern}'{nearest(str(pattern), PATTERNS)}")
     if isinstance(layer_spacing, str) and layer_spacing != "bragg80":
@@ -161,10 +175,11 @@ def _few_enough(before: int, n_layers: int, n_nodes: int, label: str) -> None:
         )
 
 
-def _zones(patient: Patient, target: str | Sequence[str], margin: float, robust_margin: float) -> torch.Tensor:
+def _zones(patient: Patient, target: str | Sequence[str], limits: tuple[float, ...]) -> torch.Tensor:
     """Which voxels peaks are wanted in: uint8 `(n_voxels + 1,)`.
 
-    3 in the target, 2 within `robust_margin` of it, 1 within `margin`, 0 elsewhere and outside the body.
+    How many of the `limits`, falling, a voxel's distance from the target is within: `_TARGET` inside it, `_ROBUST` and `_START` near it, 1
+    within the margin, 0 elsewhere and outside the body.
 
     The one entry more is zero, for the index -1 of `ray_profile`'s unused slots.
     """
@@ -177,15 +192,8 @@ def _zones(patient: Patient, target: str | Sequence[str], margin: float, robust_
     outside = int(mask.sum()) - int(inside.sum())
     if outside:
         log.warning("%d of the target's %d voxels lie outside the body and get no spots", outside, int(mask.sum()))
-    sides = []
-    for axis, size in enumerate(reversed(patient.grid.spacing)):
-        used = inside.amax(dim=[a for a in range(3) if a != axis]).nonzero().flatten()
-        pad = math.ceil(margin / size) + 1
-        sides.append(slice(max(0, int(used[0]) - pad), int(used[-1]) + pad + 1))
-    box = tuple(sides)
-    distance = torch.from_numpy(distance_transform_edt((~inside[box]).numpy(), sampling=patient.grid.spacing[::-1]))
-    # A voxel at exactly the margin belongs to it, whatever the rounding of its distance.
-    zone = sum((distance <= limit + 1e-6).to(torch.uint8) for limit in (margin, robust_margin, 0.0))
+    box, distance = distances(inside, patient.grid.spacing, limits[0])
+    zone = sum(within(distance, limit).to(torch.uint8) for limit in limits)
     zones = torch.zeros(patient.grid.shape, dtype=torch.uint8)
     zones[box] = zone * patient.body[box]
     return torch.cat((zones.flatten(), torch.zeros(1, dtype=torch.uint8)))
@@ -240,7 +248,7 @@ def _wanted(
     nodes: torch.Tensor,
     scenarios: Sequence[Scenario],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Crossings of an axis with a voxel that is to be covered, over all scenarios: node, WEPL at entry, at exit, is it the target?"""
+    """Crossings of an axis with a voxel that is to be covered, over all scenarios: node, WEPL at entry, at exit, the voxel's zone."""
     parts, sad = [], machine.sad
     if machine.air_from is not None:
         rsp = less_air(rsp)
@@ -258,13 +266,13 @@ def _wanted(
             if machine.air_from is not None:  # to the voxel's centre: half a voxel more or less is a thousandth of that
                 air = AIR_RSP * air_way(patient.grid.centers(voxels[ray, slot]), beam, sad, machine.air_from, shift)
                 above, below = above + air, below + air
-            crossing = ray + first, above, below, zone == 3
+            crossing = ray + first, above, below, zone
             for scale in scales:
                 nominal = shift == NOMINAL.shift and scale == NOMINAL.range_scale
-                node, above, below, core = crossing if nominal else (v[zone >= 2] for v in crossing)
-                parts.append((node, scale * above, scale * below, core))
-    ray, enter, leave, core = (torch.cat(p) for p in zip(*parts, strict=True))
-    return ray, enter, leave, core
+                node, above, below, of = crossing if nominal else (v[zone >= _ROBUST] for v in crossing)
+                parts.append((node, scale * above, scale * below, of))
+    ray, enter, leave, zone = (torch.cat(p) for p in zip(*parts, strict=True))
+    return ray, enter, leave, zone
 
 
 def _mark(peak: torch.Tensor, half: torch.Tensor, ray: torch.Tensor, enter: torch.Tensor, leave: torch.Tensor, n_rays: int) -> torch.Tensor:

@@ -6,7 +6,7 @@ Units are in the keys' names (`_mm`, `_deg`, `_gy`, `_percent`); inside the pack
 
 from torchimpt.case.sections.aims import GoalConfig, ModeConfig, ObjectiveConfig, RobustnessConfig
 from torchimpt.case.sections.base import OpenSection, Section
-from torchimpt.case.sections.patient import MachineConfig, MaterialConfig, PatientConfig, TissueConfig
+from torchimpt.case.sections.patient import MachineConfig, MaterialConfig, PatientConfig, RoiConfig, TissueConfig
 from torchimpt.case.sections.plan import BeamConfig, DeliveryConfig, DoseConfig, JointConfig, OptimizerConfig, OutputConfig, SpotsConfig
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "OutputConfig",
     "PatientConfig",
     "RobustnessConfig",
+    "RoiConfig",
     "Section",
     "SpotsConfig",
     "TissueConfig",

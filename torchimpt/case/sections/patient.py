@@ -1,4 +1,4 @@
-"""Sections of the case file about whom to plan for and on which machine: `[patient]`, `[[material]]`, `[[tissue]]`, `[machine]`."""
+"""Sections of the case file about whom to plan for, and on which machine: patient, ROIs, materials, tissues, machine."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from torchimpt.case.sections.base import Section
 from torchimpt.case.values import (
@@ -16,11 +16,15 @@ from torchimpt.case.values import (
     Pair,
     Real,
     Text,
+    as_names,
 )
 from torchimpt.geometry import POSITIONS
 from torchimpt.io.patient import SOURCES, check_source
 from torchimpt.machine import READERS as MACHINE_READERS
 from torchimpt.patient import DENSEST
+
+_OF_SOURCES = {"structures": "structures", "series": "series", "spacing_mm": "spacing"}
+"""Keys of [patient] that a source takes where it has a parameter of that name."""
 
 
 class PatientConfig(Section):
@@ -39,20 +43,42 @@ class PatientConfig(Section):
     position: Annotated[str, OneOf(POSITIONS)] | None = None
     """How the patient lies on the table: head or feet first (H, F), supine, prone or on the right or left side; omitted: as the CT says,
     HFS where it does not."""
+    spacing_mm: Annotated[Real, Field(gt=0)] | None = None
+    """phantom: voxel size of its CT; omitted: 3 mm."""
 
     @model_validator(mode="after")
     def _complete(self) -> PatientConfig:
         check_source(self.source, self.path, self.name)
         takes = inspect.signature(SOURCES[self.source]).parameters
-        for name in self.own:
-            if name not in takes:
+        for name, parameter in _OF_SOURCES.items():
+            if getattr(self, name) is not None and parameter not in takes:
                 raise ValueError(f"source = '{self.source}' takes no {name}")
         return self
 
     @property
     def own(self) -> dict[str, Any]:
         """What the file gives of the source's own keys."""
-        return {name: value for name in ("structures", "series") if (value := getattr(self, name)) is not None}
+        return {parameter: value for name, parameter in _OF_SOURCES.items() if (value := getattr(self, name)) is not None}
+
+
+class RoiConfig(Section):
+    """[[roi]]: a ROI made of others, of the patient's or of sections before: a PTV, a ring, the tissue beyond a distance."""
+
+    name: Text
+    """Its name, which no other ROI has."""
+    of: Annotated[str | list[str], BeforeValidator(as_names)]
+    """The ROI that it is made of, or a list (their union)."""
+    margin_mm: Annotated[Real, Field(ge=-200, le=200)] = 0.0
+    """Grown by so much in every direction, inside the body; shrunk where negative."""
+    without: Annotated[str | list[str] | None, BeforeValidator(lambda value: None if value is None else as_names(value))] = None
+    """A ROI, or a list, whose inside is left out."""
+    role: Literal["oar", "target"] = "oar"
+    """A target's objectives come before an organ's where they overlap ([optimizer] overlap)."""
+
+    def parts(self) -> dict[str, list[str]]:
+        """By key, the ROIs that it is made with."""
+        given = {"of": self.of, "without": self.without or []}
+        return {key: [value] if isinstance(value, str) else list(value) for key, value in given.items()}
 
 
 class MaterialConfig(Section):

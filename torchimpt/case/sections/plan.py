@@ -82,6 +82,9 @@ class SpotsConfig(Section):
     """Distance between neighbouring spots in the isocentre plane."""
     margin_mm: Annotated[Real, Field(ge=0)] = 5.0
     """How far outside the target spots are placed."""
+    start_margin_mm: Annotated[Real, Field(ge=0)] | None = None
+    """How far outside the target spots have weight at the start; those beyond are there for the optimizer, which starts them at zero.
+    Omitted: all have weight."""
     stagger: Flag | None = None
     """Offset each energy layer's lattice against the others'; omitted: where spots move."""
     jitter_mm: Annotated[Real, Field(ge=0)] = 0.0
