@@ -15,8 +15,8 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TOOLS = {"ruff", "mypy"}
-"""Of the test extra, but no part of the tests: they stay as they are pinned."""
+TOOLS = {"ruff", "mypy", "triton"}
+"""Of the test extra, but no part of the tests, or bound to one torch: they stay as they are pinned."""
 
 
 def lowest(requirements: list[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import locale
 import math
 import warnings
 from pathlib import Path
@@ -43,6 +44,14 @@ def scene():
     slices = ct_series(ball(), GRID)
     rois = {"Skin": ("EXTERNAL", sphere((0, 0, 0), 30.0, PLANES)), "T1": ("CTV", sphere((4, -2, 1), 12.0, PLANES))}
     return slices, structure_set(rois, slices)
+
+
+@pytest.fixture
+def plain_locale():
+    """The process's locale, put back: GDCM sets another one when it writes."""
+    before = locale.setlocale(locale.LC_ALL)
+    yield
+    locale.setlocale(locale.LC_ALL, before)
 
 
 def same(patient, hu=None, grid=GRID) -> None:
@@ -126,9 +135,9 @@ def test_compressed_slices(tmp_path, scene):
     same(read_dicom(write(tmp_path / "rle", slices)))
 
 
-@pytest.mark.parametrize("compressor", ["JPEG", "JPEGLS", "JPEG2000"])
-def test_slices_compressed_by_others(tmp_path, compressor):
-    """As GDCM, which writes them here, compresses; JPEG is the lossless one for 16 bits."""
+@pytest.mark.parametrize("compressor", ["JPEG", "JPEG2000"])
+def test_slices_compressed_by_others(tmp_path, compressor, plain_locale):
+    """As GDCM, which writes them here, compresses; JPEG is the lossless one of 16 bits, which pydicom has no decoder for."""
     hu, series = ball(), generate_uid()
     (tmp_path / "ct").mkdir()
     for k, z in enumerate(PLANES):

@@ -113,11 +113,11 @@ def test_what_cannot_be_shared_out() -> None:
         assert told[2].startswith("process 1 has another case than process 0: 1 and 0; all have to start from the same")
 
 
-def of_an_end() -> str:
-    """The last process ends by an error of its own, while the others wait for it."""
+def of_an_end(who: int) -> str:
+    """One process ends by an error of its own, while the others wait for it."""
     try:
         with joined("cpu") as team:
-            if team.rank == 2:
+            if team.rank == who:
                 raise InputError("my disk is full")
             team.share(K).gather(torch.zeros(len(team.share(K).own(range(K)))))
     except InputError as error:
@@ -126,9 +126,10 @@ def of_an_end() -> str:
 
 
 def test_one_process_tells_why_all_end() -> None:
-    told = crew(3, of_an_end)
+    told = crew(3, of_an_end, 2)
     assert told[0] == "True: process 2 of 3 ended: my disk is full"
     assert told[1:] == ["False: process 2 of 3 ended: my disk is full", "of its own: my disk is full"]
+    assert crew(3, of_an_end, 0) == ["of its own: my disk is full", *["False: process 0 of 3 ended: my disk is full"] * 2]
 
 
 def test_launchers_variables(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ in Python instead, thousands of times slower: that is how the kernels are tested
 from __future__ import annotations
 
 import importlib
-import importlib.util
+import importlib.metadata
 import os
 from typing import Any
 
@@ -19,14 +19,22 @@ GPU = torch.device("cuda")
 """The GPU that is computed on: torch's current one, which `CUDA_VISIBLE_DEVICES` chooses."""
 
 
+LEAST_TRITON = (3, 3)
+"""The kernels compile from there on."""
+
+
 def interpreted() -> bool:
     """Whether Triton's kernels are computed on the CPU."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
 def has_triton() -> bool:
-    """Whether Triton is installed; it comes with torch's CUDA builds."""
-    return importlib.util.find_spec("triton") is not None
+    """Whether Triton is installed, `LEAST_TRITON` or later; it comes with torch's CUDA builds."""
+    try:
+        found = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return tuple(int(part) for part in found.split(".")[:2]) >= LEAST_TRITON
 
 
 def has_gpu() -> bool:
@@ -37,7 +45,7 @@ def has_gpu() -> bool:
 def check_triton(device: torch.device | str) -> None:
     """Raise where Triton's kernels cannot run on the device."""
     if not has_triton():
-        raise InputError("the triton back-end needs the package triton, which is not installed: pip install 'torchimpt[gpu]'")
+        raise InputError("the triton back-end needs the package triton, 3.3 or later, which is not installed: pip install 'torchimpt[gpu]'")
     if torch.device(device).type == "cpu" and not interpreted():
         raise InputError(
             "the triton back-end runs on NVIDIA GPUs, the dose is on the CPU; use backend 'numba', or for tests set TRITON_INTERPRET=1"

@@ -238,6 +238,8 @@ def joined(device: str = "auto") -> Iterator[Team]:
         note = INTERRUPTED if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
         with suppress(RuntimeError):
             world.store.set(f"ended/{world.rank}", note)
+            dist.destroy_process_group()  # whoever waits for this one learns that it is on its way out
+            _leave(world)
         raise
     finally:
         # a process that ends has yet to tell why, whatever its launcher sends
@@ -276,7 +278,7 @@ def _part(world: _World, error: BaseException) -> NoReturn:
     """Find out with the others why all end; the first that is left raises what is to be told, the others end without a word."""
     rank, size, everyone = world.rank, world.size, range(world.size)
     with suppress(RuntimeError):
-        dist.destroy_process_group()  # whoever waits for this one learns that it is on its way out
+        dist.destroy_process_group()  # as any that ends
     try:
         world.store.set(f"left/{rank}", TERMINATED if isinstance(error, _Terminated) else str(error))
         until = time.monotonic() + FAREWELL
@@ -291,11 +293,23 @@ def _part(world: _World, error: BaseException) -> NoReturn:
             {other: world.store.get(f"{name}/{other}").decode() for other in some} for name, some in (("ended", ended), ("left", left))
         )
         speaks = rank == min(left) and 0 not in ended and world.store.compare_set("told", "", str(rank)).decode() == str(rank)
+        _leave(world)
     except RuntimeError:  # the store has gone with its process: the first one, where no launcher keeps it
         lost, notes, saw, speaks = [0], {}, {}, rank == 1
     if INTERRUPTED in notes.values():
         raise KeyboardInterrupt from error
     raise EndedTogether(_what(world, lost, notes, saw), speaks) from error
+
+
+def _leave(world: _World) -> None:
+    """Say that this process has read what it needs; the first one keeps the store, where no launcher does, until the others have, too."""
+    world.store.set(f"gone/{world.rank}", "")
+    until = time.monotonic() + FAREWELL
+    keeps = world.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    while keeps and time.monotonic() < until:
+        if all(world.store.check([f"gone/{other}"]) or not _runs(world.where[other]) for other in range(1, world.size)):
+            break
+        time.sleep(0.05)
 
 
 def _what(world: _World, lost: list[int], notes: dict[int, str], saw: dict[int, str]) -> str:

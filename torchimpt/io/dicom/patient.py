@@ -125,7 +125,7 @@ def _interpolated(values: np.ndarray, affine: np.ndarray, origin: np.ndarray, gr
 def _rois(drawn: StructureSet, files: Sequence[Found], stack: Stack, slices: np.ndarray, grid: Grid) -> dict[str, ROI]:
     """The drawn ROIs on the CT's grid."""
     missing = drawn.images - {found.uid for found in files}
-    if missing:
+    if missing and missing != drawn.images:  # a program that compresses may give all slices new UIDs
         warnings.warn(
             f"structure set {drawn.path} was drawn on {len(drawn.images)} slices, of which {len(missing)} are not here; the CT may be "
             "cut off",
