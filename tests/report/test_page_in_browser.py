@@ -127,22 +127,32 @@ def test_a_phone_needs_no_scrolling_sideways_and_paper_has_all(page, tmp_path):
 def test_two_runs(chromium, tmp_path, report_data):
     curves, tables = dvh_curves(report_data.roi_doses), {"goals": report_data.goals}
     case = {"spots": {"target": "PTV <1>"}}
-    runs = [RunRecord(name, tables, curves, case) for name in ("a", "b & c")]
-    ground = Ground(report_data.patient, {"a": report_data.dose, "b & c": 0.9 * report_data.dose}, 60.0)
+    runs = [RunRecord(name, tables, curves, case) for name in ("a", "b & c", "as a")]
+    ground = Ground(report_data.patient, {"a": report_data.dose, "b & c": 0.9 * report_data.dose, "as a": report_data.dose}, 60.0)
     write_comparison(tmp_path / "page.html", runs, ground)
     chromium.problems.clear()
     chromium.open(tmp_path / "page.html", 390, 844, phone=True)
     chromium.wait(READY)
     assert chromium.run("document.documentElement.scrollWidth") == 390
-    assert chromium.run("document.querySelectorAll('#dvh path.curve').length") == 4
-    chromium.run("document.querySelector('#slices [name=dose]').value = 'b & c'")
-    chromium.run("document.querySelector('#slices [name=dose]').dispatchEvent(new Event('change'))")
-    chromium.wait("document.querySelector('#slices').dataset.dose === 'b & c'")
-    before = chromium.run(PIXELS % 1)
-    chromium.run(
-        "(() => { const show = document.querySelector('[name=show]'); show.value = 'difference'; show.dispatchEvent(new Event('change')); })()"
-    )
-    assert chromium.run(PIXELS % 1) != before and not chromium.problems
+    assert chromium.run("document.querySelectorAll('#dvh path.curve').length") == 6
+
+    def hidden(dose):
+        """Whether hiding all that differs leaves the picture of the difference as it is."""
+        chromium.run(
+            f"(() => {{ const menu = document.querySelector('#slices [name=dose]'); menu.value = '{dose}'; menu.dispatchEvent(new Event('change')); }})()"
+        )
+        chromium.wait(f"document.querySelector('#slices').dataset.dose === '{dose}'")
+        chromium.run(
+            "(() => { const show = document.querySelector('[name=show]'); show.value = 'difference'; show.dispatchEvent(new Event('change')); })()"
+        )
+        before = chromium.run(PIXELS % 1)
+        chromium.run(
+            "(() => { const least = document.querySelector('[name=least]'); least.value = least.max; least.dispatchEvent(new Event('input')); })()"
+        )
+        return chromium.run(PIXELS % 1) == before
+
+    assert not hidden("b & c") and hidden("as a"), "what does not differ has no colour"
+    assert not chromium.problems
 
 
 def test_names_cannot_break_out_of_the_page(chromium, tmp_path, report_data):
