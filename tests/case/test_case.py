@@ -197,7 +197,7 @@ def test_every_kind_of_objective(kind):
         ),
         ("robustness={mode='minimax'}", r"robustness.mode must be one of sum.*, got 'minimax'"),
         ("dose.gradient=autgrad", r"dose.gradient must be one of analytic, autograd, got 'autgrad' \(did you mean 'autograd'\?\)"),
-        ("dose.engine=autograd", r"dose.engine must be one of matrix, matrix_free, got 'autograd'"),
+        ("dose.engine=autograd", r"dose.engine must be one of auto, matrix, compressed, matrix_free, got 'autograd'"),
         (
             "patient.source=dicm",
             r"patient.source must be one of openkbp, dicom, matrad, image, phantom, got 'dicm' \(did you mean 'dicom'\?\)",

@@ -265,7 +265,7 @@ def test_damaged_plan(refused, tmp_path):
 def test_matrices_that_would_not_fit_are_refused_before_they_are_made(refused, monkeypatch, tmp_path):
     monkeypatch.setattr(influence, "check_memory", lambda what, size, *rest: check_memory(what, 1e6 * size, *rest))
     monkeypatch.delattr(entries, "rows")
-    line = refused()
+    line = refused(arguments=("plan", "tiny.toml", "--out", "r", "--set", "dose.engine=matrix"))
     assert re.search(
         r"\(3 scenarios, [\d.e+]+ entries\) would take \d+\.\d GB, \d+\.\d GB are free; use \[dose\] engine = \"matrix_free\"", line
     )

@@ -284,7 +284,7 @@ def test_points_are_told_of_in_every_scenario_and_quantity(tmp_path, rbe):
 
 def test_engines_and_gradients_agree(tmp_path):
     options = ("dose.dtype=float64", "optimizer.max_iterations=15", "dose.check_mm=off")
-    ways = ((), ("dose.engine=matrix_free",), ("dose.gradient=autograd",))
+    ways = (("dose.engine=matrix",), ("dose.engine=matrix_free",), ("dose.gradient=autograd",))
     found = [plan(with_letd(tmp_path, *options, *way), device="cpu", threads=1).solution for way in ways]
     for other in found[1:]:
         # the same numbers but for the order of sums, which fifteen iterations magnify

@@ -10,6 +10,7 @@ from tiny_case import TINY, tiny
 
 import torchimpt as ti
 from torchimpt.dose.models import MODELS
+from torchimpt.dose.packed import ENTRY_BYTES
 from torchimpt.dose.pencil_beam.model import PencilBeam, PencilBeamTables
 
 
@@ -36,12 +37,33 @@ def test_plan_from_python(planned):
 
 @pytest.mark.parametrize("override", ["dose.engine=matrix_free", "dose.gradient=autograd"])
 def test_engines_take_the_same_steps(tmp_path, override):
-    both = ("dose.dtype=float64", "dose.grid_mm=10", "spots.spacing_mm=16", "optimizer.max_iterations=5")
+    both = ("dose.engine=matrix", "dose.dtype=float64", "dose.grid_mm=10", "spots.spacing_mm=16", "optimizer.max_iterations=5")
     stored, other = ti.plan(tiny(tmp_path, *both)), ti.plan(tiny(tmp_path, *both, override))
     assert other.metrics["matrix"]["nonzeros"] == 0 < stored.metrics["matrix"]["nonzeros"]
     ours, theirs = ([row["value"] for row in result.solution.history] for result in (stored, other))
     assert len(ours) == 6 and theirs == pytest.approx(ours, rel=1e-9)
     assert float((other.solution.x - stored.solution.x).norm() / stored.solution.x.norm()) < 1e-8
+
+
+def test_engine_by_the_memory_at_hand(tmp_path):
+    """Compressed matrices where they fit, of no scenario or of some where not; the plan is the same to what their rounding does."""
+    small = ("dose.grid_mm=10", "spots.spacing_mm=16", "optimizer.max_iterations=60")
+    whole = ti.plan(tiny(tmp_path, *small))
+    size = ENTRY_BYTES * whole.metrics["matrix"]["nonzeros"] / 3e9
+    assert whole.metrics["matrix"]["engine"] == "compressed" and "matrices of 3 of 3 scenarios" in whole.metrics["matrix"]["why"]
+    some, none = (ti.plan(tiny(tmp_path, *small, f"dose.memory_gb={share * size}")) for share in (2.5, 0.01))
+    assert "matrices of 2 of 3 scenarios" in some.metrics["matrix"]["why"]
+    assert 0 < some.metrics["matrix"]["nonzeros"] < whole.metrics["matrix"]["nonzeros"]
+    assert none.metrics["matrix"]["engine"] == "matrix_free" and none.metrics["matrix"]["nonzeros"] == 0
+    exact = ti.plan(tiny(tmp_path, *small, "dose.engine=matrix"))
+    assert exact.metrics["matrix"]["why"] == "as the case asks"
+    for other in (some, none, exact):
+        assert other.solution.value == pytest.approx(whole.solution.value, rel=1e-2)
+
+
+def test_no_matrices_for_spots_that_move_soon(tmp_path):
+    moving = ti.plan(tiny(tmp_path, "dose.grid_mm=10", "spots.spacing_mm=16", "optimizer.max_iterations=3", "joint={box_mm=5}"))
+    assert moving.metrics["matrix"]["engine"] == "matrix_free" and "too few" in moving.metrics["matrix"]["why"]
 
 
 class DoseOnlyTables(PencilBeamTables):
@@ -66,9 +88,9 @@ def test_a_dose_model_that_plans_cannot_be_optimized_with(tmp_path, monkeypatch)
     monkeypatch.setitem(MODELS, "dose_only", DoseOnly)
     small = ("dose.model=dose_only", "dose.grid_mm=10", "spots.spacing_mm=20")
     with pytest.raises(ti.InputError, match=r"no influence matrix; .*\[dose\] engine = \"matrix_free\""):
-        ti.plan(tiny(tmp_path, *small))
+        ti.plan(tiny(tmp_path, *small, "dose.engine=matrix"))
     with pytest.raises(ti.InputError, match="no squares, which scale the optimizer; optimize with dose model 'pencil_beam'"):
-        ti.plan(tiny(tmp_path, *small, "dose.engine=matrix_free"))
+        ti.plan(tiny(tmp_path, *small))
     with pytest.raises(ti.InputError, match="analytic gradient only"):
         ti.plan(tiny(tmp_path, *small, "dose.gradient=autograd"))
 

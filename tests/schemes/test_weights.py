@@ -33,7 +33,8 @@ def test_engines_are_one_linear_map(built, generator):
     some = torch.arange(0, built.spots.n_spots, 7)
     doses, adjoints, few = {}, {}, {}
     by_torch = AutogradDoses(built.doses.operators)
-    maps = {name: built.doses.at(built.spots.position, name) for name in ENGINES} | {"autograd": by_torch.at(built.spots.position)}
+    exact = set(ENGINES) - {"compressed"}
+    maps = {name: built.doses.at(built.spots.position, name) for name in exact} | {"autograd": by_torch.at(built.spots.position)}
     for name, linear in maps.items():
         doses[name], adjoints[name] = linear.forward(weight), linear.adjoint(residual)
         few[name] = linear.columns(some, weight[some])

@@ -76,7 +76,7 @@ def _told(error: BaseException) -> int:
     elif "CUDA out of memory" in str(error):
         text = "the GPU is out of memory; with --device auto set dose.gpu_memory_gb to less, or use --device cpu"
     elif isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "allocate memory" in str(error):
-        text = "out of memory; use a coarser dose.grid_mm, fewer spots or scenarios, or dose.engine = matrix_free"
+        text = "out of memory; use a coarser dose.grid_mm, fewer spots or scenarios, dose.engine = matrix_free, or a smaller dose.memory_gb"
     elif isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
         text = f"a file's or folder's name is not text in UTF-8: {error.object[:200]}; rename it, or set PYTHONUTF8=1"
     elif "no locator available" in str(error):

@@ -102,6 +102,8 @@ def _print_run(out: Console, metrics: Mapping[str, Any], folder: str | Path) -> 
             f"{metrics['stop_reason']}\n{metrics['iterations']:,} iterations, {metrics['evaluations']:,} evaluations, objective "
             f"{amount(metrics['objective']['initial'])} to {amount(metrics['objective']['final'])}"
         )
+    if "engine" in (matrix := metrics.get("matrix", {})):
+        out.print(f"Doses by engine {matrix['engine']} ({matrix['why']})")
     if "spots" in metrics:
         out.print(_spots_text(metrics["spots"]))
     if metrics.get("delivery", {}).get("seconds"):

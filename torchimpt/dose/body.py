@@ -96,10 +96,7 @@ def body_doses(
     body = patient.body_and_rois.flatten().nonzero().flatten()
     like, fraction = torch.zeros(len(body), dtype=weight.dtype), torch.nan
     if team.leads:
-        operator = next(scenario_operators(patient, machine, spots, body, (NOMINAL,), **options))
-        like = operator.dose(position, weight).cpu()
-        fraction = operator.discarded_fraction(position, weight) if discarded else torch.nan
-        del operator
+        like, fraction = _nominal(patient, machine, spots, body, discarded, options)
     nominal = team.of(0, lambda: like, like)
     done()
     others = [k for k, s in enumerate(scenarios) if not s.is_nominal]
@@ -115,8 +112,8 @@ def body_doses(
     doses = nominal[place].repeat(len(own), 1)
     others = [k for k in others if k in own] if len(voxels) else []
     operators = scenario_operators(patient, machine, spots, voxels, [scenarios[k] for k in others], **options)
-    for k, operator in zip(others, operators, strict=True):
-        doses[k - own[0]] = operator.dose(position, weight).cpu()
+    for k in others:
+        doses[k - own[0]] = next(operators).dose(position, weight).cpu()  # no name holds a scenario's tables while the next are made
         done()
     if not letd:
         return BodyDoses(body, nominal, voxels, doses, fraction)
@@ -125,12 +122,33 @@ def body_doses(
         found = scenario_operators(patient, machine, spots, where, some, amplitude="letd_dose", **options)
         return [operator.dose(position, weight).cpu() for operator in found]
 
-    whole = team.of(0, lambda: letd_dose(body, (NOMINAL,))[0], nominal)
+    letd_options = {**options, "amplitude": "letd_dose"}
+    whole = team.of(0, lambda: _nominal(patient, machine, spots, body, False, letd_options)[0], nominal)
     letd_doses = whole[place].repeat(len(own), 1)
     for k, row in zip(others, letd_dose(voxels, [scenarios[k] for k in others]) if others else (), strict=True):
         letd_doses[k - own[0]] = row
     return BodyDoses(body, nominal, voxels, doses, fraction, whole, letd_doses)
 
+
+def _nominal(
+    patient: Patient, machine: Machine, spots: Spots, voxels: torch.Tensor, discarded: bool, options: dict[str, Any]
+) -> tuple[torch.Tensor, float]:
+    """Nominal dose `(n,)` on the CPU and, where asked for, the discarded fraction; tables of `_CHUNK` voxels at a time."""
+    position, weight = spots.position.detach(), spots.weight.detach()
+    parts, moved, integral = [], 0.0, 0.0
+    for some in voxels.split(_CHUNK):
+        operator = next(scenario_operators(patient, machine, spots, some, (NOMINAL,), **options))
+        parts.append(operator.dose(position, weight).cpu())
+        if discarded:
+            here = operator.discarded(position, weight)
+            moved, integral = moved + here[0], integral + here[1]
+        del operator
+    fraction = (moved / integral if integral > 0 else 0.0) if discarded else torch.nan
+    return torch.cat(parts) if parts else torch.zeros(0, dtype=weight.dtype), fraction
+
+
+_CHUNK = 1 << 17
+"""Voxels tabulated at once: 50 MB a beam for fifty energy layers in float32."""
 
 _DEPTH = 200.0
 """Depth that a range error counts for, mm of water: that of the deepest targets in a head; in lung half of it, as water, is as far."""

@@ -110,6 +110,35 @@ class JoinedLinear:
         """`A^k[:, spots] change` for every scenario."""
         return torch.cat([part.columns(spots, change) for part in self.parts], dim=1)
 
+    def release(self) -> None:
+        """Give the memory of all back."""
+        for part in self.parts:
+            part.release()
+
+
+class SomeSpots:
+    """A linear map of the spots `index` `(n_kept,)` among `n_spots`, by that of all of them."""
+
+    def __init__(self, whole: LinearDose, index: torch.Tensor, n_spots: int) -> None:
+        self.whole, self._index, self._n_spots = whole, index, n_spots
+        self.n_bytes, self.n_nonzeros = whole.n_bytes, whole.n_nonzeros
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        """`D^k = A^k w` for every scenario."""
+        return self.whole.forward(weight.new_zeros(self._n_spots).index_copy_(0, self._index, weight))
+
+    def adjoint(self, residual: torch.Tensor) -> torch.Tensor:
+        """`sum_k A^k' r^k`."""
+        return self.whole.adjoint(residual)[self._index]
+
+    def columns(self, spots: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
+        """`A^k[:, spots] change` for every scenario."""
+        return self.whole.columns(self._index[spots], change)
+
+    def release(self) -> None:
+        """Give the whole map's memory back."""
+        self.whole.release()
+
 
 def joined(parts: Sequence[ScenarioDoses]) -> ScenarioDoses:
     """Doses of the same spots and scenarios at several sets of voxels as one, with the first one's way to the gradient."""

@@ -18,6 +18,10 @@ from torchimpt.dose.rows import BeamRows
 from torchimpt.geometry import Beam, Grid
 from torchimpt.machine import LayerTables
 
+NO_MATRIX = (
+    "this dose model has no influence matrix; take dose model 'pencil_beam', or compute matrix-free, [dose] engine = \"matrix_free\""
+)
+
 
 @dataclass(frozen=True)
 class Surroundings:
@@ -85,6 +89,10 @@ class Entries(Protocol):
 
     def rows(self, layer: torch.Tensor, position: torch.Tensor, cutoff: float, n_voxels: int) -> list[SpotRows]:
         """All entries, in the spots' order, a chunk of spots each."""
+        ...
+
+    def order(self) -> np.ndarray:
+        """All voxels that any spot may reach `(n,)`, int32, in an order in which those that one spot reaches come in runs."""
         ...
 
 

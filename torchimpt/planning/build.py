@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from torchimpt.case import Case
 from torchimpt.dose.body import BodyDoses, body_doses
+from torchimpt.dose.engines import AUTO, PAYS_AFTER, Choice, choose
 from torchimpt.dose.joined import JoinedLinear, joined
 from torchimpt.dose.scenarios import LinearDose, ScenarioDoses, scenario_doses
 from torchimpt.dose.shares import Place
@@ -25,12 +26,12 @@ from torchimpt.planning.devices import fastest, placement
 from torchimpt.planning.letd import quantity
 from torchimpt.planning.load import Compute, check_shifts, dose_options, load_machine, load_patient, resolve_beams
 from torchimpt.planning.look import case_points, targets_mask
-from torchimpt.planning.shared import SharedDoses
+from torchimpt.planning.shared import Made, SharedDoses
 from torchimpt.planning.way import tell_way
 from torchimpt.points import Points
 from torchimpt.processes import ALONE, Team
 from torchimpt.scenarios import NOMINAL, Scenario
-from torchimpt.schemes.sampling import Sampling
+from torchimpt.schemes.sampling import FIRST, Sampling
 from torchimpt.schemes.stages import PlanIteration
 from torchimpt.spots import Spots
 from torchimpt.spots.placement import place_spots, stagger
@@ -62,6 +63,8 @@ class PlanningProblem:
         Where the objective is sampled: what `points`, `doses`, `linear` and `objective` are taken from, as they were at the start.
     team
         Processes that the scenarios are shared out among: doses, here and in arguments, are those of this process's scenarios.
+    engines
+        What computes `linear`, one for each part of its points; those that a sample takes in later come later.
     """
 
     case: Case
@@ -76,6 +79,7 @@ class PlanningProblem:
     objective: PlanObjective
     sampling: Sampling | None = None
     team: Team = ALONE
+    engines: list[Choice] = field(default_factory=list)
 
     @property
     def now(self) -> PlanningProblem | Sampling:
@@ -168,31 +172,40 @@ def build(
         split = objective.split(patient, patient.grid.n_voxels if mixed else case.optimizer.sample_above)
     times["load"] = time.perf_counter() - begin
     begin = time.perf_counter()
-    engine = _engine(case)
+    sampled = split.limits if bool(split.needed.any()) else ()
+    stay = _iterations_at_start(case, bool(sampled))
     if len(compute.places) > 1 and team.size == 1:  # several processes have to agree on a device, which trials may not
         n_asked = sum(int(patient.rois[term.roi].mask.sum()) for term in case.terms())
         compute = replace(compute, device=fastest(compute.places, len(scenarios), n_asked, compute.dtype))
         spots = spots.to(compute.device)
     options = dose_options(case, compute.device, compute.dtype)
-    where = placement(compute.places or (Place(compute.device),), spots.position.detach(), engine == "matrix")
+    stored = case.dose.engine == "matrix" or (case.dose.engine == AUTO and stay >= PAYS_AFTER)
+    where = placement(compute.places or (Place(compute.device),), spots.position.detach(), stored)
+    engines: list[Choice] = []
+    used = 0
 
     def bind(bound: BoundObjective) -> RobustObjective:
         return RobustObjective(bound.among(team), case.mode(), case.quantity())
 
     def tabulate(points: Points, amplitude: str = "dose") -> tuple[ScenarioDoses, LinearDose]:
+        nonlocal used
         own: dict[str, Any] = {**options, "device": where, "gradient": case.dose.gradient, "amplitude": amplitude, "team": team}
 
-        def make() -> tuple[ScenarioDoses, LinearDose]:
+        def make() -> Made:
             doses = scenario_doses(patient, machine, spots, points, needed, **own)
-            return doses, doses.at(spots.position, engine)
+            engine = _engine(case, doses, spots, stay, used)
+            log.info("engine %s at %d points: %s", engine.engine, len(points), engine.why)
+            return doses, engine.linear(doses, spots.position), engine
 
-        what = (amplitude, case.dose.gradient, engine, *(scenario.name for scenario in needed))
-        return make() if shared is None else shared.get(what, spots, points, make)
+        what = (amplitude, case.dose.gradient, case.dose.engine, str(stay), *(scenario.name for scenario in needed))
+        doses, linear, engine = make() if shared is None else shared.get(what, spots, points, make)
+        engines.append(engine)
+        used += linear.n_bytes if engine.stored else 0
+        return doses, linear
 
-    with progress.stage("Influence matrices" if engine == "matrix" else "Dose tables"):
+    with progress.stage("Dose tables" if case.dose.engine == "matrix_free" else "Dose tables and matrices"):
         sampling: Sampling | None = None
         robust: PlanObjective
-        sampled = split.limits if bool(split.needed.any()) else ()
         asked = [term.roi for term in objective.terms if term not in sampled]
         points = case_points(case, patient, machine, spots, asked, len(needed), case.seed)
         if sampled:
@@ -211,7 +224,7 @@ def build(
                 sizes = [doses.n_voxels, letd_doses.n_voxels]
                 doses, linear = joined([doses, letd_doses]), JoinedLinear([linear, letd_linear], sizes)
     times["dose"] = time.perf_counter() - begin
-    return PlanningProblem(case, compute, patient, machine, scenarios, spots, points, doses, linear, robust, sampling, team)
+    return PlanningProblem(case, compute, patient, machine, scenarios, spots, points, doses, linear, robust, sampling, team, engines)
 
 
 def _look(
@@ -229,8 +242,18 @@ def _look(
     return look
 
 
-def _engine(case: Case) -> str:
-    """How the placed spots' doses are computed: not by matrices where too few iterations come before spots move for them to pay."""
-    joint = case.joint
-    soon = joint is not None and joint.motion().moves and (joint.scheme == "alternating" or joint.warm_iterations < 20)
-    return "matrix_free" if soon or case.dose.gradient == "autograd" else case.dose.engine
+def _iterations_at_start(case: Case, sampled: bool) -> int:
+    """For how many iterations at most the spots stay where they were placed."""
+    iterations, joint = case.optimizer.max_iterations, case.joint
+    if joint is None or not joint.motion().moves:
+        return iterations
+    stay = joint.weight_iterations if joint.scheme == "alternating" else joint.warm_iterations
+    return min(iterations, stay + (FIRST if sampled else 0))
+
+
+def _engine(case: Case, doses: ScenarioDoses, spots: Spots, iterations: int, used: int) -> Choice:
+    """How the placed spots' doses are computed, where `used` bytes of matrices are there already."""
+    config = case.dose
+    if config.engine != AUTO and config.gradient != "autograd":
+        return Choice(config.engine, 0 if config.engine == "matrix_free" else len(doses), "as the case asks")
+    return choose(doses, spots.position, iterations, None if config.memory_gb is None else int(config.memory_gb * 1e9), used)

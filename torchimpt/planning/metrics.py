@@ -125,7 +125,8 @@ def plan_metrics(
         metrics["objective"]["remaining_percent"] = 100.0 * solution.remaining
     metrics["spots"]["placed"] = problem.spots.n_spots
     metrics["device"] = ", ".join(dict.fromkeys(share.device.type for share in problem.doses.shares))
-    metrics["matrix"] |= shared["matrix"]
+    engine = " and ".join(dict.fromkeys(choice.engine for choice in problem.engines))
+    metrics["matrix"] |= {**shared["matrix"], "engine": engine, "why": problem.engines[0].why}
     if "processes" in shared:
         metrics["processes"] = shared["processes"]
     if problem.sampling is not None and optimized.whole is not None:

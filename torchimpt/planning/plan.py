@@ -102,6 +102,7 @@ def plan(
     problem = build(case, compute, progress, times, team, shared)
     optimized = _optimize(problem, progress, times, together(callback, watch and watch(problem)), state)
     of_all = shared_metrics(problem, optimized)
+    problem.now.linear.release()  # what comes now needs tables of the whole body, and no matrices
     started = time.perf_counter()
     spots = optimized.spots.spots(problem.spots).cpu()
     assessment = assess(
@@ -134,6 +135,7 @@ def help_plan(
     problem = build(case, compute, progress, {}, team)
     optimized = _optimize(problem, progress, {}, together(watch and watch(problem)), state)
     shared_metrics(problem, optimized)
+    problem.now.linear.release()
     spots = optimized.spots.spots(problem.spots).cpu()
     whole = case.output.scenarios_dose
     help_assess(case, problem.patient, problem.machine, spots, problem.scenarios, compute, whole=whole, team=team)

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable
 
 from torchimpt.case import Case
+from torchimpt.dose.engines import Choice
 from torchimpt.dose.scenarios import LinearDose, ScenarioDoses, StoredDose
 from torchimpt.patient import Patient
 from torchimpt.planning.load import load_patient
@@ -13,7 +14,8 @@ from torchimpt.points import Points
 from torchimpt.schemes.lockstep import Lockstep
 from torchimpt.spots import Spots
 
-Made = tuple[ScenarioDoses, LinearDose]
+Made = tuple[ScenarioDoses, LinearDose, Choice]
+"""Doses, their linear map, and what computes it."""
 
 
 def geometry(case: Case) -> str:
@@ -61,6 +63,6 @@ class SharedDoses:
             seen.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         key = seen.hexdigest()
         if key not in self._made:
-            doses, linear = make()
-            self._made[key] = doses, self._lockstep.of(linear) if isinstance(linear, StoredDose) else linear
+            doses, linear, engine = make()
+            self._made[key] = doses, self._lockstep.of(linear) if isinstance(linear, StoredDose) else linear, engine
         return self._made[key]

@@ -127,6 +127,8 @@ def facts(metrics: Mapping[str, Any], grid: Grid, versions: Mapping[str, str]) -
         told.append(("Solver", metrics["stop_reason"]))
     if "evaluations" in metrics:
         told.append(("Evaluations", f"{metrics['evaluations']:,} of objective and gradient"))
+    if "engine" in matrix:
+        told.append(("Engine", f"{matrix['engine']}: {matrix['why']}"))
     if matrix.get("nonzeros"):
         told.append(("Influence matrices", f"{matrix['nonzeros']:,} non-zeros, {bytes_text(matrix['bytes'])}"))
     if "discarded_fraction" in matrix:

@@ -149,3 +149,6 @@ class SharedDose:
     def columns(self, spots: Tensor, change: Tensor) -> Tensor:
         """`A^k[:, spots] change` for every scenario: of few spots, which are each job's own."""
         return self._linear.columns(spots, change)
+
+    def release(self) -> None:
+        """Other jobs have the matrices, too."""

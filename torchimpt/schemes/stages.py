@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from torchimpt.checks import InputError
+from torchimpt.dose.joined import SomeSpots
 from torchimpt.dose.scenarios import LinearDose, ScenarioDoses
 from torchimpt.objectives import PlanObjective, worst
 from torchimpt.optim import Composite, Iteration, Penalized, Solution, Status, minimize
@@ -306,10 +307,17 @@ class Stages:
         start = torch.clamp(packing.pack(spots), low, high)
         options: dict[str, Any] = {"start": start, "lower": low, "upper": high, "scale": packing.scale(room)}
         if vary == WEIGHTS:
-            stay = spots.n_spots == self.placed.n_spots and torch.equal(spots.position, self.placed.position)
-            linear = self.linear if self.linear is not None and stay else doses.at(spots.position)
-            return Composite(linear, self.objective), packing, options
+            return Composite(self._linear(doses, spots), self.objective), packing, options
         return SpotProblem(doses, self.objective, packing), packing, options
+
+    def _linear(self, doses: ScenarioDoses, spots: MovingSpots) -> LinearDose:
+        """The linear map of spots where they stand: that of the placed ones as long as these are among them."""
+        if self.linear is None or not torch.equal(spots.position, self.placed.position[spots.index]):
+            return doses.at(spots.position)
+        if spots.n_spots == self.placed.n_spots:
+            return self.linear
+        # the pair kernel costs in proportion to the spots, a matrix needs building first
+        return SomeSpots(self.linear, spots.index, self.placed.n_spots) if self.linear.n_nonzeros else doses.at(spots.position)
 
     def _rectangle(self, spots: MovingSpots) -> tuple[Tensor, Tensor]:
         """Corners `(n, 2)` of the rectangle around all placed spots of each spot's beam: the target with its margin in that beam's view."""

@@ -26,8 +26,9 @@ from torchimpt.case.values import (
 )
 from torchimpt.checks import InputError
 from torchimpt.dose.cutoff import DEFAULT_CUTOFF, LARGEST_CUTOFF, LEAST_CUTOFF
+from torchimpt.dose.engines import AUTO, NAMES
 from torchimpt.dose.models import DEFAULT_MODEL, MODELS
-from torchimpt.dose.scenarios import ENGINES, GRADIENTS
+from torchimpt.dose.scenarios import GRADIENTS
 from torchimpt.geometry import FARTHEST, Beam, RangeShifter
 from torchimpt.optim import METHODS
 from torchimpt.optim.augmented import FEASIBILITY
@@ -50,8 +51,12 @@ class DoseConfig(Section):
     """Voxel size of the grid that a finished plan is checked on, or "off"; omitted: half of the dose grid's."""
     cutoff_sigma: Annotated[Real, Field(ge=LEAST_CUTOFF, le=LARGEST_CUTOFF)] = DEFAULT_CUTOFF
     """Lateral cut-off of a spot, in sigmas."""
-    engine: Annotated[str, OneOf(ENGINES)] = "matrix"
-    """Stored influence matrices, or dose computed anew in each iteration."""
+    engine: Annotated[str, OneOf(NAMES)] = AUTO
+    """Stored influence matrices, in full precision (matrix) or in 16 bits (compressed, within 0.03 % of the dose), or dose computed anew
+    in each iteration (matrix_free). auto: what is faster and fits, compressed where it can be, and the run tells which."""
+    memory_gb: Annotated[Real, Field(gt=0)] | None = None
+    """What matrices may take with engine "auto"; scenarios beyond it are computed anew in each iteration. Omitted: 1.5 GB, or half of the
+    memory that is free where that is less."""
     gpu_memory_gb: Annotated[Real, Field(ge=0)] | None = None
     """GB of a GPU's memory that tables and matrices of scenarios may take with --device auto; those of the other scenarios stay on the CPU,
     which works at the same time. Omitted: 80 % of what is free."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from types import ModuleType
 
+import numpy as np
 import torch
 
 from torchimpt.checks import InputError, nearest
@@ -14,6 +15,7 @@ from torchimpt.dose.gpu import check_triton, runs_triton
 from torchimpt.dose.model import DeviceRows, SpotRows, Surroundings
 from torchimpt.dose.pencil_beam import entries, numba_cpu, torch_any, triton_gpu
 from torchimpt.dose.pencil_beam.dense import dense_dose
+from torchimpt.dose.pencil_beam.order import run_order
 from torchimpt.dose.pencil_beam.tables import PairTables, tabulate
 from torchimpt.dose.rows import BeamRows
 from torchimpt.machine import LayerTables
@@ -117,6 +119,10 @@ class PairEntries:
     def rows(self, layer: torch.Tensor, position: torch.Tensor, cutoff: float, n_voxels: int) -> list[SpotRows]:
         """All entries."""
         return entries.rows(self.tables, layer, position, cutoff, n_voxels)
+
+    def order(self) -> np.ndarray:
+        """The voxels in an order in which a spot's come in runs."""
+        return run_order(self.tables)
 
 
 @dataclass(frozen=True)
