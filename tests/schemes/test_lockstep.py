@@ -9,8 +9,8 @@ import torch
 
 from torchimpt.dose import csr
 from torchimpt.dose.influence import InfluenceMatrix
+from torchimpt.dose.linear import StoredDose
 from torchimpt.dose.model import SpotRows
-from torchimpt.dose.scenarios import StoredDose
 from torchimpt.schemes.lockstep import Lockstep, SharedDose
 
 

@@ -8,7 +8,8 @@ from tiny_case import tiny
 
 from torchimpt.checks import InputError
 from torchimpt.dose.cutoff import LARGEST_CUTOFF, LEAST_CUTOFF
-from torchimpt.dose.scenarios import ENGINES, AutogradDoses, StoredDose, scenario_doses
+from torchimpt.dose.linear import StoredDose
+from torchimpt.dose.scenarios import ENGINES, AutogradDoses, scenario_doses
 from torchimpt.objectives import Objective
 from torchimpt.optim import Composite
 from torchimpt.planning.build import build

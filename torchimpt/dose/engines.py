@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from torchimpt.dose.influence import compressed_matrices, entry_counts, influence_matrices, memory_needed
+from torchimpt.dose.linear import LinearDose, StoredDose
 from torchimpt.dose.operator import DoseOperator
 from torchimpt.dose.packed import ENTRY_BYTES, Transposed, each_column
-from torchimpt.dose.scenarios import ENGINES, AutogradDoses, LinearDose, ScenarioDoses, StoredDose
+from torchimpt.dose.scenarios import ENGINES, AutogradDoses, ScenarioDoses
 from torchimpt.dose.shares import shares
 from torchimpt.memory import available_memory
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
+from torchimpt.dose.linear import LinearDose
 from torchimpt.dose.model import Partials
 from torchimpt.dose.operator import DoseOperator
-from torchimpt.dose.scenarios import LinearDose, ScenarioDoses
+from torchimpt.dose.scenarios import ScenarioDoses
 from torchimpt.scenarios import Scenario
 
 

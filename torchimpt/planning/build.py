@@ -14,7 +14,8 @@ from torchimpt.case import Case
 from torchimpt.dose.body import BodyDoses, body_doses
 from torchimpt.dose.engines import AUTO, PAYS_AFTER, Choice, choose
 from torchimpt.dose.joined import JoinedLinear, joined
-from torchimpt.dose.scenarios import LinearDose, ScenarioDoses, scenario_doses
+from torchimpt.dose.linear import LinearDose
+from torchimpt.dose.scenarios import ScenarioDoses, scenario_doses
 from torchimpt.dose.shares import Place
 from torchimpt.evaluate.dvh import RoiDose
 from torchimpt.evaluate.tables import point_doses

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from torchimpt.case import Case
 from torchimpt.dose.engines import Choice
-from torchimpt.dose.scenarios import LinearDose, ScenarioDoses, StoredDose
+from torchimpt.dose.linear import LinearDose, StoredDose
+from torchimpt.dose.scenarios import ScenarioDoses
 from torchimpt.patient import Patient
 from torchimpt.planning.load import load_patient
 from torchimpt.points import Points

@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from torchimpt.dose.scenarios import StoredDose
+from torchimpt.dose.linear import StoredDose
 
 T = TypeVar("T")
 

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from torchimpt.dose.body import BodyDoses
 from torchimpt.dose.joined import JoinedLinear, joined
-from torchimpt.dose.scenarios import LinearDose, ScenarioDoses
+from torchimpt.dose.linear import LinearDose
+from torchimpt.dose.scenarios import ScenarioDoses
 from torchimpt.objectives import BoundObjective, Objective, RobustObjective, Split, Term
 from torchimpt.patient import Patient
 from torchimpt.points import Points, together, voxel_points

@@ -23,8 +23,9 @@ from torch import Tensor
 
 from torchimpt.checks import InputError, nearest
 from torchimpt.dose.cutoff import DEFAULT_CUTOFF
+from torchimpt.dose.linear import LinearDose
 from torchimpt.dose.looks import look_points
-from torchimpt.dose.scenarios import LinearDose, ScenarioDoses, scenario_doses
+from torchimpt.dose.scenarios import ScenarioDoses, scenario_doses
 from torchimpt.machine import Machine
 from torchimpt.objectives import Objective, PlanObjective, RobustObjective
 from torchimpt.optim import Solution, Status

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from torchimpt.checks import InputError
 from torchimpt.dose.joined import SomeSpots
-from torchimpt.dose.scenarios import LinearDose, ScenarioDoses
+from torchimpt.dose.linear import LinearDose
+from torchimpt.dose.scenarios import ScenarioDoses
 from torchimpt.objectives import PlanObjective, worst
 from torchimpt.optim import Composite, Iteration, Penalized, Solution, Status, minimize
 from torchimpt.optim.augmented import Multipliers

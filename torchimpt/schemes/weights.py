@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from torchimpt.checks import InputError
+from torchimpt.dose.linear import LinearDose
 from torchimpt.dose.operator import DoseOperator
-from torchimpt.dose.scenarios import LinearDose
 from torchimpt.objectives import PlanObjective
 
 CURVATURE_FLOOR = 0.1
