@@ -21,6 +21,7 @@ from torch import Tensor
 
 from torchimpt.checks import InputError
 from torchimpt.objectives.mode import RobustMode
+from torchimpt.objectives.selection import excused_ray, excused_value_and_grad
 from torchimpt.sums import mean, total
 
 
@@ -100,6 +101,16 @@ class Term:
         """
         raise NotImplementedError(f"{type(self).__name__} must define value_and_grad")
 
+    def along(self, dose: Tensor, rate: Tensor, volume: Tensor | None = None) -> Callable[[float], tuple[Tensor, Tensor]]:
+        """Value and slope `(n_scenarios,)` on the ray `dose + l rate`, `(n_scenarios, n_voxels)` each, as a function of `l >= 0`."""
+        start, gain = dose.double(), rate.double()
+
+        def restricted(length: float) -> tuple[Tensor, Tensor]:
+            value, grad = self.value_and_grad(torch.add(start, gain, alpha=length), *(() if volume is None else (volume.double(),)))
+            return value, total(grad * gain)
+
+        return restricted
+
     def __call__(self, dose: Tensor) -> Tensor:
         """The value `(...)` as a torch loss of the ROI's doses `(..., n_voxels)`."""
         return as_loss(self.value_and_grad, dose)
@@ -107,6 +118,10 @@ class Term:
 
 def _times(values: Tensor, volume: Tensor | None) -> Tensor:
     return values if volume is None else values * volume
+
+
+def _double(volume: Tensor | None) -> Tensor | None:
+    return None if volume is None else volume.double()
 
 
 def _count(dose: Tensor, volume: Tensor | None) -> float:
@@ -191,16 +206,29 @@ class _DoseVolume(Term):
         # 0.07 * 100 is 7.000000000000001 and 0.29 * 100 is 28.999999999999996: neither may gain or lose a voxel.
         return math.floor(self.excused_percent / 100 * n_voxels + 1e-9)
 
+    def _allowed(self, dose: Tensor, volume: Tensor | None) -> float:
+        """The volume that may be excused."""
+        return self.excused(dose.shape[-1]) if volume is None else self.excused_percent / 100 * float(total(volume)) + 1e-9
+
+    def along(self, dose: Tensor, rate: Tensor, volume: Tensor | None = None) -> Callable[[float], tuple[Tensor, Tensor]]:
+        if dose.device.type != "cpu":
+            return super().along(dose, rate, volume)
+        ray = excused_ray(dose, rate, self.side, self.dose, _double(volume), self._allowed(dose, volume))
+
+        def restricted(length: float) -> tuple[Tensor, Tensor]:
+            value, slope = ray(length)
+            return self.weight * value, self.weight * slope
+
+        return restricted
+
     def value_and_grad(self, dose: Tensor, volume: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if dose.device.type == "cpu":
+            value, grad = excused_value_and_grad(dose, self.side, self.dose, _double(volume), self._allowed(dose, volume))
+            return self.weight * value, grad.mul_(self.weight)
         excess = (self.side * (dose - self.dose)).clamp_min(0)
-        if volume is None:
-            excused = excess.topk(self.excused(dose.shape[-1]), dim=-1, sorted=False).indices
-            excess.scatter_(-1, excused, 0.0)
-        else:
-            ranked, order = excess.sort(dim=-1, descending=True)
-            spent = volume.double()[order].cumsum(-1)
-            allowed = self.excused_percent / 100 * float(total(volume)) + 1e-9
-            excess.scatter_(-1, order, ranked.masked_fill_(spent <= allowed, 0.0))
+        ranked, order = excess.sort(dim=-1, descending=True)
+        spent = torch.ones_like(ranked, dtype=torch.float64) if volume is None else volume.double()[order]
+        excess.scatter_(-1, order, ranked.masked_fill_(spent.cumsum(-1) <= self._allowed(dose, volume), 0.0))
         pull = _times(excess, volume)
         return self.weight * total(pull * excess), 2 * self.weight * self.side * pull
 
@@ -236,6 +264,15 @@ class MeanDose(Term):
 
     kind: ClassVar[str] = "mean_dose"
     side: ClassVar[float | None] = 1.0
+
+    def along(self, dose: Tensor, rate: Tensor, volume: Tensor | None = None) -> Callable[[float], tuple[Tensor, Tensor]]:
+        start, gain, weight = _mean(dose, volume), _mean(rate, volume), self.weight * _count(dose, volume)
+
+        def restricted(length: float) -> tuple[Tensor, Tensor]:
+            excess = (start + length * gain - self.dose).clamp_min(0)
+            return weight * excess.square(), 2 * weight * excess * gain
+
+        return restricted
 
     def value_and_grad(self, dose: Tensor, volume: Tensor | None = None) -> tuple[Tensor, Tensor]:
         excess = (_mean(dose, volume).unsqueeze(-1) - self.dose).clamp_min(0)
