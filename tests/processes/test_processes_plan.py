@@ -16,7 +16,16 @@ from crew import crew, free_port, torchimpt
 from tiny_case import Outcome, command, write_tiny
 
 SHORT = ["--set", "optimizer.max_iterations=12", "--set", "optimizer.log_every=2", "--set", "dose.check_mm=off", "--threads", "1"]
-SAMPLED = ["--set", 'objective.2.kind="max_dose"', "--set", "objective.2.dose_gy=40", "--set", "optimizer.sample_above=50"]
+SAMPLED = [
+    "--set",
+    "output.tensorboard=true",
+    "--set",
+    'objective.2.kind="max_dose"',
+    "--set",
+    "objective.2.dose_gy=40",
+    "--set",
+    "optimizer.sample_above=50",
+]
 MOVING = ["--set", "joint.scheme=joint", "--set", "joint.warm_iterations=3", "--set", "optimizer.max_iterations=6"]
 LETD_TERM = 'objective.2={roi="External", kind="max_dose", quantity="letd_dose", letd_dose_gy_kev_um=100.0}'
 LETD = ["--set", LETD_TERM, "--set", "robustness.mode=objectivewise", "--set", "optimizer.max_iterations=6"]
@@ -50,7 +59,7 @@ def in_both(folder: Path, size: int, *arguments: str) -> list[Outcome]:
 
 
 def test_weights_of_three_processes(tmp_path: Path) -> None:
-    found = in_both(tmp_path, 3, *SHORT, "--set", "output.tensorboard=true")
+    found = in_both(tmp_path, 3, *SHORT)
     assert found[0].status == 3 and "Report: many/report.html" in found[0].out  # out of iterations
     assert all(one == (0, "", "") for one in found[1:])
     told = json.loads((tmp_path / "many/metrics.json").read_text())["processes"]

@@ -65,27 +65,6 @@ def answers(team: Team) -> list[dict]:
     return found
 
 
-def of_modes() -> tuple[int, list[dict]]:
-    """In a process of several."""
-    with joined("cpu") as team:
-        team = team.share(K)
-        return len(team.own(range(K))), answers(team)
-
-
-@pytest.mark.parametrize("size", [pytest.param(2, marks=pytest.mark.slow), 3])
-def test_modes_have_the_bits_of_one_process(size: int) -> None:
-    alone, found = answers(ALONE), crew(size, of_modes)
-    counts = [count for count, _ in found]
-    assert sum(counts) == K and min(counts) >= 1 and counts[0] == min(counts)
-    first = 0
-    for count, told in found:
-        for mode, one, other in zip(MODES, alone, told, strict=True):
-            for name in ("value", "ray", "terms", "exact", "highest"):
-                assert other[name] == one[name], (mode, name)
-            assert (other["grad"] == one["grad"][first : first + count]).all(), mode
-        first += count
-
-
 class Alone(Composite):
     """A mode whose author has not thought of several processes."""
 
@@ -93,24 +72,40 @@ class Alone(Composite):
     shared = False
 
 
-def of_bad_input() -> list[str]:
+def wrongs(team: Team) -> list[str]:
     """Errors that every process finds by itself."""
+    told = []
+    for wrong in (lambda: team.share(1), lambda: problem(team.share(K), Alone()), lambda: team.agree({"case": team.rank})):
+        try:
+            wrong()
+        except InputError as error:
+            told.append(str(error))
+    return told
+
+
+def of_a_session() -> tuple[int, list[dict], list[str]]:
+    """In a process of several."""
     with joined("cpu") as team:
-        told = []
-        for wrong in (lambda: team.share(1), lambda: problem(team.share(K), Alone()), lambda: team.agree({"case": team.rank})):
-            try:
-                wrong()
-            except InputError as error:
-                told.append(str(error))
-        return told
+        shared = team.share(K)
+        return len(shared.own(range(K))), answers(shared), wrongs(team)
 
 
-def test_what_cannot_be_shared_out() -> None:
-    for told in crew(2, of_bad_input):
-        assert len(told) == 3
-        assert told[0].startswith("2 processes were started for 1 scenario: each needs one of its own; start 1 at most")
-        assert told[1] == "mode 'alone' is not made for several processes (`shared` of its class); start one"
-        assert told[2].startswith("process 1 has another case than process 0: 1 and 0; all have to start from the same")
+@pytest.mark.parametrize("size", [pytest.param(2, marks=pytest.mark.slow), 3])
+def test_modes_have_the_bits_of_one_process_and_errors_are_told(size: int) -> None:
+    alone, found = answers(ALONE), crew(size, of_a_session)
+    counts = [count for count, _, _ in found]
+    assert sum(counts) == K and min(counts) >= 1 and counts[0] == min(counts)
+    first = 0
+    for count, told, wrong in found:
+        for mode, one, other in zip(MODES, alone, told, strict=True):
+            for name in ("value", "ray", "terms", "exact", "highest"):
+                assert other[name] == one[name], (mode, name)
+            assert (other["grad"] == one["grad"][first : first + count]).all(), mode
+        first += count
+        assert len(wrong) == 3
+        assert wrong[0].startswith(f"{size} processes were started for 1 scenario: each needs one of its own; start 1 at most")
+        assert wrong[1] == "mode 'alone' is not made for several processes (`shared` of its class); start one"
+        assert wrong[2].startswith("process 1 has another case than process 0: 1 and 0; all have to start from the same")
 
 
 def of_an_end(who: int) -> str:
@@ -125,11 +120,11 @@ def of_an_end(who: int) -> str:
     return "nothing happened"
 
 
-def test_one_process_tells_why_all_end() -> None:
-    told = crew(3, of_an_end, 2)
-    assert told[0] == "True: process 2 of 3 ended: my disk is full"
-    assert told[1:] == ["False: process 2 of 3 ended: my disk is full", "of its own: my disk is full"]
-    assert crew(3, of_an_end, 0) == ["of its own: my disk is full", *["False: process 0 of 3 ended: my disk is full"] * 2]
+@pytest.mark.parametrize("who", [pytest.param(0, marks=pytest.mark.slow), 2])
+def test_one_process_tells_why_all_end(who: int) -> None:
+    told = crew(3, of_an_end, who)
+    assert told.pop(who) == "of its own: my disk is full"  # which the first one prints, and nobody hears from another
+    assert told == [f"{who == 2}: process {who} of 3 ended: my disk is full", f"False: process {who} of 3 ended: my disk is full"]
 
 
 def test_launchers_variables(monkeypatch: pytest.MonkeyPatch) -> None:
