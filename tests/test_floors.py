@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "torchimpt"
 
 FLOORS = (
-    {"checks", "constants", "sums", "version"},
+    {"checks", "constants", "loops", "sums", "version"},
     {"contours", "files", "geometry", "memory", "processes", "quantities", "scenarios"},
     {"columns"},
     {"scanner"},

@@ -1,7 +1,6 @@
-"""What the numba kernels of all dose models share: the thread count, exp, and which voxels a spot's reach can touch.
+"""What the numba kernels of all dose models share: exp, bits, and which voxels a spot's reach can touch; with `torchimpt.loops`.
 
-The intrinsics and inlines are compiled into the kernels that call them; none is called from Python but `use_torch_threads` and
-`row_turns`.
+The intrinsics and inlines are compiled into the kernels that call them; none is called from Python but `row_turns`.
 """
 
 from __future__ import annotations
@@ -10,18 +9,16 @@ import math
 
 import numba
 import numpy as np
-import torch
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
+from torchimpt.loops import FAST as FAST
+from torchimpt.loops import plus as plus
+from torchimpt.loops import use_torch_threads as use_torch_threads
+
 _LOG2E = 1.0 / math.log(2.0)
 _C = tuple(math.log(2.0) ** k / math.factorial(k) for k in range(13))
-FAST = {"nnan", "ninf", "nsz", "contract"}
-"""What fast math may change: not the order of operations. numba hands a process that compiles a kernel code that LLVM has optimized
-once, and saves code that it has optimized twice; with `reassoc` beside `contract` the two differ in the last bits, so a plan's dose
-would not come back from its file bit for bit. Sums that have to vectorize go through `plus`."""
-
 _TURNS = (0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15)
 """Numbers below 16 with their bits reversed: any contiguous share of them is spread evenly."""
 
@@ -40,10 +37,14 @@ def _power_of_two(typingctx, n, like):  # pragma: no cover
     return like(types.int32, like), codegen
 
 
-@numba.njit(fastmath={"reassoc"})
-def plus(a, b):  # pragma: no cover
-    """`a + b` of a sum whose order is free, so that LLVM can vectorize it."""
-    return a + b
+@intrinsic
+def trailing_zeros(typingctx, bits):  # pragma: no cover
+    """Place of the lowest bit that is set in a uint64 that is not zero, by the processor's own instruction."""
+
+    def codegen(context, builder, signature, args):
+        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.uint64(types.uint64), codegen
 
 
 def exp_minus(t):
@@ -118,13 +119,3 @@ def row_range(first, height, n_rows, ratio_min, y, reach):  # pragma: no cover
 def row_turns(n_rows: int) -> np.ndarray:
     """All rows, in an order of which threads take contiguous shares; in their own order threads idle where a target fills few rows."""
     return np.concatenate([np.arange(first, n_rows, len(_TURNS)) for first in _TURNS])
-
-
-def use_torch_threads() -> int:
-    """Give numba torch's thread count (as far as numba has threads) and return it."""
-    asked = torch.get_num_threads()
-    threads = max(1, min(asked, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
-    numba.set_num_threads(threads)
-    if torch.get_num_threads() != asked:  # where both run on one OpenMP, numba's first call gives torch every core
-        torch.set_num_threads(asked)
-    return threads

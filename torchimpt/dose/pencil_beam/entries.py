@@ -1,8 +1,9 @@
 """Matrix entries of one beam on the CPU in numba: which pairs the cut-off keeps, and their values.
 
-The runs of `torchimpt.dose.rows` name the candidates, so most pairs of the dense matrix are never looked at. A spot's values are
-scattered into a scratch dose vector and swept up in voxel order, which gives its row of `A^T` with ascending columns. Every entry has
-one writer, so the result does not depend on the number of threads.
+The runs of `torchimpt.dose.rows` name the candidates, so most pairs of the dense matrix are never looked at, and those behind a layer's
+range are left out for all of its spots at once (`torchimpt.dose.pencil_beam.compact`). A spot's values are scattered into a scratch dose
+vector, a bit marks each of them, and the bits, 64 at a time, give its row of `A^T` with ascending columns. Every entry has one writer, so
+the result does not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -13,15 +14,16 @@ import torch
 
 from torchimpt.dose.csr import copy_rows
 from torchimpt.dose.cutoff import cut
-from torchimpt.dose.inlines import FAST, exp_minus, row_range, run, use_torch_threads
+from torchimpt.dose.inlines import FAST, exp_minus, row_range, run, trailing_zeros, use_torch_threads
 from torchimpt.dose.model import SpotRows
+from torchimpt.dose.pencil_beam.compact import BLOCK, compact, longest_row, whole_blocks
 from torchimpt.dose.pencil_beam.tables import PairTables
 from torchimpt.dose.rows import CELL_WIDTH, ROW_HEIGHT
 
-_CHUNK = 1 << 24
-"""Candidate pairs taken at once: bounds the scratch to 128 MB in float32."""
+_CHUNK = 1 << 23
+"""Candidate pairs taken at once: bounds the scratch, which all chunks share, to 64 MB in float32."""
 
-_PARTS = 64
+_PARTS = 32
 """Shares of a chunk's spots that the threads take in turn."""
 
 
@@ -40,14 +42,6 @@ def _count_candidates(counts, cells, left, width, first, height, ratio_min, reac
         counts[s] = total
 
 
-@numba.njit(inline="always")
-def _longest_row(cells):  # pragma: no cover
-    longest = 0
-    for row in range(cells.shape[0]):
-        longest = max(longest, cells[row, cells.shape[1] - 1] - cells[row, 0])
-    return longest
-
-
 @numba.njit(fastmath=FAST, inline="always")
 def _mark_run(kept, p, q, ratio, amplitude, falloff, x, y, t_max):  # pragma: no cover
     for i in range(kept.shape[0]):
@@ -61,7 +55,7 @@ def _count(
 ):  # pragma: no cover
     """Pairs of each spot that any component keeps: where one has no dose (a halo begins behind the surface) the others may."""
     n_rows = cells.shape[0]
-    longest = _longest_row(cells)
+    longest = longest_row(cells)
     for s in numba.prange(x.shape[0]):
         far = reach[layer[s]]
         total = 0
@@ -92,46 +86,79 @@ def _evaluate_run(out, p, q, ratio, amplitude, falloff, x, y, cut, zero):  # pra
         out[i] += amplitude[i] * (e if t < cut.t_max else zero)
 
 
+@numba.njit(inline="always")
+def _compact(packed, at, before, p, q, ratio, amplitude, falloff, mine, zero):  # pragma: no cover
+    """The beam's voxels that layer `mine` gives dose to, of any component: `packed` `(n_components, 5, n + BLOCK)`, else as `compact`."""
+    widest = amplitude[0, mine].copy()
+    for k in range(1, amplitude.shape[0]):
+        widest += amplitude[k, mine]
+    n = 0
+    for k in range(amplitude.shape[0]):
+        r = ratio[min(k, ratio.shape[0] - 1), min(mine, ratio.shape[1] - 1)]
+        n, _ = compact(packed[k], at, before, p, q, r, widest, falloff[k, mine], zero)
+        for j in range(n):
+            packed[k, 3, j] = amplitude[k, mine, at[j]]
+    return n
+
+
 @numba.njit(parallel=True, fastmath=FAST, cache=True)
 def _rows_of_transpose(
     counts, columns, values, room, n_voxels, order, p, q, ratio, cells, left, width, first, height, ratio_min, amplitude, falloff, reach,
     layer, x, y, cut, zero, n_parts,
 ):  # fmt: skip  # pragma: no cover
-    """Row `s` of `A^T` from `room[s]` on, ascending columns; how many it has goes to `counts[s]`. `room` has one slot to spare a spot."""
-    n_rows = cells.shape[0]
-    n_spots = x.shape[0]
-    longest = _longest_row(cells)
+    """Row `s` of `A^T` from `room[s]` on, ascending columns; how many it has goes to `counts[s]`."""
+    n_rows, n_spots, n, longest = cells.shape[0], x.shape[0], p.shape[0], longest_row(cells)
     for part in numba.prange(n_parts):
-        dense, buffer = np.zeros(n_voxels, values.dtype), np.zeros(longest, values.dtype)
+        packed = np.empty((amplitude.shape[0], 5, n + BLOCK), values.dtype)
+        at, before, voxels = np.empty(n + 1, np.uint32), np.empty(n + 1, np.uint32), np.empty(n, np.uint32)
+        dense, buffer, found = (
+            np.empty(n_voxels, values.dtype),
+            np.empty(longest + BLOCK, values.dtype),
+            np.zeros(n_voxels // 64 + 1, np.uint64),
+        )
+        mine = -1
         for s in range(part * n_spots // n_parts, (part + 1) * n_spots // n_parts):
             far = reach[layer[s]]
             counts[s] = 0
             if far == 0.0:
                 continue
-            low, high = n_voxels, 0
+            if layer[s] != mine:
+                mine = layer[s]
+                for j in range(_compact(packed, at, before, p, q, ratio, amplitude, falloff, mine, zero)):
+                    voxels[j] = order[at[j]]
+            low, high = found.shape[0], -1
             from_row, to_row = row_range(first, height, n_rows, ratio_min, y[s], far)
             for row in range(from_row, to_row):
                 lo, hi = run(cells, left, width, first, height, ratio_min, row, x[s], y[s], far)
-                if hi == lo:
+                if hi <= lo:
                     continue
-                out = buffer[: hi - lo]
+                lo, hi = before[lo], before[hi]
+                if hi <= lo:
+                    continue
+                end = whole_blocks(lo, hi, BLOCK)
+                out = buffer[: end - lo]
                 out[:] = zero
                 for k in range(amplitude.shape[0]):
-                    a, c = amplitude[k, layer[s], lo:hi], falloff[k, layer[s], lo:hi]
-                    r = ratio[min(k, ratio.shape[0] - 1), min(layer[s], ratio.shape[1] - 1), lo:hi]
-                    _evaluate_run(out, p[lo:hi], q[lo:hi], r, a, c, x[s], y[s], cut, zero)
+                    own = packed[k]
+                    _evaluate_run(
+                        out, own[0, lo:end], own[1, lo:end], own[2, lo:end], own[3, lo:end], own[4, lo:end], x[s], y[s], cut, zero
+                    )
                 for i in range(hi - lo):
-                    voxel = order[lo + i]
+                    voxel = voxels[lo + i]
+                    word = voxel >> 6
                     dense[voxel] = out[i]
-                    low, high = min(low, voxel), max(high, voxel)
-            at = room[s]
-            for voxel in range(low, high + 1):
-                # written first, counted after: no branch to mispredict; the slot to spare takes what comes after the last
-                columns[at] = voxel
-                values[at] = dense[voxel] * cut.gain
-                at += dense[voxel] > zero
-                dense[voxel] = zero
-            counts[s] = at - room[s]
+                    found[word] |= np.uint64(out[i] > zero) << np.uint64(voxel & 63)
+                    low, high = min(low, word), max(high, word)
+            at_entry = room[s]
+            for word in range(low, high + 1):
+                bits = found[word]
+                found[word] = 0
+                while bits:
+                    voxel = (word << 6) + np.int64(trailing_zeros(bits))
+                    columns[at_entry], values[at_entry] = voxel, dense[voxel] * cut.gain
+                    at_entry += 1
+                    bits &= bits - np.uint64(1)
+            counts[s] = at_entry - room[s]
 
 
 def _arguments(tables: PairTables, layer: torch.Tensor, position: torch.Tensor, cutoff: float) -> tuple[dict, dict]:
@@ -178,21 +205,21 @@ def rows(tables: PairTables, layer: torch.Tensor, position: torch.Tensor, cutoff
     n_spots = len(where["x"])
     most = np.zeros(n_spots, np.int64)
     _count_candidates(most, **where)
-    total = np.cumsum(most + 1)
+    total = np.concatenate(([0], np.cumsum(most)))
+    zero = what["amplitude"].dtype.type(0)
+    size = max(min(int(total[-1]), _CHUNK), int(most.max(initial=0)))
+    wide_columns, wide_values = np.empty(size, np.int32), np.empty(size, zero.dtype)
     chunks = []
     begin = 0
     while begin < n_spots:
-        before = total[begin - 1] if begin else 0
-        end = max(begin + 1, int(np.searchsorted(total, before + _CHUNK)))
-        room = np.concatenate(([0], total[begin:end] - before))
+        end = max(begin + 1, int(np.searchsorted(total, total[begin] + _CHUNK, side="right")) - 1)
+        room = total[begin : end + 1] - total[begin]
         counts = np.zeros(end - begin, np.int64)
-        wide_columns, wide_values = np.empty(room[-1], np.int32), np.empty(room[-1], what["amplitude"].dtype)
         some = {**where, **{name: where[name][begin:end] for name in ("layer", "x", "y")}}
-        zero = what["amplitude"].dtype.type(0)
         _rows_of_transpose(
             counts, wide_columns, wide_values, room, n_voxels, tables.order.cpu().numpy(), **some, **what, zero=zero, n_parts=_PARTS
         )
-        columns, values = np.empty(counts.sum(), np.int32), np.empty(counts.sum(), wide_values.dtype)
+        columns, values = np.empty(counts.sum(), np.int32), np.empty(counts.sum(), zero.dtype)
         copy_rows(np.cumsum(counts) - counts, columns, values, room, counts, wide_columns, wide_values)
         chunks.append(SpotRows(counts, columns, values))
         begin = end

@@ -1,7 +1,7 @@
-"""The pair kernel on the CPU: numba, SIMD over contiguous runs, threads over rows (dose) or spots (gradient).
+"""The pair kernel on the CPU: numba, SIMD over contiguous runs of compacted rows, threads over rows (dose) or spots (gradient).
 
 Same formula as `torchimpt.dose.pencil_beam.kernel`, equal to it in the tests. Results do not depend on the number of threads: a row,
-or a spot, is one thread's own.
+or a share of a layer's spots, is one thread's own.
 """
 
 from __future__ import annotations
@@ -11,19 +11,23 @@ import numpy as np
 import torch
 
 from torchimpt.dose.cutoff import cut
-from torchimpt.dose.inlines import FAST, exp_minus, plus, row_range, row_turns, run, use_torch_threads
+from torchimpt.dose.inlines import FAST, exp_minus, plus, row_turns, run, use_torch_threads
+from torchimpt.dose.pencil_beam.compact import BLOCK, compact, longest_row, row_reach, whole_blocks
 from torchimpt.dose.pencil_beam.tables import PairTables
 from torchimpt.dose.rows import CELL_WIDTH, ROW_HEIGHT
 
+_SHARE = 256
+"""Most spots of a layer that a thread takes at once for their gradient: they share the layer's compacted rows."""
+
 
 @numba.njit(fastmath=FAST, inline="always")
-def _add_run(dose, p, q, ratio, amplitude, falloff, x, y, w, cut, zero):  # pragma: no cover
-    for i in range(dose.shape[0]):
+def _add_run(sums, p, q, ratio, falloff, x, y, w, cut, zero):  # pragma: no cover
+    for i in range(sums.shape[0]):
         dx = p[i] - x
         dy = q[i] - y
         t = falloff[i] * (dx * dx + ratio[i] * dy * dy)
         e = exp_minus(t) - cut.edge  # not inside the condition, where LLVM may leave the loop scalar
-        dose[i] += w * amplitude[i] * (e if t < cut.t_max else zero)
+        sums[i] += w * (e if t < cut.t_max else zero)
 
 
 @numba.njit(parallel=True, fastmath=FAST, cache=True)
@@ -34,75 +38,137 @@ def _forward(
         row = turn[k]
         begin, end = cells[row, 0], cells[row, cells.shape[1] - 1]
         own = np.zeros(end - begin, dose.dtype)  # rows that are neighbours share a cache line of `dose`
+        packed, sums = np.empty((5, end - begin + BLOCK), dose.dtype), np.empty(end - begin + BLOCK, dose.dtype)
+        at, before = np.empty(end - begin + 1, np.uint32), np.empty(end - begin + 1, np.uint32)
         for layer in range(amplitude.shape[0]):
-            a, c, far = amplitude[layer], falloff[layer], reach[layer]
+            far, n = reach[layer], -1
             if far == 0.0:
                 continue
-            r = ratio[min(layer, ratio.shape[0] - 1)]
             for s in range(layer_start[layer], layer_start[layer + 1]):
                 if w[s] == zero:
                     continue
                 lo, hi = run(cells, left, width, first, height, ratio_min, row, x[s], y[s], far)
+                if hi <= lo:
+                    continue
+                if n < 0:  # the first spot of the layer that reaches the row
+                    r, a, f = ratio[min(layer, ratio.shape[0] - 1)], amplitude[layer], falloff[layer]
+                    n, least = compact(packed, at, before, p[begin:end], q[begin:end], r[begin:end], a[begin:end], f[begin:end], zero)
+                    if n == 0:
+                        break
+                    sums[: n + BLOCK] = zero
+                    far = row_reach(far, cut.t_max, least)
+                    lo, hi = run(cells, left, width, first, height, ratio_min, row, x[s], y[s], far)
+                    if hi <= lo:
+                        continue
+                lo, hi = before[lo - begin], before[hi - begin]
                 if hi > lo:
-                    out = own[lo - begin : hi - begin]
-                    _add_run(out, p[lo:hi], q[lo:hi], r[lo:hi], a[lo:hi], c[lo:hi], x[s], y[s], w[s] * cut.gain, cut, zero)
+                    hi = whole_blocks(lo, hi, BLOCK)
+                    _add_run(
+                        sums[lo:hi],
+                        packed[0, lo:hi],
+                        packed[1, lo:hi],
+                        packed[2, lo:hi],
+                        packed[4, lo:hi],
+                        x[s],
+                        y[s],
+                        w[s] * cut.gain,
+                        cut,
+                        zero,
+                    )
+            for j in range(n):
+                own[at[j]] += packed[3, j] * sums[j]
         dose[begin:end] += own
 
 
 @numba.njit(fastmath=FAST, inline="always")
-def _sum_run(residual, p, q, ratio, amplitude, falloff, x, y, cut, zero):  # pragma: no cover
-    g_w, g_x, g_y, inside = zero, zero, zero, zero
-    for i in range(residual.shape[0]):
+def _sum_run(p, q, ratio, pull, falloff, x, y, cut, zero):  # pragma: no cover
+    g_w, g_x, g_y = zero, zero, zero
+    for i in range(p.shape[0]):
         dx = p[i] - x
         dy = q[i] - y
         ry = ratio[i] * dy
         t = falloff[i] * (dx * dx + ry * dy)
-        r = residual[i] * amplitude[i]
-        e = r * exp_minus(t) if t < cut.t_max else zero
-        g_w = plus(g_w, e)
-        inside = plus(inside, r if t < cut.t_max else zero)
-        e *= falloff[i]
+        e = exp_minus(min(t, cut.t_max))
+        r = pull[i] if t < cut.t_max else zero
+        g_w = plus(g_w, r * (e - cut.edge))
+        e *= r * falloff[i]
         g_x = plus(g_x, e * dx)
         g_y = plus(g_y, e * ry)
-    return g_w - cut.edge * inside, g_x, g_y
+    return g_w, g_x, g_y
 
 
 @numba.njit(fastmath=FAST, inline="always")
-def _sum_run_weight(residual, p, q, ratio, amplitude, falloff, x, y, cut, zero):  # pragma: no cover
+def _sum_run_weight(p, q, ratio, pull, falloff, x, y, cut, zero):  # pragma: no cover
     g_w = zero
-    for i in range(residual.shape[0]):
+    for i in range(p.shape[0]):
         dx = p[i] - x
         dy = q[i] - y
         t = falloff[i] * (dx * dx + ratio[i] * dy * dy)
-        g_w = plus(g_w, residual[i] * amplitude[i] * (exp_minus(t) - cut.edge) if t < cut.t_max else zero)
+        g_w = plus(g_w, pull[i] * (exp_minus(t) - cut.edge) if t < cut.t_max else zero)
     return g_w
 
 
 @numba.njit(parallel=True, fastmath=FAST, cache=True)
 def _backward(
     gradient, residual, p, q, ratio, cells, left, width, first, height, ratio_min, amplitude, falloff, reach, layer, x, y, w, cut, zero,
-    move,
+    move, share, turn,
 ):  # fmt: skip  # pragma: no cover
     n_rows = cells.shape[0]
-    for s in numba.prange(x.shape[0]):
-        a, c, far = amplitude[layer[s]], falloff[layer[s]], reach[layer[s]]
-        if far == 0.0:
+    longest = longest_row(cells)
+    for k in numba.prange(turn.shape[0]):
+        from_spot, to_spot = share[turn[k]], share[turn[k] + 1]
+        mine = layer[from_spot]
+        if reach[mine] == 0.0:
             continue
-        r = ratio[min(layer[s], ratio.shape[0] - 1)]
-        from_row, to_row = row_range(first, height, n_rows, ratio_min, y[s], far)
-        g_w, g_x, g_y = 0.0, 0.0, 0.0
-        for row in range(from_row, to_row):
-            lo, hi = run(cells, left, width, first, height, ratio_min, row, x[s], y[s], far)
-            if hi > lo and move:
-                b_w, b_x, b_y = _sum_run(residual[lo:hi], p[lo:hi], q[lo:hi], r[lo:hi], a[lo:hi], c[lo:hi], x[s], y[s], cut, zero)
-                g_w += b_w
-                g_x += b_x
-                g_y += b_y
-            elif hi > lo:
-                g_w += _sum_run_weight(residual[lo:hi], p[lo:hi], q[lo:hi], r[lo:hi], a[lo:hi], c[lo:hi], x[s], y[s], cut, zero)
-        gradient[0, s] += cut.gain * g_w
-        gradient[1, s] += 2.0 * w[s] * cut.gain * g_x
-        gradient[2, s] += 2.0 * w[s] * cut.gain * g_y
+        r, a, c = ratio[min(mine, ratio.shape[0] - 1)], amplitude[mine], falloff[mine]
+        packed, pull = np.empty((5, longest + BLOCK), p.dtype), np.empty(longest, p.dtype)
+        at, before = np.empty(longest + 1, np.uint32), np.empty(longest + 1, np.uint32)
+        sums = np.zeros((3, to_spot - from_spot))
+        for row in range(n_rows):
+            begin, end, far, n = cells[row, 0], cells[row, cells.shape[1] - 1], reach[mine], -1
+            for s in range(from_spot, to_spot):
+                lo, hi = run(cells, left, width, first, height, ratio_min, row, x[s], y[s], far)
+                if hi <= lo:
+                    continue
+                if n < 0:  # the first spot that reaches the row
+                    for i in range(begin, end):
+                        pull[i - begin] = a[i] * residual[i]
+                    n, least = compact(
+                        packed, at, before, p[begin:end], q[begin:end], r[begin:end], pull[: end - begin], c[begin:end], zero
+                    )
+                    if n == 0:
+                        break
+                    far = row_reach(far, cut.t_max, least)
+                    lo, hi = run(cells, left, width, first, height, ratio_min, row, x[s], y[s], far)
+                    if hi <= lo:
+                        continue
+                lo, hi = before[lo - begin], before[hi - begin]
+                if hi <= lo:
+                    continue
+                hi, own = whole_blocks(lo, hi, BLOCK), s - from_spot
+                if move:
+                    b_w, b_x, b_y = _sum_run(
+                        packed[0, lo:hi], packed[1, lo:hi], packed[2, lo:hi], packed[3, lo:hi], packed[4, lo:hi], x[s], y[s], cut, zero
+                    )
+                    sums[0, own] += b_w
+                    sums[1, own] += b_x
+                    sums[2, own] += b_y
+                else:
+                    sums[0, own] += _sum_run_weight(
+                        packed[0, lo:hi], packed[1, lo:hi], packed[2, lo:hi], packed[3, lo:hi], packed[4, lo:hi], x[s], y[s], cut, zero
+                    )
+        for s in range(from_spot, to_spot):
+            gradient[0, s] += cut.gain * sums[0, s - from_spot]
+            gradient[1, s] += 2.0 * w[s] * cut.gain * sums[1, s - from_spot]
+            gradient[2, s] += 2.0 * w[s] * cut.gain * sums[2, s - from_spot]
+
+
+def _shares(layer: torch.Tensor) -> np.ndarray:
+    """First spots of the shares `(n_shares + 1,)`: each of one layer, and of `_SHARE` spots at most."""
+    _, count = torch.unique_consecutive(layer, return_counts=True)
+    start = count.cumsum(0) - count
+    first = [torch.arange(int(i), int(i + n), _SHARE) for i, n in zip(start, count, strict=True)]
+    return torch.cat([*first, torch.tensor([len(layer)])]).numpy()
 
 
 def _arguments(tables: PairTables, component: int, cutoff: float) -> tuple:
@@ -144,9 +210,9 @@ def add_gradient(
     use_torch_threads()
     kind = weight.numpy().dtype.type
     x, y = (position[:, i].contiguous().numpy() for i in (0, 1))
-    mine = residual[tables.order].numpy()
+    mine, share = residual[tables.order].numpy(), _shares(layer)
     for k in range(tables.amplitude.shape[0]):
         _backward(
             gradient.numpy(), mine, *_arguments(tables, k, cutoff), layer.numpy(), x, y, weight.contiguous().numpy(),
-            cut(cutoff, kind), kind(0), move,
+            cut(cutoff, kind), kind(0), move, share, row_turns(len(share) - 1),
         )  # fmt: skip
