@@ -10,6 +10,9 @@ FAST = {"nnan", "ninf", "nsz", "contract"}
 once, and saves code that it has optimized twice; with `reassoc` beside `contract` the two differ in the last bits, so a plan's dose
 would not come back from its file bit for bit. Sums that have to vectorize go through `plus`."""
 
+HONEST = FAST - {"nnan", "ninf"}
+"""The same for loops over numbers that may not be finite, whose result has to tell."""
+
 
 @numba.njit(fastmath={"reassoc"})
 def plus(a, b):  # pragma: no cover

@@ -94,7 +94,7 @@ def test_line_minimum_of_squared_hinges(pieces, first) -> None:
     breaks = breaks[breaks >= 0]
     breaks = np.append(breaks, breaks[-1] + 1e6)
     slopes = np.array([line(t)[1] for t in breaks])
-    found = line_minimum(line, slope0, first)
+    found = line_minimum(line, slope0, first, precision=1e-6)
     assert abs(line(found)[1]) <= 1e-6 * abs(slope0)
     after = int(np.argmax(slopes >= 0)) if (slopes >= 0).any() else len(breaks) - 1
     best = min(line(t)[0] for t in np.linspace(breaks[max(after - 1, 0)], breaks[after], 200))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from torchimpt.checks import InputError
+from torchimpt.objectives import hinges
 from torchimpt.objectives.terms import MaxDose, MinDose, Term, as_loss
 from torchimpt.processes import ALONE, Team
 from torchimpt.sums import total
@@ -77,8 +78,11 @@ class Ray:
 
     def __call__(self, length: float) -> tuple[Tensor, Tensor]:
         """`(f(l), df/dl)`, each `(n_scenarios,)`: the hinges `sum max(0, s + l r)^2` and the terms that are none."""
-        excess = torch.add(self._start, self._rate, alpha=length).clamp_(min=0)
-        value, slope = total(excess.square()), total(excess.mul_(self._rate)).mul_(2.0)
+        if self._start.device.type == "cpu":
+            value, slope = hinges.on_ray(self._start, self._rate, length)
+        else:
+            excess = torch.add(self._start, self._rate, alpha=length).clamp_(min=0)
+            value, slope = total(excess.square()), total(excess.mul_(self._rate)).mul_(2.0)
         for other in self._others:
             more, steeper = other(length)
             value, slope = value + more, slope + steeper
@@ -101,9 +105,11 @@ class _Other:
     def along(self, dose: Tensor, rate: Tensor) -> Callable[[float], tuple[Tensor, Tensor]]:
         """Value and slope on a ray of its own doses, times the factor."""
 
+        ray = self.term.along(dose, rate, *self.volume)
+
         def restricted(length: float) -> tuple[Tensor, Tensor]:
-            value, grad = self.value_and_grad(torch.add(dose, rate, alpha=length))
-            return self.factor * value, self.factor * total(grad * rate)
+            value, slope = ray(length)
+            return self.factor * value, self.factor * slope
 
         return restricted
 
@@ -142,6 +148,19 @@ class _Packed:
             for b in terms
             if not b.term.signs and b.term.weight > 0
         ]
+
+    def hinges(self, local: Tensor) -> tuple[Tensor, Tensor]:
+        """Values and gradients of all hinges at the doses `(..., m)`."""
+        if local.device.type == "cpu":
+            value, grad = hinges.value_and_grad(torch.atleast_2d(local).contiguous(), self.level, self.sign, self.gain)
+            return value.view(local.shape[:-1]), grad.view(local.shape)
+        value, grad = local.new_zeros(local.shape[:-1], dtype=torch.float64), torch.zeros_like(local)
+        for level, sign, gain in zip(self.level, self.sign, self.gain, strict=True):
+            excess = torch.sub(local, level).mul_(sign).clamp_(min=0)
+            pull = excess * gain
+            value += total(pull.mul(excess))
+            grad.addcmul_(pull, sign, value=2.0)
+        return value, grad
 
     def gather(self, dose: Tensor) -> Tensor:
         return dose if self.voxels is None else dose.index_select(-1, self.voxels)
@@ -221,12 +240,7 @@ class BoundObjective:
         """Objective of each scenario (float64), and the gradient with respect to the dose, in its shape and dtype."""
         pack = self._pack(dose)
         local = pack.gather(dose)
-        value, grad = local.new_zeros(local.shape[:-1], dtype=torch.float64), torch.zeros_like(local)
-        for level, sign, gain in zip(pack.level, pack.sign, pack.gain, strict=True):
-            excess = torch.sub(local, level).mul_(sign).clamp_(min=0)
-            pull = excess * gain
-            value += total(pull.mul(excess))
-            grad.addcmul_(pull, sign, value=2.0)
+        value, grad = pack.hinges(local)
         for other in pack.others:
             more, slope = other.value_and_grad(local.index_select(-1, other.index))
             value += other.factor * more
@@ -267,7 +281,10 @@ class BoundObjective:
             dose vectors again.
         """
         pack = self._pack(dose)
-        here, gain = (torch.atleast_2d(pack.gather(t)).double() for t in (dose, rate))
-        start = here.index_select(-1, pack.hinged).sub_(pack.hinge_level).mul_(pack.hinge_root)
-        change = gain.index_select(-1, pack.hinged).mul_(pack.hinge_root)
-        return Ray(start, change, [other.along(here[:, other.index], gain[:, other.index]) for other in pack.others])
+        here, gain = (torch.atleast_2d(pack.gather(t)) for t in (dose, rate))
+        if here.device.type == "cpu":
+            start, change = hinges.along(here, gain, pack.hinged, pack.hinge_level, pack.hinge_root)
+        else:
+            start = here.index_select(-1, pack.hinged).double().sub_(pack.hinge_level).mul_(pack.hinge_root)
+            change = gain.index_select(-1, pack.hinged).double().mul_(pack.hinge_root)
+        return Ray(start, change, [o.along(here.index_select(-1, o.index), gain.index_select(-1, o.index)) for o in pack.others])
