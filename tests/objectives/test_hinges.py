@@ -46,7 +46,7 @@ def test_no_hinges_are_nothing():
 @pytest.mark.parametrize("term", [MaxDose("A", 3.0), MaxDVH("A", 3.0, volume_percent=30), MinDVH("A", 3.0, volume_percent=70)])
 @pytest.mark.parametrize("wrong", [math.nan, math.inf])
 def test_a_dose_that_is_no_number_gives_no_number(term, wrong):
-    dose = torch.tensor([[1.0, 5.0, wrong, 2.0, 7.0, 4.0]])
+    dose = torch.tensor([[1.0, 5.0, wrong * (term.side or 1.0), 2.0, 7.0, 4.0]])
     bound = BoundObjective([BoundTerm(term, torch.arange(6), 1.0)], 6)
     assert not torch.isfinite(bound.value_and_grad(dose)[0]).any()
     assert not math.isfinite(float(bound.along(dose, term.dose - dose)(0.5)[0]))

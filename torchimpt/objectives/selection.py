@@ -54,13 +54,16 @@ def _value_and_grad(dose, side, level, volume, allowed, grad):  # pragma: no cov
     """Sums of `v e^2` of each scenario over what is not excused, and into `grad`, which is zero, `2 side v e`."""
     value, last, n_voxels = np.zeros(dose.shape[0]), volume.shape[0] - 1, dose.shape[1]
     for k in numba.prange(dose.shape[0]):
-        excess, own, at, n = np.empty(n_voxels + 1), np.empty(n_voxels + 1), np.empty(n_voxels + 1, np.int64), 0
+        excess, at, n = np.empty(n_voxels + 1), np.empty(n_voxels + 1, np.uint32), 0
         for i in range(n_voxels):  # written first, counted after: no branch to mispredict
             e = side * (np.float64(dose[k, i]) - level)
-            excess[n], own[n], at[n] = e, volume[min(i, last)], i
+            excess[n], at[n] = e, i
             n += not e <= 0
-            value[k] += 0.0 * e  # a dose that is no number must not be excused unseen
-        _pardon(excess[:n], own[:n], allowed)
+        own = np.empty(n)
+        for j in range(n):
+            own[j] = volume[min(np.int64(at[j]), last)]
+            value[k] += 0.0 * excess[j]  # what is no number must not be excused unseen
+        _pardon(excess[:n], own, allowed)
         for j in range(n):
             pull = own[j] * excess[j]
             value[k] += pull * excess[j]
@@ -89,17 +92,20 @@ def _look(kept, start, counts, length, allowed):  # pragma: no cover
     value, slope = np.zeros(counts.shape[0]), np.zeros(counts.shape[0])
     for k in numba.prange(counts.shape[0]):
         beyond, rate, volume = kept[:, start[k] : start[k] + counts[k]]
-        excess, own, steep, n = np.empty(counts[k] + 1), np.empty(counts[k] + 1), np.empty(counts[k] + 1), 0
+        excess, at, n = np.empty(counts[k] + 1), np.empty(counts[k] + 1, np.uint32), 0
         for i in range(counts[k]):
             e = beyond[i] + length * rate[i]
-            excess[n], own[n], steep[n] = e, volume[i], rate[i]
+            excess[n], at[n] = e, i
             n += not e <= 0
-            value[k] += 0.0 * e
-        _pardon(excess[:n], own[:n], allowed)
+        own = np.empty(n)
+        for j in range(n):
+            own[j] = volume[at[j]]
+            value[k] += 0.0 * excess[j]
+        _pardon(excess[:n], own, allowed)
         for j in range(n):
             pull = own[j] * excess[j]
             value[k] += pull * excess[j]
-            slope[k] += 2.0 * pull * steep[j]
+            slope[k] += 2.0 * pull * rate[at[j]]
     return value, slope
 
 

@@ -355,6 +355,15 @@ class MeanDose(_Number):
 
     kind: ClassVar[str] = "mean_dose"
 
+    def along(self, dose: Tensor, rate: Tensor, volume: Tensor | None = None) -> Callable[[float], tuple[Tensor, Tensor]]:
+        start, gain, weight = _mean(dose, volume), _mean(rate, volume), self.weight * _count(dose, volume)
+
+        def restricted(length: float) -> tuple[Tensor, Tensor]:
+            excess = (start + length * gain - self.dose).clamp_min(0)
+            return weight * excess.square(), 2 * weight * excess * gain
+
+        return restricted
+
     def number(self, dose: Tensor, volume: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The mean, and ones or the volumes."""
         return _mean(dose, volume), dose.new_ones(()) if volume is None else volume
