@@ -368,15 +368,6 @@ class MeanDose(_Number):
         """The mean, and ones or the volumes."""
         return _mean(dose, volume), dose.new_ones(()) if volume is None else volume
 
-    def along(self, dose: Tensor, rate: Tensor, volume: Tensor | None = None) -> Callable[[float], tuple[Tensor, Tensor]]:
-        start, gain, weight = _mean(dose, volume), _mean(rate, volume), self.weight * _count(dose, volume)
-
-        def restricted(length: float) -> tuple[Tensor, Tensor]:
-            excess = (start + length * gain - self.dose).clamp_min(0)
-            return weight * excess.square(), 2 * weight * excess * gain
-
-        return restricted
-
 
 def _power(log: Tensor, exponent: float) -> Tensor:
     """`x^exponent` of `log x`, `0^0 = 1`: torch's power rounds otherwise at the end of a thread's share."""
