@@ -36,6 +36,8 @@ from torchimpt.studies.flags import flags
 
 COLORS = {"ptv": "#D55E00", "voxelwise": "#7A7A7A", "nine": "#0072B2"}
 LIMIT = "#111111"
+LEFT = 40.0
+"""Pixels for the names of rows."""
 HALO = [Stroke(linewidth=2.4, foreground="black", alpha=0.6), Normal()]
 
 
@@ -133,20 +135,20 @@ def _maps(study: Study, case: ti.Case, patient: ti.Patient, z: int, names: list[
     aspect = (bounds[0][1] - bounds[0][0]) / (bounds[1][0] - bounds[1][1])
     panel = 318.0
     height = panel / aspect
-    width, total = 24 + 3 * (panel + 10) + 70, 2 * (height + 10) + 60
+    width, total = LEFT + 3 * (panel + 10) + 70, 2 * (height + 10) + 60
     top = 1.1 * prescription
     with rc():
         figure = new_figure(width, total)
         for j, plan in enumerate(PLANS):
             for i, scenario in enumerate(names):
-                place = ((24 + j * (panel + 10)) / width, (8 + (1 - i) * (height + 10)) / total, panel / width, height / total)
+                place = ((LEFT + j * (panel + 10)) / width, (8 + (1 - i) * (height + 10)) / total, panel / width, height / total)
                 axes = figure.add_axes(place)
                 image = _map(axes, study, patient, z, slices[plan, scenario], prescription, bounds)
                 if i == 0:
                     axes.set_title(PLANS[plan], fontsize=10, color=INK, pad=5)
                 if j == 0:
-                    axes.set_ylabel(scenario.capitalize(), fontsize=9, color=INK)
-        bar = figure.add_axes(((24 + 3 * (panel + 10) + 4) / width, 8 / total, 11 / width, (2 * height + 10) / total))
+                    axes.set_ylabel(scenario.capitalize().replace(", ", ",\n"), fontsize=8.5, color=INK)
+        bar = figure.add_axes(((LEFT + 3 * (panel + 10) + 4) / width, 8 / total, 11 / width, (2 * height + 10) / total))
         ramp = colormaps["viridis"](np.linspace(0, 1, 256))[:, None, :3]
         bar.imshow(ramp, origin="lower", aspect="auto", extent=(0, 1, 0, top))
         mute(bar)

@@ -47,7 +47,8 @@ def xu_hn(spacing: float = 3.0) -> Patient:
     canvas = _head(spacing)
     tumour = ellipsoid((0, -31, 40), (23.5, 18.6, 24))
     canvas.fill(tumour, 50.0, only=canvas.hu < -200)
-    canvas.roi("CTV", tumour | tube([(0, -8, 20), (0, -4, -6)], 8.0), "target")
+    behind = tube([(0, -8, 20), (0, -4, -6)], 8.0).mask(canvas.grid) & (canvas.hu > -400)
+    canvas.roi("CTV", tumour.mask(canvas.grid) | behind, "target")
     return canvas.finish("xu_hn")
 
 

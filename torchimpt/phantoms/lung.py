@@ -36,22 +36,22 @@ def lung(spacing: float = 3.0) -> Patient:
 def xu_lung(spacing: float = 3.0) -> Patient:
     """The same thorax with the target and the sector that the lung case of Xu et al. 2020 asks for.
 
-    The `CTV` (about 98 cm^3) lies in the mediastinum, between the trachea and the great vessels, and reaches into the right lung's edge:
-    their limits leave less than a tenth of either lung for the beams. `Fan` is a sector behind it, where both beams stop.
+    The `CTV` (about 98 cm^3) lies in the anterior mediastinum, behind the sternum, and reaches into the lungs' edges: their limits leave
+    less than a tenth of either lung for the beams. `Fan` is a sector behind it, where both beams stop.
 
     Parameters
     ----------
     spacing
         Voxel size, mm.
     """
-    center = (-12.0, -26.0, 26.0)
-    canvas = _thorax(spacing, ellipsoid(center, (19, 15, 27)), ellipsoid(center, (25.5, 22.0, 41.5)))
+    center = (0.0, -50.0, 26.0)
+    canvas = _thorax(spacing, ellipsoid(center, (19, 15, 27)), ellipsoid(center, (25.5, 22.0, 41.5)) - _oval_outside())
 
     def behind(x: torch.Tensor, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         x, y = x - center[0], y - center[1]
         return (y > 1.2 * x.abs()) & (torch.hypot(x, y) > 62.0) & (torch.hypot(x, y) < 92.0) & (z > -14.0) & (z < 66.0)
 
-    canvas.roi("Fan", Solid.of(behind, (-100.0, 0.0, -14.0), (80.0, 80.0, 66.0)))
+    canvas.roi("Fan", Solid.of(behind, (-100.0, -50.0, -14.0), (100.0, 50.0, 66.0)))
     return canvas.finish("xu_lung")
 
 
