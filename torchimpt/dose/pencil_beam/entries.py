@@ -191,7 +191,7 @@ def count(tables: PairTables, layer: torch.Tensor, position: torch.Tensor, cutof
 
 
 def candidates(tables: PairTables, layer: torch.Tensor, position: torch.Tensor, cutoff: float) -> torch.Tensor:
-    """Pairs of each of a beam's spots `(n,)`, int64, that the runs hold, CPU: those that are looked at, kept or not."""
+    """Pairs of each of a beam's spots `(n,)`, int64, that the runs of whole rows hold, kept or not, CPU."""
     use_torch_threads()
     counts = torch.zeros(len(layer), dtype=torch.int64)
     _count_candidates(counts.numpy(), **_arguments(tables, layer, position, cutoff)[0])

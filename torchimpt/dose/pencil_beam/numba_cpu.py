@@ -171,8 +171,8 @@ def _shares(layer: torch.Tensor) -> np.ndarray:
     return torch.cat([*first, torch.tensor([len(layer)])]).numpy()
 
 
-def _arguments(tables: PairTables, component: int, cutoff: float) -> tuple:
-    """The arguments that the two kernels share."""
+def kernel_arguments(tables: PairTables, component: int, cutoff: float) -> tuple:
+    """The arguments that the two kernels share, of one component."""
     reach = torch.nan_to_num(cutoff * tables.sigma[component], posinf=0.0)
     ratio = tables.ratio[min(component, len(tables.ratio) - 1)].numpy()
     return (
@@ -192,7 +192,7 @@ def add_dose(
     mine = np.zeros(tables.p.numel(), dtype=kind)
     turn, shape = row_turns(len(tables.cells)), cut(cutoff, kind)
     for k in range(tables.amplitude.shape[0]):
-        _forward(mine, *_arguments(tables, k, cutoff), start, x, y, weight.contiguous().numpy(), shape, kind(0), turn)
+        _forward(mine, *kernel_arguments(tables, k, cutoff), start, x, y, weight.contiguous().numpy(), shape, kind(0), turn)
     dose[tables.order] += torch.from_numpy(mine)
 
 
@@ -213,6 +213,6 @@ def add_gradient(
     mine, share = residual[tables.order].numpy(), _shares(layer)
     for k in range(tables.amplitude.shape[0]):
         _backward(
-            gradient.numpy(), mine, *_arguments(tables, k, cutoff), layer.numpy(), x, y, weight.contiguous().numpy(),
+            gradient.numpy(), mine, *kernel_arguments(tables, k, cutoff), layer.numpy(), x, y, weight.contiguous().numpy(),
             cut(cutoff, kind), kind(0), move, share, row_turns(len(share) - 1),
         )  # fmt: skip
