@@ -20,6 +20,7 @@ from statistics import median
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from measure import built_case, read_bandwidth
 
 from torchimpt.dose.influence import influence_matrices
@@ -119,13 +120,14 @@ def draw(found: dict[str, list[dict[str, float]]], fits: dict[str, dict[str, flo
     """Costs over sizes, an axis each, seconds above and bytes below."""
     figure = Figure(figsize=(11, 6.5), layout="constrained")
     for column, (axis, rows) in enumerate(found.items()):
-        for line, unit in enumerate(("s", "bytes")):
+        for line, unit in enumerate((", s", ", bytes")):
             axes = figure.add_subplot(2, 3, 3 * line + column + 1)
             for cost in (c for c in COSTS if c.endswith(unit)):
                 label = f"{cost.rsplit(',', 1)[0]}: exponent {fits[axis][cost]:.2f}"
                 axes.loglog([r[axis] for r in rows], [r[cost] for r in rows], "o-", label=label)
             axes.set_xlabel(axis)
-            axes.set_ylabel("seconds" if unit == "s" else "bytes")
+            axes.set_ylabel("seconds" if line == 0 else "bytes")
+            axes.xaxis.set_minor_formatter(NullFormatter())
             axes.legend(fontsize=8)
     figure.suptitle(machine, fontsize=8)
     figure.savefig(path, dpi=110)
