@@ -187,7 +187,7 @@ def _crossings(edges: np.ndarray, lines: np.ndarray) -> tuple[np.ndarray, np.nda
 def _odd(edges: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """Whether a line from each point `(n,)` to the right crosses an odd number of edges."""
     (u0, v0), (u1, v1) = edges[:, 0].T, edges[:, 1].T
-    level = v0 == v1
-    slope = np.where(level, 0.0, (u1 - u0) / np.where(level, 1.0, v1 - v0))
     across = (v0 <= v[:, None]) != (v1 <= v[:, None])
-    return (across & (u[:, None] < u0 + (v[:, None] - v0) * slope)).sum(axis=1) % 2 == 1
+    # the way along an edge that is crossed is between 0 and 1, however short the edge
+    way = np.divide(v[:, None] - v0, v1 - v0, out=np.zeros(across.shape), where=across)
+    return (across & (u[:, None] < u0 + way * (u1 - u0))).sum(axis=1) % 2 == 1

@@ -56,7 +56,8 @@ def test_constraints_are_seen_on_their_way(tmp_path):
     target, outside = ([e.value for e in events.Scalars(f"constraints/{name}")] for name in ("Target.max_dose", "External.max_dose"))
     assert len(target) == result.metrics["iterations"] + 1 and 10 < len(outside) == len(target) - 21, "none in the first 20 iterations"
     told = {row["roi"]: row["violation"] for row in result.metrics["constraints"]}
-    assert target[-1] == pytest.approx(told["Target"], abs=1e-3)
+    # seen with compressed matrices, told without: 2^-12 of a dose of some 46 Gy
+    assert target[-1] == pytest.approx(told["Target"], abs=0.0125)
 
 
 @pytest.mark.parametrize("scheme", ["joint", "alternating", "prune_and_move"])
