@@ -81,6 +81,9 @@ metric = "mean"
 max = 0.5
 """
 
+INTERRUPTIBLE = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from torchimpt.cli.app import main; main()"
+"""The command as a child that takes an interrupt even where the tests' own process group ignores them."""
+
 
 def write_tiny(folder: Path, *replacements: tuple[str, str]) -> Path:
     """`tiny.toml` in the folder; each replacement must hit."""

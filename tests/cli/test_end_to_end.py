@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_case import command, tiny, write_tiny
+from tiny_case import INTERRUPTIBLE, command, tiny, write_tiny
 
 from torchimpt.case import load_case
 from torchimpt.io.image import read_dose
@@ -260,10 +260,6 @@ def test_plan_of_moving_spots_reads_back_bit_for_bit_and_gives_the_same_dose(tmp
     assert forward["delivery"] == metrics["delivery"] and metrics["delivery"]["seconds"] > 0
     assert forward["spots"]["nonzero"] == metrics["spots"]["nonzero"]
     assert (tmp_path / "forward" / "plan.json").read_bytes() == (tmp_path / "run" / "plan.json").read_bytes()
-
-
-INTERRUPTIBLE = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from torchimpt.cli.app import main; main()"
-"""The command as a child that takes an interrupt even where the tests' own process group ignores them."""
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import time
 
 import pytest
 from rich.console import Console
-from tiny_case import command, write_tiny
+from tiny_case import INTERRUPTIBLE, command, write_tiny
 
 from torchimpt.cli import follow as watching
 from torchimpt.cli.follow import Lines, picture, spark
@@ -107,7 +107,7 @@ def test_nothing_to_watch(tmp_path):
 def test_an_interrupt_ends_the_watching_and_nothing_else(tmp_path):
     (tmp_path / ".lock").write_text("process 1 on another-machine")
     watch = subprocess.Popen(
-        [sys.executable, "-m", "torchimpt", "watch", tmp_path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", INTERRUPTIBLE, "watch", tmp_path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert watch.stdout.readline() == f"{tmp_path.name}\n"
     watch.send_signal(signal.SIGINT)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny_case import command, write_tiny
+from tiny_case import INTERRUPTIBLE, command, write_tiny
 
 from torchimpt.case.text import apply_overrides, values_of
 from torchimpt.planning import build
@@ -80,7 +80,7 @@ def test_interrupt_and_going_on(tmp_path: Path) -> None:
     long = ["--set", "optimizer.max_iterations=60", "--set", "optimizer.tolerance=1e-9", "--set", "dose.check_mm=off", "--threads", "1"]
     arguments = ["sweep", "tiny.toml", *WEIGHTS, *long, "--set", "optimizer.log_every=5"]
     assert command(*arguments, "--out", "whole", cwd=tmp_path).status in (0, 3)
-    process = subprocess.Popen([sys.executable, "-m", "torchimpt", *arguments, "--out", "sw"], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, "-c", INTERRUPTIBLE, *arguments, "--out", "sw"], cwd=tmp_path, stderr=subprocess.DEVNULL)
     while not all((tmp_path / "sw" / name / "checkpoint.pt").is_file() for name in FOLDERS):
         assert process.poll() is None, "ended before it could be interrupted"
     process.send_signal(signal.SIGINT)

@@ -29,6 +29,7 @@ def run(load: Callable[[], Typer]) -> NoReturn:
         caught.append(number)
         raise KeyboardInterrupt
 
+    threading.excepthook = _of_a_thread
     mine = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if mine:
         signal.signal(signal.SIGINT, interrupt)
@@ -48,6 +49,12 @@ def run(load: Callable[[], Typer]) -> NoReturn:
     if status == INTERRUPTED:
         complain("torchimpt: interrupted")
     sys.exit(status)
+
+
+def _of_a_thread(args: Any) -> None:
+    """TensorBoard's thread hands an error of its file to whoever writes next, and need not print a traceback besides."""
+    if not isinstance(args.exc_value, OSError):
+        threading.__excepthook__(args)
 
 
 def _run(load: Callable[[], Typer], arguments: list[str]) -> int:
