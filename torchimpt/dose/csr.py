@@ -18,8 +18,8 @@ import torch
 
 from torchimpt.checks import InputError
 from torchimpt.dose.gpu import device_product, runs_triton
-from torchimpt.dose.inlines import use_torch_threads
 from torchimpt.dose.model import SpotRows
+from torchimpt.loops import use_torch_threads
 
 MAX_NONZEROS = 2**31 - 1
 """An int32 row pointer holds no more; torch's CSR overflows silently past it."""

@@ -13,10 +13,6 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
-from torchimpt.loops import FAST as FAST
-from torchimpt.loops import plus as plus
-from torchimpt.loops import use_torch_threads as use_torch_threads
-
 _LOG2E = 1.0 / math.log(2.0)
 _C = tuple(math.log(2.0) ** k / math.factorial(k) for k in range(13))
 _TURNS = (0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15)

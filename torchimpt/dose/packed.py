@@ -25,8 +25,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from torchimpt.dose.inlines import use_torch_threads
 from torchimpt.dose.packed_loops import add_blocks, add_few, dot_blocks, gather_spots, gather_voxels, take
+from torchimpt.loops import use_torch_threads
 
 BLOCK = 1024
 """Voxels of a block: its piece of the dose stays in the first-level cache."""

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 
 from torchimpt.checks import InputError
-from torchimpt.dose.inlines import row_turns, use_torch_threads
+from torchimpt.dose.inlines import row_turns
 from torchimpt.dose.model import NO_MATRIX, SpotRows
 from torchimpt.dose.operator import DoseOperator
 from torchimpt.dose.packed import BLOCK, PackedMatrix
 from torchimpt.dose.packed_loops import LANES, SHIFT
+from torchimpt.loops import use_torch_threads
 
 _CHUNK = 1 << 22
 """Entries that are computed before they are packed: bounds the scratch to some 100 MB."""

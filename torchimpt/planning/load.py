@@ -13,11 +13,11 @@ import torch
 
 from torchimpt.case import Case
 from torchimpt.checks import InputError, PhysicsWarning
-from torchimpt.dose.inlines import use_torch_threads
 from torchimpt.dose.shares import Place
 from torchimpt.geometry import Beam, Grid
 from torchimpt.hu_table import read_hu_table
 from torchimpt.io.patient import read_patient
+from torchimpt.loops import use_torch_threads
 from torchimpt.machine import READERS, Machine, generic
 from torchimpt.margins import with_roi
 from torchimpt.patient import Patient

@@ -14,11 +14,12 @@ import torch
 
 from torchimpt.dose.csr import copy_rows
 from torchimpt.dose.cutoff import cut
-from torchimpt.dose.inlines import FAST, exp_minus, row_range, run, trailing_zeros, use_torch_threads
+from torchimpt.dose.inlines import exp_minus, row_range, run, trailing_zeros
 from torchimpt.dose.model import SpotRows
 from torchimpt.dose.pencil_beam.compact import BLOCK, compact, longest_row, whole_blocks
 from torchimpt.dose.pencil_beam.tables import PairTables
 from torchimpt.dose.rows import CELL_WIDTH, ROW_HEIGHT
+from torchimpt.loops import FAST, use_torch_threads
 
 _CHUNK = 1 << 23
 """Candidate pairs taken at once: bounds the scratch, which all chunks share, to 64 MB in float32."""

@@ -11,7 +11,7 @@ import math
 import numba
 import torch
 
-from torchimpt.dose.inlines import use_torch_threads
+from torchimpt.loops import use_torch_threads
 from torchimpt.machine import LayerTables
 
 

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from torchimpt.dose.cutoff import cut
-from torchimpt.dose.inlines import FAST, exp_minus, plus, row_turns, run, use_torch_threads
+from torchimpt.dose.inlines import exp_minus, row_turns, run
 from torchimpt.dose.pencil_beam.compact import BLOCK, compact, longest_row, row_reach, whole_blocks
 from torchimpt.dose.pencil_beam.tables import PairTables
 from torchimpt.dose.rows import CELL_WIDTH, ROW_HEIGHT
+from torchimpt.loops import FAST, plus, use_torch_threads
 
 _SHARE = 256
 """Most spots of a layer that a thread takes at once for their gradient: they share the layer's compacted rows."""
