@@ -28,19 +28,24 @@ def test_hinges_are_the_sums_that_they_stand_for(dtype):
 
 def test_a_ray_has_value_and_slope_at_every_length():
     random = torch.Generator().manual_seed(6)
-    start, rate = torch.randn(2, 3, 9001, generator=random, dtype=torch.float64)
+    dose, rate = torch.randn(2, 3, 9001, generator=random, dtype=torch.float64)
+    at, level = torch.randint(0, 9001, (12_000,), generator=random), torch.randn(12_000, generator=random, dtype=torch.float64)
+    root = torch.randn(12_000, generator=random, dtype=torch.float64)
+    ray = hinges.along(dose, rate, at, level, root)
     for length in (0.0, 0.7, 20.0):
-        value, slope = hinges.on_ray(start, rate, length)
-        excess = (start + length * rate).clamp_min(0)
+        value, slope = ray(length)
+        change = root * rate[:, at]
+        excess = (root * (dose[:, at] - level) + length * change).clamp_min(0)
         assert torch.allclose(value, excess.square().sum(1), rtol=1e-12)
-        assert torch.allclose(slope, 2.0 * (excess * rate).sum(1), rtol=1e-12)
+        assert torch.allclose(slope, 2.0 * (excess * change).sum(1), rtol=1e-12)
 
 
 def test_no_hinges_are_nothing():
     none = torch.zeros(0, 7)
     value, grad = hinges.value_and_grad(torch.ones(2, 7), none, none, none)
     assert value.tolist() == [0.0, 0.0] and not grad.any()
-    assert hinges.on_ray(torch.zeros(2, 0, dtype=torch.float64), torch.zeros(2, 0, dtype=torch.float64), 1.0)[1].tolist() == [0.0, 0.0]
+    nothing = torch.zeros(0, dtype=torch.float64)
+    assert hinges.along(torch.ones(2, 7), torch.ones(2, 7), nothing.long(), nothing, nothing)(1.0)[1].tolist() == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("term", [MaxDose("A", 3.0), MaxDVH("A", 3.0, volume_percent=30), MinDVH("A", 3.0, volume_percent=70)])

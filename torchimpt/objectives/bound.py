@@ -73,20 +73,23 @@ def _volume(volume: Tensor | None, like: Tensor) -> tuple[Tensor, ...]:
 class Ray:
     """Objective of each scenario on the ray `D + l AD` for `l >= 0`: calling it with `l` gives values and slopes."""
 
-    def __init__(self, start: Tensor, rate: Tensor, others: Sequence[Callable[[float], tuple[Tensor, Tensor]]]) -> None:
-        self._start, self._rate, self._others = start, rate, others
+    def __init__(self, parts: Sequence[Callable[[float], tuple[Tensor, Tensor]]]) -> None:
+        self._parts = parts
 
     def __call__(self, length: float) -> tuple[Tensor, Tensor]:
-        """`(f(l), df/dl)`, each `(n_scenarios,)`: the hinges `sum max(0, s + l r)^2` and the terms that are none."""
-        if self._start.device.type == "cpu":
-            value, slope = hinges.on_ray(self._start, self._rate, length)
-        else:
-            excess = torch.add(self._start, self._rate, alpha=length).clamp_(min=0)
-            value, slope = total(excess.square()), total(excess.mul_(self._rate)).mul_(2.0)
-        for other in self._others:
-            more, steeper = other(length)
-            value, slope = value + more, slope + steeper
-        return value, slope
+        """`(f(l), df/dl)`, each `(n_scenarios,)`: the sums of the parts'."""
+        values, slopes = zip(*(part(length) for part in self._parts), strict=True)
+        return torch.stack(values).sum(0), torch.stack(slopes).sum(0)
+
+
+def _hinges_along(start: Tensor, rate: Tensor) -> Callable[[float], tuple[Tensor, Tensor]]:
+    """`sum max(0, s + l r)^2` of each scenario and its slope, by torch."""
+
+    def restricted(length: float) -> tuple[Tensor, Tensor]:
+        excess = torch.add(start, rate, alpha=length).clamp_(min=0)
+        return total(excess.square()), total(excess.mul_(rate)).mul_(2.0)
+
+    return restricted
 
 
 @dataclass(frozen=True)
@@ -283,8 +286,8 @@ class BoundObjective:
         pack = self._pack(dose)
         here, gain = (torch.atleast_2d(pack.gather(t)) for t in (dose, rate))
         if here.device.type == "cpu":
-            start, change = hinges.along(here, gain, pack.hinged, pack.hinge_level, pack.hinge_root)
+            hinged = hinges.along(here, gain, pack.hinged, pack.hinge_level, pack.hinge_root)
         else:
             start = here.index_select(-1, pack.hinged).double().sub_(pack.hinge_level).mul_(pack.hinge_root)
-            change = gain.index_select(-1, pack.hinged).double().mul_(pack.hinge_root)
-        return Ray(start, change, [o.along(here.index_select(-1, o.index), gain.index_select(-1, o.index)) for o in pack.others])
+            hinged = _hinges_along(start, gain.index_select(-1, pack.hinged).double().mul_(pack.hinge_root))
+        return Ray([hinged, *(o.along(here.index_select(-1, o.index), gain.index_select(-1, o.index)) for o in pack.others)])

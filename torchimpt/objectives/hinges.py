@@ -7,6 +7,8 @@ Sums accumulate in float64, in blocks that are one thread's own, whose order doe
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numba
 import numpy as np
 import torch
@@ -36,11 +38,11 @@ def _value_and_grad(dose, level, sign, gain, grad, parts):  # pragma: no cover
 
 
 @numba.njit(parallel=True, fastmath=HONEST, cache=True)
-def _ray(start, rate, length, parts):  # pragma: no cover
-    n_blocks = parts.shape[2]
-    for block in numba.prange(parts.shape[1] * n_blocks):
+def _ray(start, rate, kept, length, parts):  # pragma: no cover
+    n_blocks = kept.shape[1]
+    for block in numba.prange(kept.shape[0] * n_blocks):
         k, begin = block // n_blocks, block % n_blocks * _BLOCK
-        end = min(begin + _BLOCK, start.shape[1])
+        end = begin + kept[k, block % n_blocks]
         s, r, value, slope = start[k, begin:end], rate[k, begin:end], 0.0, 0.0
         for i in range(end - begin):
             excess = max(s[i] + length * r[i], 0.0)
@@ -50,13 +52,16 @@ def _ray(start, rate, length, parts):  # pragma: no cover
 
 
 @numba.njit(parallel=True, fastmath=HONEST, cache=True)
-def _along(dose, rate, at, level, root, start, change):  # pragma: no cover
-    for block in numba.prange(dose.shape[0] * ((at.shape[0] + _BLOCK - 1) // _BLOCK)):
+def _along(dose, rate, at, level, root, start, change, kept):  # pragma: no cover
+    for block in numba.prange(dose.shape[0] * kept.shape[1]):
         k, begin = block % dose.shape[0], block // dose.shape[0] * _BLOCK
+        m = begin
         for j in range(begin, min(begin + _BLOCK, at.shape[0])):
             i = np.uint64(at[j])  # an index that may be negative is looked at twice
-            start[k, j] = root[j] * (np.float64(dose[k, i]) - level[j])
-            change[k, j] = root[j] * np.float64(rate[k, i])
+            s, r = root[j] * (np.float64(dose[k, i]) - level[j]), root[j] * np.float64(rate[k, i])
+            start[k, m], change[k, m] = s, r
+            m += not (s <= 0.0 and r <= 0.0)  # what is not a number is kept
+        kept[k, begin // _BLOCK] = m - begin
 
 
 def _n_blocks(n: int) -> int:
@@ -71,20 +76,28 @@ def value_and_grad(dose: Tensor, level: Tensor, sign: Tensor, gain: Tensor) -> t
     return torch.from_numpy(parts.sum(1)), grad
 
 
-def on_ray(start: Tensor, rate: Tensor, length: float) -> tuple[Tensor, Tensor]:
-    """Of each scenario `sum_j max(0, s_kj + l r_kj)^2` and its slope in `l`, `(n_scenarios,)` each, float64."""
-    use_torch_threads()
-    parts = np.empty((2, len(start), _n_blocks(start.shape[1])))
-    _ray(start.numpy(), rate.numpy(), length, parts)
-    return torch.from_numpy(parts[0].sum(1)), torch.from_numpy(parts[1].sum(1))
+def along(dose: Tensor, rate: Tensor, at: Tensor, level: Tensor, root: Tensor) -> Callable[[float], tuple[Tensor, Tensor]]:
+    """`sum_j max(0, s_kj + l r_kj)^2` of each scenario and its slope in `l >= 0`, `(n_scenarios,)` each, float64, on a ray of doses.
 
+    Hinges that stay at zero all along it, `s <= 0` and `r <= 0`, are left out once: the larger part, where most voxels are far below their
+    limits.
 
-def along(dose: Tensor, rate: Tensor, at: Tensor, level: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
-    """`s` and `r` of `on_ray` `(n_scenarios, n_hinges)`, float64, for the ray of doses `dose + l rate` `(n_scenarios, n)`.
-
-    Hinge `j` is `(root_j (d - level_j))^2` where that is positive, of the dose `at[j]`; `(n_hinges,)` each, float64 but for `at`.
+    Parameters
+    ----------
+    dose, rate
+        The ray `dose + l rate`, `(n_scenarios, n)` each.
+    at, level, root
+        Hinge `j` is `(root_j (d - level_j))^2` where that is positive, of the dose `at[j]`; `(n_hinges,)` each, float64 but for `at`.
     """
     use_torch_threads()
-    start, change = torch.empty(2, len(dose), len(at), dtype=torch.float64)
-    _along(*(t.detach().contiguous().numpy() for t in (dose, rate, at, level, root)), start.numpy(), change.numpy())
-    return start, change
+    start, change = np.empty((2, len(dose), len(at)))
+    kept = np.empty((len(dose), _n_blocks(len(at))), dtype=np.int64)
+    _along(*(t.detach().contiguous().numpy() for t in (dose, rate, at, level, root)), start, change, kept)
+
+    def restricted(length: float) -> tuple[Tensor, Tensor]:
+        use_torch_threads()
+        parts = np.empty((2, *kept.shape))
+        _ray(start, change, kept, length, parts)
+        return torch.from_numpy(parts[0].sum(1)), torch.from_numpy(parts[1].sum(1))
+
+    return restricted
