@@ -4,10 +4,10 @@
                                     [--only-table true]
 
 `dyhs_cg` is the paper's solver as published, `projected_cg` this package's default. The seconds to compare with the paper's are those until
-ten iterations in a row decrease the objective by less than 1e-4 of it each on average, without dose, as the paper's are; the default's own rule,
-which stops later, also asks what the gradient still promises. `--only-table true` leaves out the objective on the body, which the paper does
-not have. Prints seconds of loading, of dose (matrices or tables) and of the optimization, iterations and objective. Load averages before and
-after are those of the machine: on a busy one all seconds are upper bounds. Writes `experiments/results/paper_speed_<case>.json`.
+ten iterations in a row decrease the objective by less than 1e-4 of it each, on average, without dose, as the paper's are; the default's own
+rule stops later: it also asks what the gradient still promises. `--only-table true` leaves out the objective on the body, which the paper
+does not have. Prints seconds of loading, of dose (matrices or tables) and of the optimization, iterations and objective. Load averages are
+those of the machine before and after: on a busy one all seconds are upper bounds. Writes `experiments/results/paper_speed_<case>.json`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ FALL = 1e-4
 
 
 def until_small(history: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Iteration, seconds and objective where `WINDOW` iterations together decreased the objective by less than `FALL` each; None if nowhere."""
+    """Iteration, seconds and objective where `WINDOW` iterations decreased the objective by less than `FALL` each; None if nowhere."""
     values = [row["value"] for row in history]
     for last in range(WINDOW, len(values)):
         if fall_is_small(values[last - WINDOW : last + 1], FALL):
@@ -81,11 +81,8 @@ def main(config: Config) -> dict[str, Any]:
             flush=True,
         )
         small = row["until_small"]
-        print(
-            f"    below 1e-4 an iteration after {small['seconds']:.1f} s, {small['iteration']} iterations, objective {small['objective']:.5g}"
-            if small else "    never below 1e-4 an iteration",
-            flush=True,
-        )  # fmt: skip
+        told = "never" if small is None else "after {seconds:.1f} s, {iteration} iterations, objective {objective:.5g}".format(**small)
+        print(f"    below 1e-4 an iteration: {told}", flush=True)
     cpu, gpu, commercial = STUDIES[config.case].seconds
     print(f"the paper's: {cpu} s on 36 threads, {gpu} s on a GPU; the commercial system {commercial} s")
     results = {"about": facts, "config": asdict(config), "rows": rows, "paper_seconds": [cpu, gpu, commercial]}
