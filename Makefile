@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # One process a core, each with one thread (tests/conftest.py); more than eight would want more memory than they save time.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses=8
 
-.PHONY: help install demo test check quick lowest clean
+.PHONY: help install demo test check quick lowest wheel clean
 
 help:
 	@echo "make demo   plan the built-in head-and-neck phantom, nine scenarios, no data needed (under 3 minutes with the install)"
@@ -20,6 +20,7 @@ help:
 	@echo "make check  lint, format, types and the docstrings' examples"
 	@echo "make quick  the tests that take seconds"
 	@echo "make lowest the quick tests with the oldest versions that pyproject.toml allows (downloads an old torch)"
+	@echo "make wheel  a built wheel in a clean environment: installed, timed, a small plan made"
 	@echo "make clean  remove .venv, caches and runs/"
 
 install: $(VENV)/.installed
@@ -43,6 +44,9 @@ quick: $(VENV)/.installed-test
 
 lowest:
 	$(PYTHON) .ci/lowest.py
+
+wheel:
+	$(PYTHON) .ci/wheel.py
 
 clean:
 	rm -rf $(VENV) .venv-lowest runs .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage*

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -51,6 +53,21 @@ def test_common_flags(run, command):
     assert status == 0
     for flag in ("--device", "--threads", "--dtype", "--seed", "--set", "--quiet", "--verbose"):
         assert flag in out
+
+
+def test_bash_completes_commands_and_options():
+    """By bash itself, with what `--show-completion` tells it."""
+    if not (bash := shutil.which("bash")):
+        pytest.skip("there is no bash on this machine")
+    program = Path(sys.executable).with_name("torchimpt")
+    if not program.exists():
+        pytest.skip("the program torchimpt is not installed beside this Python")
+    script = (
+        'eval "$("$0" --show-completion bash)"\nCOMP_WORDS=("$0" "$@"); COMP_CWORD=$#; _torchimpt_completion "$0"; echo "${COMPREPLY[@]}"'
+    )
+    for words, expected in ((["swe"], "sweep"), (["plan", "--dev"], "--device")):
+        found = subprocess.run([bash, "-c", script, str(program), *words], capture_output=True, text=True, check=True)
+        assert found.stdout.split() == [expected]
 
 
 def test_help_imports_nothing_heavy():

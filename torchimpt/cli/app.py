@@ -19,7 +19,6 @@ if TYPE_CHECKING:  # what the commands need is imported when one is called: `--h
     from torchimpt.watch import Progress
 
 app = typer.Typer(
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
