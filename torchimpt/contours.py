@@ -170,6 +170,48 @@ def closed(polygons: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate([np.stack((polygon, np.roll(polygon, -1, axis=0)), axis=1) for polygon in polygons])
 
 
+def boundaries(mask: np.ndarray) -> list[np.ndarray]:
+    """The edges of a mask's pixels as closed polygons, of just its area by the even-odd rule; holes are polygons of their own.
+
+    Parameters
+    ----------
+    mask
+        bool `(n_v, n_u)`.
+
+    Returns
+    -------
+    Corners `(n, 2)`, `(u, v)` in pixels, pixel `[j, i]` lying between i and i + 1, j and j + 1; only where the direction changes. Pixels
+    that touch in a corner belong to polygons of their own.
+    """
+    inside = np.pad(mask, 1)
+    ends: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    # around each pixel from u to v: its edges to pixels outside, that begin at a corner and run along (u, v)
+    for outside, corner, step in (
+        (inside[:-2, 1:-1], (0, 0), (1, 0)),
+        (inside[1:-1, 2:], (1, 0), (0, 1)),
+        (inside[2:, 1:-1], (1, 1), (-1, 0)),
+        (inside[1:-1, :-2], (0, 1), (0, -1)),
+    ):
+        for j, i in np.argwhere(mask & ~outside).tolist():
+            ends.setdefault((i + corner[0], j + corner[1]), []).append(step)
+    found = []
+    while ends:
+        start = at = next(iter(ends))
+        way, path = ends[at][0], []
+        while not path or at != start:
+            ways = ends[at]
+            # where two pixels touch in a corner, stay with the one
+            way = next((to for to in ((-way[1], way[0]), way) if to in ways), ways[0])
+            ways.remove(way)
+            if not ways:
+                del ends[at]
+            path.append((*at, *way))
+            at = at[0] + way[0], at[1] + way[1]
+        steps = np.array(path, dtype=np.float64)
+        found.append(steps[(steps[:, 2:] != np.roll(steps[:, 2:], 1, axis=0)).any(axis=1), :2])
+    return found
+
+
 def _crossings(edges: np.ndarray, lines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where the edges cross lines of equal v, given ascending: the number of the line, ascending, and `u`, ascending on each line. Every
     line has an even number of them, so that those of even index lead inside and the others out.

@@ -1,0 +1,97 @@
+"""A plan with its doses, and the patient where they did not come from DICOM, as a folder of DICOM files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+
+from torchimpt.checks import InputError
+from torchimpt.files import whole_folder
+from torchimpt.io.dicom.write.common import fresh_uid, save
+from torchimpt.io.dicom.write.ct import write_ct
+from torchimpt.io.dicom.write.dose import rt_dose
+from torchimpt.io.dicom.write.identity import Identity
+from torchimpt.io.dicom.write.plan import ion_plan
+from torchimpt.io.dicom.write.structures import structure_set
+from torchimpt.machine import Machine
+from torchimpt.patient import Patient
+from torchimpt.spots import Spots
+
+PLAN, STRUCTURES, DOSE = "RP.dcm", "RS.dcm", "RD.dcm"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written: the files' names, but for the CT's slices, and how many of these; spots, energy layers, and each field's meterset
+    of a fraction, by its number, in `unit`.
+    """
+
+    files: tuple[str, ...]
+    slices: int
+    spots: int
+    layers: int
+    metersets: Mapping[int, float]
+    unit: str
+
+
+def export_dicom(
+    folder: str | Path,
+    patient: Patient,
+    machine: Machine,
+    spots: Spots,
+    dose: torch.Tensor,
+    beam_doses: Mapping[int, torch.Tensor],
+    identity: Identity,
+    fractions: int,
+    *,
+    rbe: float | str = 1.1,
+    title: str = "",
+    prescriptions: Mapping[str, float] = MappingProxyType({}),
+) -> Exported:
+    """Write an RT Ion Plan, RT Doses, and, where `identity` has none yet, CT and structure set, into a new folder, all or nothing.
+
+    Parameters
+    ----------
+    folder
+        Must be empty, or not be there.
+    patient, machine
+        On the dose grid, with the CT as it was read in `original`; what the plan is for.
+    spots
+        Weights of the whole course; spots without weight, and beams without spots, are left out.
+    dose, beam_doses
+        `(z, y, x)` on the dose grid, Gy, RBE-weighted, of the whole course: of the plan, and of its beams by their index.
+    identity
+        Who the patient is.
+    fractions, rbe, title
+        As of `ion_plan` and `rt_dose`.
+    prescriptions
+        Gy of targets by their names.
+    """
+    spots = spots.weighted().cpu()
+    if not bool((spots.weight > 0).any()):
+        raise InputError("no spot of the plan has a weight; there is nothing to export")
+    with whole_folder(folder) as scratch:
+        names, slices = [PLAN], 0
+        numbers: dict[int, tuple[str, float]] = {}
+        if identity.source is None:
+            read, series = patient.original or patient, fresh_uid()
+            uids = write_ct(scratch, read, identity, series)
+            drawn = structure_set(read, identity, series, uids)
+            save(drawn, scratch / STRUCTURES)
+            identity, slices = replace(identity, structures=str(drawn.SOPInstanceUID)), len(uids)
+            names.append(STRUCTURES)
+            numbers = {i: (name, prescriptions[name]) for i, name in enumerate(read.rois, start=1) if name in prescriptions}
+        plan = ion_plan(spots, machine, patient, identity, fractions, title, numbers)
+        save(plan, scratch / PLAN)
+        series, uid = fresh_uid(), str(plan.SOPInstanceUID)
+        for index in (None, *(int(beam.BeamNumber) - 1 for beam in plan.IonBeamSequence)):
+            name = DOSE if index is None else f"RD_beam{index + 1}.dcm"
+            values, number = (dose, None) if index is None else (beam_doses[index], index + 1)
+            save(rt_dose(values, patient.grid, identity, series, uid, rbe, fractions, number), scratch / name)
+            names.append(name)
+    metersets = {int(beam.BeamNumber): float(beam.FinalCumulativeMetersetWeight) for beam in plan.IonBeamSequence}
+    return Exported(tuple(names), slices, spots.n_spots, spots.n_layers, metersets, str(plan.IonBeamSequence[0].PrimaryDosimeterUnit))
