@@ -197,7 +197,8 @@ def boundaries(mask: np.ndarray) -> list[np.ndarray]:
     found = []
     while ends:
         start = at = next(iter(ends))
-        way, path = ends[at][0], []
+        way = ends[at][0]
+        path: list[tuple[int, int, int, int]] = []
         while not path or at != start:
             ways = ends[at]
             # where two pixels touch in a corner, stay with the one

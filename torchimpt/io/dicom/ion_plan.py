@@ -130,7 +130,9 @@ class IonPlan:
                 )
         return tuple(found)
 
-    def spots(self, machine: Machine, beams: Sequence[Beam] = (), *, dtype: torch.dtype | None = None) -> Spots:
+    def spots(
+        self, machine: Machine, beams: Sequence[Beam] = (), *, dtype: torch.dtype | None = None, ignore_apertures: bool = False
+    ) -> Spots:
         """The plan's spots for a machine, with the whole course's weights.
 
             weight = meterset * fractions * protons per MU at the nominal energy
@@ -143,11 +145,14 @@ class IonPlan:
             Angles and isocentres in the place of the file's, as for `beams`.
         dtype
             Of position and weight; float32 where it is None.
+        ignore_apertures
+            Whether fields with an aperture, which no dose here is computed through, are taken without it, with a logged warning; otherwise
+            they are refused.
         """
         columns: list[list[torch.Tensor]] = []
         used = self.beams(beams)
         for number_, field in enumerate(self.fields):
-            self._check(field, used[number_], machine)
+            self._check(field, used[number_], machine, ignore_apertures)
             protons = machine.protons_per_mu(field.energy) if field.unit == "MU" else torch.full_like(field.energy, 1e-6)
             weight = field.meterset * self.fractions * protons
             logger.info(
@@ -161,7 +166,7 @@ class IonPlan:
         beam, energy, x, y, weight, shifted = (torch.cat(column) for column in zip(*columns, strict=True))
         return Spots.from_columns(used, beam.long(), energy, x, y, weight, dtype or torch.float32, shifted)
 
-    def _check(self, field: IonField, beam: Beam, machine: Machine) -> None:
+    def _check(self, field: IonField, beam: Beam, machine: Machine, ignore_apertures: bool) -> None:
         """What keeps a field from being computed on this machine."""
         what = f"{self.path}, {field.label}"
         if (beam.shifter is None and "range shifter" in field.devices) or (beam.shifter is not None and beam.shifter.distance is None):
@@ -170,8 +175,13 @@ class IonPlan:
                 f"{what} has a range shifter, but not {missing}; give range_shifter_mm and range_shifter_distance_mm in the case's [[beam]]"
             )
         unknown = [device for device in field.devices if device != "range shifter"]
-        if unknown:
-            raise InputError(f"{what} has a {' and a '.join(unknown)}, which come with a later version; export it without")
+        if unknown == ["aperture"] and ignore_apertures:
+            logger.warning(
+                "%s: its aperture is left out, as the case says: beside its opening, and at its edge, the dose is too high", what
+            )
+        elif unknown:
+            also = "; [dose] ignore_apertures = true computes it without" if unknown == ["aperture"] else ""
+            raise InputError(f"{what} has a {' and a '.join(unknown)}, which come with a later version; export it without{also}")
         low, high = float(field.energy.min()), float(field.energy.max())
         if low < machine.energy_min * (1 - ROUNDING) or high > machine.energy_max * (1 + ROUNDING):
             raise InputError(

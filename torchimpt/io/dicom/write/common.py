@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torchimpt.checks import one_line
 from torchimpt.version import __version__
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ LABEL = "NOT FOR CLINICAL"
 
 def text(value: str, most: int) -> str:
     """Text as an element takes it: without control characters and backslashes, which part values, `most` characters at most."""
-    return "".join(c if c.isprintable() and c != "\\" else " " for c in one_line(value)).strip()[:most].strip()
+    return "".join(c if c.isprintable() and c != "\\" else " " for c in value).strip()[:most].strip()
 
 
 def decimal(value: float) -> str:
@@ -74,7 +73,7 @@ def new_file(sop_class: str, modality: str, identity: Identity, series: str, num
     from pydicom.dataset import FileDataset, FileMetaDataset
 
     meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = getattr(uid, sop_class), fresh_uid()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = getattr(uid, sop_class), uid.UID(fresh_uid())
     meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
     file = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
     file.SpecificCharacterSet = "ISO_IR 192"

@@ -11,6 +11,7 @@ import torch
 
 from torchimpt.checks import InputError
 from torchimpt.files import whole_folder
+from torchimpt.geometry import Grid
 from torchimpt.io.dicom.write.common import fresh_uid, save
 from torchimpt.io.dicom.write.ct import write_ct
 from torchimpt.io.dicom.write.dose import rt_dose
@@ -85,7 +86,9 @@ def export_dicom(
             identity, slices = replace(identity, structures=str(drawn.SOPInstanceUID)), len(uids)
             names.append(STRUCTURES)
             numbers = {i: (name, prescriptions[name]) for i, name in enumerate(read.rois, start=1) if name in prescriptions}
-        plan = ion_plan(spots, machine, patient, identity, fractions, title, numbers)
+        found = {index: _at(beam_doses[index], patient.grid, spots.beams[index].isocenter) for index in set(spots.beam.tolist())}
+        at_isocenter = {index: value for index, value in found.items() if value is not None}
+        plan = ion_plan(spots, machine, patient, identity, fractions, title, numbers, at_isocenter)
         save(plan, scratch / PLAN)
         series, uid = fresh_uid(), str(plan.SOPInstanceUID)
         for index in (None, *(int(beam.BeamNumber) - 1 for beam in plan.IonBeamSequence)):
@@ -95,3 +98,11 @@ def export_dicom(
             names.append(name)
     metersets = {int(beam.BeamNumber): float(beam.FinalCumulativeMetersetWeight) for beam in plan.IonBeamSequence}
     return Exported(tuple(names), slices, spots.n_spots, spots.n_layers, metersets, str(plan.IonBeamSequence[0].PrimaryDosimeterUnit))
+
+
+def _at(dose: torch.Tensor, grid: Grid, point: tuple[float, float, float] | None) -> float | None:
+    """The dose in the voxel that holds an LPS point; None outside the grid."""
+    assert point is not None
+    x, y, z = (round((p - o) / s) for p, o, s in zip(point, grid.origin, grid.spacing, strict=True))
+    inside = all(0 <= i < n for i, n in zip((z, y, x), grid.shape, strict=True))
+    return float(dose[z, y, x]) if inside else None

@@ -1,8 +1,9 @@
 """A plan of scanned spots as an RT Ion Plan (DICOM PS3.3, A.20; RT Ion Beams: C.8.8.25).
 
-An energy layer is a pair of control points: the first has the spots' weights, the second, of the same spots, zeros, and the meterset that is
-reached. Weights are the meterset itself, of one fraction: MU by the machine's own calibration, or, where it has none, numbers of protons
-(`NP`), as the nominal MU of this package are no machine's. Positions and weights are stored in single precision, all else as decimal strings.
+An energy layer is a pair of control points: the first has the spots' weights, the second, of the same spots, zeros, and the meterset that
+is reached. Weights are the meterset itself, of one fraction: MU by the machine's own calibration, or, where it has none, numbers of
+protons (`NP`), as the nominal MU of this package are no machine's. Positions and weights are stored in single precision, all else as
+decimal strings.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,7 +45,8 @@ def ion_plan(
     identity: Identity,
     fractions: int,
     title: str = "",
-    prescriptions: Mapping[int, tuple[str, float]] | None = None,
+    prescriptions: Mapping[int, tuple[str, float]] = MappingProxyType({}),
+    isocenter_doses: Mapping[int, float] = MappingProxyType({}),
 ) -> FileDataset:
     """The plan; beam i of `spots` has the number i + 1, and is left out where it has no spot.
 
@@ -63,38 +66,39 @@ def ion_plan(
         For name and description.
     prescriptions
         Name and dose of the course, Gy, of targets, by their ROIs' numbers in the structure set.
+    isocenter_doses
+        Gy of the course at the isocentre, by beam; those that are missing are not told.
     """
+    from pydicom.uid import RTStructureSetStorage
+
     file = new_file("RTIonPlanStorage", "RTPLAN", identity, fresh_uid(), 3, "plan")
-    now = time.strftime("%Y%m%d"), time.strftime("%H%M%S")
     file.RTPlanLabel, file.RTPlanName = LABEL, text(f"{WARNING} {title}", 64)
     file.RTPlanDescription = text(f"{WARNING}. {title}. Planned by torchimpt for machine {machine.name}.", 1024)
-    file.RTPlanDate, file.RTPlanTime = now
+    file.RTPlanDate, file.RTPlanTime = time.strftime("%Y%m%d"), time.strftime("%H%M%S")
     file.PlanIntent, file.ApprovalStatus = "RESEARCH", "UNAPPROVED"
     file.RTPlanGeometry = "PATIENT" if identity.structures else "TREATMENT_DEVICE"
     if identity.structures:
-        file.ReferencedStructureSetSequence = [
-            item(ReferencedSOPClassUID="1.2.840.10008.5.1.4.1.1.481.3", ReferencedSOPInstanceUID=identity.structures)
-        ]
+        referred = item(ReferencedSOPClassUID=RTStructureSetStorage, ReferencedSOPInstanceUID=identity.structures)
+        file.ReferencedStructureSetSequence = [referred]
     if prescriptions:
         file.DoseReferenceSequence = [_dose_reference(i, *given) for i, given in enumerate(prescriptions.items(), start=1)]
-    unit = "NP" if machine.calibration is None else "MU"
-    if unit == "NP":
+    file.IonToleranceTableSequence = [item(ToleranceTableNumber=1, ToleranceTableLabel="usual", **TOLERANCES)]
+    file.PatientSetupSequence = [item(PatientSetupNumber=1, PatientPosition=spots.beams[0].lies)]
+    if machine.calibration is None:
         logger.warning(
             "machine '%s' has no calibration of its monitor units: the plan's metersets are numbers of protons (NP), which most delivery "
             "systems do not take; plan with a machine that has one, as [machine] format = 'emittance' does, to get MU", machine.name,
         )  # fmt: skip
-    file.IonToleranceTableSequence = [item(ToleranceTableNumber=1, ToleranceTableLabel="usual", **TOLERANCES)]
-    position = spots.beams[0].lies
-    file.PatientSetupSequence = [item(PatientSetupNumber=1, PatientPosition=position)]
-    beams = [_beam(number, spots, machine, patient, fractions, unit) for number in sorted(set(spots.beam.tolist()))]
+    beams = [_beam(number, spots, machine, patient, fractions) for number in sorted(set(spots.beam.tolist()))]
     file.IonBeamSequence = beams
-    metersets = [item(ReferencedBeamNumber=beam.BeamNumber, BeamMeterset=beam.FinalCumulativeMetersetWeight) for beam in beams]
-    file.FractionGroupSequence = [
-        item(
-            FractionGroupNumber=1, NumberOfFractionsPlanned=fractions, NumberOfBeams=len(beams), NumberOfBrachyApplicationSetups=0,
-            ReferencedBeamSequence=metersets,
-        )  # fmt: skip
-    ]
+    file.FractionGroupSequence = [item(FractionGroupNumber=1, NumberOfFractionsPlanned=fractions, NumberOfBeams=len(beams))]
+    group = file.FractionGroupSequence[0]
+    group.NumberOfBrachyApplicationSetups, group.ReferencedBeamSequence = 0, []
+    for beam in beams:
+        referred = item(ReferencedBeamNumber=beam.BeamNumber, BeamMeterset=beam.FinalCumulativeMetersetWeight)
+        if (dose := isocenter_doses.get(int(beam.BeamNumber) - 1)) is not None:
+            referred.BeamDose = decimal(dose / fractions)
+        group.ReferencedBeamSequence.append(referred)
     return file
 
 
@@ -107,11 +111,12 @@ def _dose_reference(number: int, roi: int, prescribed: tuple[str, float]) -> Dat
     )  # fmt: skip
 
 
-def _beam(number: int, spots: Spots, machine: Machine, patient: Patient, fractions: int, unit: str) -> Dataset:
+def _beam(number: int, spots: Spots, machine: Machine, patient: Patient, fractions: int) -> Dataset:
     """One field."""
     beam, own = spots.beams[number], spots.beam == number
     layers = sorted(set(spots.layer[own].tolist()))
     shifted = bool(spots.layer_shifted[layers].any())
+    unit = "NP" if machine.calibration is None else "MU"
     per_unit = machine.protons_per_mu(spots.energy) if unit == "MU" else torch.full_like(spots.energy, 1e-6)
     # what is summed up is what is stored
     meterset = (spots.weight.detach().double() / fractions / per_unit).float()
@@ -119,10 +124,10 @@ def _beam(number: int, spots: Spots, machine: Machine, patient: Patient, fractio
     _first(points[0], beam, _snout(number, spots, machine, patient, shifted))
     made = item(
         BeamNumber=number + 1, BeamName=text(f"{number + 1} gantry {beam.gantry:g} couch {beam.couch:g}", 64), BeamDescription=WARNING,
-        BeamType="STATIC", RadiationType="PROTON", ScanMode="MODULATED", ModulatedScanModeType="STATIONARY", TreatmentMachineName=text(machine.name, 16),
-        PrimaryDosimeterUnit=unit, VirtualSourceAxisDistances=list(machine.sad), TreatmentDeliveryType="TREATMENT", NumberOfWedges=0,
-        NumberOfCompensators=0, NumberOfBoli=0, NumberOfBlocks=0, NumberOfRangeShifters=int(shifted), NumberOfLateralSpreadingDevices=0,
-        NumberOfRangeModulators=0, PatientSupportType="TABLE", SnoutSequence=[item(SnoutID="snout")],
+        BeamType="STATIC", RadiationType="PROTON", ScanMode="MODULATED", ModulatedScanModeType="STATIONARY", PrimaryDosimeterUnit=unit,
+        TreatmentMachineName=text(machine.name, 16), VirtualSourceAxisDistances=list(machine.sad), TreatmentDeliveryType="TREATMENT",
+        NumberOfWedges=0, NumberOfCompensators=0, NumberOfBoli=0, NumberOfBlocks=0, NumberOfRangeShifters=int(shifted),
+        NumberOfLateralSpreadingDevices=0, NumberOfRangeModulators=0, PatientSupportType="TABLE", SnoutSequence=[item(SnoutID="snout")],
         FinalCumulativeMetersetWeight=decimal(total), NumberOfControlPoints=len(points), ReferencedPatientSetupNumber=1,
         ReferencedToleranceTableNumber=1, IonControlPointSequence=points,
     )  # fmt: skip
@@ -157,29 +162,25 @@ def _first(point: Dataset, beam: Beam, snout: float) -> None:
 def _points(beam: Beam, layers: list[int], spots: Spots, meterset: torch.Tensor, machine: Machine) -> tuple[list[Dataset], float]:
     """Pairs of control points, an energy layer each, and the field's meterset."""
     position = spots.position.detach().float()
-    widths = spot_widths(machine, spots.layer_energy[layers])
-    points: list[Dataset] = []
+    widths = spot_widths(machine, spots.layer_energy[layers]).tolist()
     used = bool(spots.layer_shifted[layers].any())
-    total, inside = 0.0, None
-    for layer, width in zip(layers, widths.tolist(), strict=True):
+    points: list[Dataset] = []
+    total, before = 0.0, None
+    for layer, width in zip(layers, widths, strict=True):
         here = (spots.layer == layer).nonzero().flatten()
-        weights = meterset[here]
-        pair = []
-        for values, done in ((weights.tolist(), total), ([0.0] * len(here), total + float(weights.double().sum()))):
-            pair.append(
-                item(
-                    ControlPointIndex=len(points) + len(pair), CumulativeMetersetWeight=decimal(done),
-                    NominalBeamEnergy=decimal(float(spots.layer_energy[layer])), ScanSpotTuneID="1", NumberOfScanSpotPositions=len(here),
-                    ScanSpotPositionMap=position[here].flatten().tolist(), ScanSpotMetersetWeights=values, ScanningSpotSize=width,
-                    NumberOfPaintings=1,
-                )  # fmt: skip
-            )
-        total = float(pair[1].CumulativeMetersetWeight)
-        now = bool(spots.layer_shifted[layer])
-        if used and now != inside:
-            pair[0].RangeShifterSettingsSequence = [_setting(beam, now)]
-        inside = now
-        points += pair
+        weights, now = meterset[here], bool(spots.layer_shifted[layer])
+        for values in (weights, torch.zeros_like(weights)):
+            if values is not weights:
+                total += float(weights.double().sum())
+            point = item(
+                ControlPointIndex=len(points), CumulativeMetersetWeight=decimal(total), ScanSpotTuneID="1", NumberOfPaintings=1,
+                NominalBeamEnergy=decimal(float(spots.layer_energy[layer])), ScanningSpotSize=width, NumberOfScanSpotPositions=len(here),
+                ScanSpotPositionMap=position[here].flatten().tolist(), ScanSpotMetersetWeights=values.tolist(),
+            )  # fmt: skip
+            if used and now != before:
+                point.RangeShifterSettingsSequence = [_setting(beam, now)]
+            before = now
+            points.append(point)
     if not total > 0.0:
         raise InputError(f"the field at gantry {beam.gantry:g} has no meterset that single precision holds; check its weights")
     return points, total
@@ -206,9 +207,7 @@ def spot_widths(machine: Machine, energy: torch.Tensor) -> torch.Tensor:
         `(n_layers,)`, nominal, MeV.
     """
     optics = machine.optics
-    x = optics.variance(energy)
-    y = optics.variance_y(energy)
+    x, y = optics.variance(energy), optics.variance_y(energy)
     planes = optics.start + optics.step * np.arange(x.shape[1])
-    return torch.tensor(
-        [[FWHM * float(np.interp(0.0, planes, along.numpy())) ** 0.5 for along in row] for row in zip(x, x if y is None else y, strict=True)]
-    )
+    widths = [[FWHM * float(np.interp(0.0, planes, row)) ** 0.5 for row in along.numpy()] for along in (x, x if y is None else y)]
+    return torch.tensor(widths, dtype=torch.float64).T
