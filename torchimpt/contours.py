@@ -213,6 +213,34 @@ def boundaries(mask: np.ndarray) -> list[np.ndarray]:
     return found
 
 
+def keyholed(polygons: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Each hole joined with what surrounds it by a slit of no width: the same area for whoever counts contours, and whoever fills each.
+
+    Parameters
+    ----------
+    polygons
+        As of `boundaries`: holes run the other way round.
+    """
+    ends = [np.roll(polygon, -1, axis=0) for polygon in polygons]
+    areas = [float((a[:, 0] * b[:, 1] - b[:, 0] * a[:, 1]).sum()) for a, b in zip(polygons, ends, strict=True)]
+    found = [polygon for polygon, area in zip(polygons, areas, strict=True) if area > 0]
+    holes = [polygon for polygon, area in zip(polygons, areas, strict=True) if area < 0]
+    # from its top each goes up to the next edge: of its surroundings, or of a hole that begins higher and is joined already
+    for hole in sorted(holes, key=lambda polygon: float(polygon[:, 1].min())):
+        top = int(np.lexsort((hole[:, 0], hole[:, 1]))[0])
+        u, v = hole[top]
+        above = []
+        for number, polygon in enumerate(found):
+            begin, end = polygon.T, np.roll(polygon, -1, axis=0).T
+            over = (begin[1] == end[1]) & (begin[1] <= v) & (np.minimum(begin[0], end[0]) <= u) & (np.maximum(begin[0], end[0]) >= u)
+            above += [(float(begin[1, i]), number, int(i)) for i in np.flatnonzero(over)]
+        level, number, i = max(above)
+        slit, around = np.array([[u, level]]), found[number]
+        turned = np.roll(hole, -top, axis=0)
+        found[number] = np.concatenate((around[: i + 1], slit, turned, turned[:1], slit, around[i + 1 :]))
+    return found
+
+
 def _crossings(edges: np.ndarray, lines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where the edges cross lines of equal v, given ascending: the number of the line, ascending, and `u`, ascending on each line. Every
     line has an even number of them, so that those of even index lead inside and the others out.

@@ -12,7 +12,7 @@ import torch
 from dicom_patient import as_dicom, write
 
 from torchimpt.checks import InputError
-from torchimpt.contours import boundaries, closed, coverage
+from torchimpt.contours import boundaries, closed, coverage, keyholed
 from torchimpt.geometry import Beam, Grid, RangeShifter
 from torchimpt.io import read_dicom, read_ion_plan, read_plan, read_rt_dose
 from torchimpt.io.dicom.write import carried_over, export_dicom, new_identity
@@ -79,7 +79,13 @@ def test_boundaries_have_just_the_masks_area(generator):
             steps = np.sign(np.roll(polygon, -1, axis=0) - polygon)
             assert (np.abs(steps).sum(axis=1) == 1).all(), "every edge runs along an axis"
             assert (np.abs(steps - np.roll(steps, 1, axis=0)).sum(axis=1) == 2).all(), "every corner turns"
-    assert boundaries(np.zeros((3, 3), dtype=bool)) == []
+        joined = keyholed(polygons)
+        np.testing.assert_allclose(coverage(closed(joined), (0.0, 0.0), (1.0, 1.0), mask.shape), mask, atol=1e-12)
+        # nothing is left that lies within another: filled one by one they are the mask, too
+        each = [coverage(closed([polygon]), (0.0, 0.0), (1.0, 1.0), mask.shape) for polygon in joined]
+        np.testing.assert_allclose(np.max(each, axis=0), mask, atol=1e-12)
+        assert share < 0.8 or len(joined) < len(polygons) - 5, "there are holes"
+    assert keyholed(boundaries(np.zeros((3, 3), dtype=bool))) == []
 
 
 @pytest.mark.parametrize("position", ["HFS", "FFP"])
@@ -157,18 +163,25 @@ def test_range_shifter_in_and_out(tmp_path):
     # 5 cm from the body's surface: y = -23.7 - 4 mm is 25.2 mm upstream of the isocentre
     assert first.IonControlPointSequence[0].SnoutPosition == 80.0
     assert second.NumberOfRangeShifters == 1 and second.IonControlPointSequence[0].SnoutPosition == pytest.approx(135.9)
-    told = [(i, p.RangeShifterSettingsSequence[0]) for i, p in enumerate(second.IonControlPointSequence) if "RangeShifterSettingsSequence" in p]
+    told = [
+        (i, p.RangeShifterSettingsSequence[0]) for i, p in enumerate(second.IonControlPointSequence) if "RangeShifterSettingsSequence" in p
+    ]
     assert [(i, setting.RangeShifterSetting) for i, setting in told] == [(0, "OUT"), (2, "IN")]
     setting = told[1][1]
     assert setting.RangeShifterWaterEquivalentThickness == 30.0 and setting.IsocenterToRangeShifterDistance == pytest.approx(135.9)
 
 
-@pytest.mark.parametrize(("rbe", "kind", "comment"), [(1.0, "PHYSICAL", "physical"), (1.1, "EFFECTIVE", "RBE 1.1"), ("carabe", "EFFECTIVE", "carabe")])
+@pytest.mark.parametrize(
+    ("rbe", "kind", "comment"), [(1.0, "PHYSICAL", "physical"), (1.1, "EFFECTIVE", "RBE 1.1"), ("carabe", "EFFECTIVE", "carabe")]
+)
 def test_doses_come_back(tmp_path, rbe, kind, comment):
     folder = exported(tmp_path / "out", rbe=rbe)
     dose = torch.linspace(0.0, 71.0, GRID.n_voxels).reshape(GRID.shape)
     plan, beams = read_rt_dose(folder / "RD.dcm"), [read_rt_dose(folder / f"RD_beam{i}.dcm") for i in (1, 2)]
-    assert (plan.summation, plan.kind, plan.beam) == ("PLAN", kind, None) and [(b.summation, b.beam) for b in beams] == [("BEAM", 1), ("BEAM", 2)]
+    assert (plan.summation, plan.kind, plan.beam) == ("PLAN", kind, None) and [(b.summation, b.beam) for b in beams] == [
+        ("BEAM", 1),
+        ("BEAM", 2),
+    ]
     for found, share in ((plan, 1.0), (beams[0], 0.25), (beams[1], 0.75)):
         np.testing.assert_allclose([*found.grid.spacing, *found.grid.origin], [*GRID.spacing, *GRID.origin], rtol=1e-12)
         # half a step of 16 bits, and float32's rounding
@@ -188,7 +201,9 @@ def test_files_refer_to_each_other(tmp_path):
     assert str(plan.PatientName) == "Müller^torchimpt"
     (series,) = {file.SeriesInstanceUID for file in slices}
     study = structures.ReferencedFrameOfReferenceSequence[0].RTReferencedStudySequence[0].RTReferencedSeriesSequence[0]
-    assert study.SeriesInstanceUID == series and [i.ReferencedSOPInstanceUID for i in study.ContourImageSequence] == [f.SOPInstanceUID for f in slices]
+    assert study.SeriesInstanceUID == series and [i.ReferencedSOPInstanceUID for i in study.ContourImageSequence] == [
+        f.SOPInstanceUID for f in slices
+    ]
     for drawn in structures.ROIContourSequence:
         for contour in drawn.ContourSequence:
             (own,) = [f for f in slices if f.SOPInstanceUID == contour.ContourImageSequence[0].ReferencedSOPInstanceUID]
@@ -198,7 +213,9 @@ def test_files_refer_to_each_other(tmp_path):
         assert files[name].ReferencedRTPlanSequence[0].ReferencedSOPInstanceUID == plan.SOPInstanceUID
     reference = plan.DoseReferenceSequence[0]
     assert (reference.ReferencedROINumber, reference.TargetPrescriptionDose) == (2, 60.0)
-    assert plan.RTPlanLabel == structures.StructureSetLabel == "NOT FOR CLINICAL" and plan.RTPlanDescription.startswith("NOT FOR CLINICAL USE")
+    assert plan.RTPlanLabel == structures.StructureSetLabel == "NOT FOR CLINICAL" and plan.RTPlanDescription.startswith(
+        "NOT FOR CLINICAL USE"
+    )
     assert plan.RTPlanName == "NOT FOR CLINICAL USE Try   it" and all("NOT FOR CLINICAL USE" in f.SeriesDescription for f in files.values())
     assert plan.PlanIntent == "RESEARCH" and plan.ApprovalStatus == "UNAPPROVED"
 
@@ -207,7 +224,13 @@ def test_identifiers_are_carried_over(tmp_path):
     """Of a patient from DICOM: neither CT nor structure set anew, and what names patient, study, frame and structure set is theirs."""
     slices, structures = as_dicom(patient())
     for file in (*slices, structures):
-        file.SpecificCharacterSet, file.PatientName, file.PatientID, file.StudyInstanceUID, file.StudyID = "ISO_IR 100", "Müller^Ä", "7", "1.2.3", "S"
+        file.SpecificCharacterSet, file.PatientName, file.PatientID, file.StudyInstanceUID, file.StudyID = (
+            "ISO_IR 100",
+            "Müller^Ä",
+            "7",
+            "1.2.3",
+            "S",
+        )
     source = write(tmp_path / "source", [*slices, structures])
     folder = exported(tmp_path / "out", identity=carried_over(source))
     assert {path.name for path in folder.iterdir()} == {"RP.dcm", "RD.dcm", "RD_beam1.dcm", "RD_beam2.dcm"}
@@ -224,7 +247,15 @@ def test_identifiers_are_carried_over(tmp_path):
 
 def test_roles_are_told_by_types():
     mask = torch.ones(1, 1, 1, dtype=torch.bool)
-    roles = [("PTV70", "target"), ("GTVp", "target"), ("Tumour", "target"), ("Cord", "oar"), ("PTV ring", "oar"), ("Skin", "oar"), ("Hull", "external")]
+    roles = [
+        ("PTV70", "target"),
+        ("GTVp", "target"),
+        ("Tumour", "target"),
+        ("Cord", "oar"),
+        ("PTV ring", "oar"),
+        ("Skin", "oar"),
+        ("Hull", "external"),
+    ]
     assert [kind_of(ROI(name, mask, role)) for name, role in roles] == ["PTV", "GTV", "CTV", "ORGAN", "AVOIDANCE", "AVOIDANCE", "EXTERNAL"]
 
 

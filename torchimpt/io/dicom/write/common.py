@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -90,5 +91,7 @@ def new_file(sop_class: str, modality: str, identity: Identity, series: str, num
 
 
 def save(file: FileDataset, path: Path) -> None:
-    """Write a file."""
-    file.save_as(path, enforce_file_format=True)
+    """Write a file: pydicom into memory, as it makes its own error of a full disk."""
+    buffer = BytesIO()
+    file.save_as(buffer, enforce_file_format=True)
+    path.write_bytes(buffer.getbuffer())

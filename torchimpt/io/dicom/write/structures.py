@@ -1,6 +1,7 @@
 """ROIs as an RT Structure Set (DICOM PS3.3, A.19): masks as the edges of their voxels, slice by slice, so that they read back as they were.
 
-A hole is a contour of its own, as programs read it that count how many contours a point lies in.
+Holes are joined with their surroundings by slits (keyholes, as the standard has it): some programs count how many contours a point lies in,
+others fill each.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from torchimpt.contours import boundaries
+from torchimpt.contours import boundaries, keyholed
 from torchimpt.io.dicom.structure_set import TARGETS
 from torchimpt.io.dicom.write.common import LABEL, WARNING, decimals, fresh_uid, item, new_file, text
 from torchimpt.io.dicom.write.identity import Identity
@@ -98,7 +99,7 @@ def _contours(roi: ROI, patient: Patient, slices: Sequence[str]) -> list[Dataset
     (x, y, z), (dx, dy, dz) = patient.grid.origin, patient.grid.spacing
     found = []
     for k in np.flatnonzero(roi.mask.any(dim=2).any(dim=1).numpy()).tolist():
-        for corners in boundaries(roi.mask[k].numpy()):
+        for corners in keyholed(boundaries(roi.mask[k].numpy())):
             points = np.column_stack((x + (corners[:, 0] - 0.5) * dx, y + (corners[:, 1] - 0.5) * dy, np.full(len(corners), z + k * dz)))
             found.append(
                 item(
