@@ -192,6 +192,9 @@ def test_dciodvfy_finds_no_error(folder):
         done = subprocess.run([dciodvfy, str(path)], capture_output=True, text=True, check=False)
         kinds = {"CT": "CTImage", "RP": "RTIonPlan", "RS": "RTStructureSet", "RD": "RTDose"}
         assert kinds[path.name[:2]] in done.stderr + done.stdout and "Error" not in done.stderr + done.stdout, (path.name, done.stderr)
+    # and that all of them tell the same of patient, study, series and frame
+    done = subprocess.run([program("dcentvfy", "dicom3tools"), *map(str, files)], capture_output=True, text=True, check=False)
+    assert "Error" not in done.stderr + done.stdout, done.stderr
 
 
 PYMCHELPER = """

@@ -227,13 +227,19 @@ def test_range_shifter_that_is_not_told_well_enough(tmp_path):
         found.spots(MACHINE)
 
 
-@pytest.mark.parametrize(("key", "what"), [("NumberOfRangeModulators", "range modulator"), ("NumberOfBlocks", "aperture")])
-def test_devices_in_the_beam_are_told_and_not_computed(tmp_path, key, what):
+@pytest.mark.parametrize(
+    ("key", "what", "told"),
+    [
+        ("NumberOfRangeModulators", "range modulator", "has a range modulator, which come with a later version"),
+        ("NumberOfBlocks", "aperture", "has an aperture, through which no dose can be computed"),
+    ],
+)
+def test_devices_in_the_beam_are_told_and_not_computed(tmp_path, key, what, told):
     file = dicom_files.ion_plan()
     setattr(file.IonBeamSequence[1], key, 1)
     found = read_ion_plan(save(file, tmp_path / "RP.dcm"))
     assert found.fields[0].devices == () and found.fields[1].devices == (what,)
-    with pytest.raises(InputError, match=f"beam 2 'f2' has a {what}, which come with a later version"):
+    with pytest.raises(InputError, match=f"beam 2 'f2' {told}"):
         found.spots(MACHINE)
 
 

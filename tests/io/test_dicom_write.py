@@ -101,6 +101,16 @@ def test_patient_comes_back(tmp_path, position):
         assert bool((back.rois[name].mask == roi.mask).all()) and back.rois[name].role == roi.role, name
 
 
+def test_stopping_power_comes_back(tmp_path, caplog):
+    mine = patient()
+    rois = {**mine.rois, "Implant": ROI("Implant", mine.rois["CTV"].mask, rsp=1.5)}
+    dose = torch.ones(GRID.shape)
+    export_dicom(tmp_path / "out", replace(mine, rois=rois), generic(), SPOTS, dose, {0: dose, 1: dose}, new_identity("x"), 1)
+    back = read_dicom(tmp_path / "out")
+    assert {name: roi.rsp for name, roi in back.rois.items()} == {"Body": None, "CTV": None, "PTV ring": None, "Implant": 1.5}
+    assert "ROI 'Implant' has a relative stopping power of 1.5 in the structure set" in caplog.text
+
+
 def test_ct_numbers_that_are_whole_stay_as_they_are():
     assert rescale(np.array([-1000.0, 3071.0])) == (1.0, -1024.0)
     assert rescale(np.array([-1500.0, 3071.0])) == (1.0, -1500.0)
@@ -240,6 +250,15 @@ def test_identifiers_are_carried_over(tmp_path):
         assert found == ("Müller^Ä", "7", "1.2.3", "S", slices[0].FrameOfReferenceUID)
     plan = pydicom.dcmread(folder / "RP.dcm")
     assert plan.ReferencedStructureSetSequence[0].ReferencedSOPInstanceUID == structures.SOPInstanceUID and plan.RTPlanGeometry == "PATIENT"
+    mine = patient()
+    own = replace(mine, rois={**mine.rois, "Ring": ROI("Ring", mine.rois["PTV ring"].mask)})
+    dose = torch.ones(GRID.shape)
+    export_dicom(tmp_path / "more", own, generic(), SPOTS, dose, {0: dose, 1: dose}, carried_over(source), 1, own_rois=["Ring"])
+    more, plan = pydicom.dcmread(tmp_path / "more" / "RS.dcm"), pydicom.dcmread(tmp_path / "more" / "RP.dcm")
+    assert [roi.ROIName for roi in more.StructureSetROISequence] == ["Ring"]
+    assert plan.ReferencedStructureSetSequence[0].ReferencedSOPInstanceUID == structures.SOPInstanceUID
+    write(tmp_path / "both", [*slices, more])
+    assert bool((read_dicom(tmp_path / "both").rois["Ring"].mask == own.rois["Ring"].mask).all())
     write(tmp_path / "alone", slices)
     bare = pydicom.dcmread(exported(tmp_path / "bare", identity=carried_over(tmp_path / "alone")) / "RP.dcm")
     assert bare.RTPlanGeometry == "TREATMENT_DEVICE" and "ReferencedStructureSetSequence" not in bare

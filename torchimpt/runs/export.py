@@ -66,7 +66,7 @@ def _dicom(finished: FinishedRun, run: Path, to: Path) -> str:
     doses = beam_doses(case, patient, machine, spots, set_up(case))
     done = export_dicom(
         to, patient, machine, spots, dose, doses, identity, case.delivery.fractions, rbe=case.dose.rbe, title=case.title,
-        prescriptions=case.prescriptions(),
+        prescriptions=case.prescriptions(), own_rois=[made.name for made in case.roi],
     )  # fmt: skip
     metersets = ", ".join(f"beam {number}: {meterset:,.6g} {done.unit}" for number, meterset in done.metersets.items())
     source, slices = (config.path, "") if identity.source is not None else (to, f" and {done.slices} CT slices")

@@ -175,13 +175,17 @@ class IonPlan:
                 f"{what} has a range shifter, but not {missing}; give range_shifter_mm and range_shifter_distance_mm in the case's [[beam]]"
             )
         unknown = [device for device in field.devices if device != "range shifter"]
-        if unknown == ["aperture"] and ignore_apertures:
+        if unknown == ["aperture"]:
+            if not ignore_apertures:
+                raise InputError(
+                    f"{what} has an aperture, through which no dose can be computed; export it without, or set [dose] ignore_apertures = "
+                    "true to compute it as if there were none"
+                )
             logger.warning(
                 "%s: its aperture is left out, as the case says: beside its opening, and at its edge, the dose is too high", what
             )
         elif unknown:
-            also = "; [dose] ignore_apertures = true computes it without" if unknown == ["aperture"] else ""
-            raise InputError(f"{what} has a {' and a '.join(unknown)}, which come with a later version; export it without{also}")
+            raise InputError(f"{what} has a {' and a '.join(unknown)}, which come with a later version; export it without")
         low, high = float(field.energy.min()), float(field.energy.max())
         if low < machine.energy_min * (1 - ROUNDING) or high > machine.energy_max * (1 + ROUNDING):
             raise InputError(

@@ -151,7 +151,11 @@ def _rois(drawn: StructureSet, files: Sequence[Found], stack: Stack, slices: np.
             continue
         mask = _mask(roi, region, stack, grid)
         if mask is not None:
-            rois[roi.name] = ROI(roi.name, torch.from_numpy(mask), roi.role, outline=region)
+            if roi.rsp is not None:
+                logger.warning(
+                    "ROI '%s' has a relative stopping power of %g in the structure set, in the place of its CT's", roi.name, roi.rsp
+                )
+            rois[roi.name] = ROI(roi.name, torch.from_numpy(mask), roi.role, roi.rsp, outline=region)
     return rois
 
 

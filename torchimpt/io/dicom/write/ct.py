@@ -28,8 +28,8 @@ def rescale(hu: np.ndarray) -> tuple[float, float]:
     return 2.0 ** -math.floor(math.log2(MOST / (float(hu.max()) - low))), low
 
 
-def write_ct(folder: Path, patient: Patient, identity: Identity, series: str) -> list[str]:
-    """Write every slice, from below; returns their SOP Instance UIDs.
+def write_ct(folder: Path, patient: Patient, identity: Identity, series: str) -> tuple[tuple[float, str], ...]:
+    """Write every slice, from below; returns the z, mm, and the SOP Instance UID of each.
 
     Parameters
     ----------
@@ -60,5 +60,5 @@ def write_ct(folder: Path, patient: Patient, identity: Identity, series: str) ->
         stored = np.round((hu[k].astype(np.float64) - intercept) / slope)
         file.PixelData = stored.astype("<u2").tobytes()
         save(file, folder / f"CT{k + 1:04d}.dcm")
-        found.append(str(file.SOPInstanceUID))
-    return found
+        found.append((z + k * grid.spacing[2], str(file.SOPInstanceUID)))
+    return tuple(found)

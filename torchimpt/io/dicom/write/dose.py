@@ -47,8 +47,7 @@ def rt_dose(
     values = dose.detach().cpu().double().numpy()
     if float(values.min()) < 0.0:
         raise InputError(f"the dose has voxels below zero, down to {float(values.min()):.3g} Gy; DICOM's RT Dose has none")
-    what = "plan" if beam is None else f"beam {beam}"
-    file = new_file("RTDoseStorage", "RTDOSE", identity, series, 4, f"dose of {what}")
+    file = new_file("RTDoseStorage", "RTDOSE", identity, series, 4, "doses")
     n_z, n_y, n_x = grid.shape
     file.InstanceNumber = 1 if beam is None else beam + 1
     file.ImagePositionPatient, file.ImageOrientationPatient = decimals(grid.origin), [1, 0, 0, 0, 1, 0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -27,8 +27,8 @@ PLAN, STRUCTURES, DOSE = "RP.dcm", "RS.dcm", "RD.dcm"
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: the files' names, but for the CT's slices, and how many of these; spots, energy layers, and each field's meterset
-    of a fraction, by its number, in `unit`.
+    """What was written: the files' names, but for the CT's slices, and how many of these there are; spots, energy layers, and each field's
+    meterset of a fraction, by its number, in `unit`.
     """
 
     files: tuple[str, ...]
@@ -52,6 +52,7 @@ def export_dicom(
     rbe: float | str = 1.1,
     title: str = "",
     prescriptions: Mapping[str, float] = MappingProxyType({}),
+    own_rois: Sequence[str] = (),
 ) -> Exported:
     """Write an RT Ion Plan, RT Doses, and, where `identity` has none yet, CT and structure set, into a new folder, all or nothing.
 
@@ -71,20 +72,26 @@ def export_dicom(
         As of `ion_plan` and `rt_dose`.
     prescriptions
         Gy of targets by their names.
+    own_rois
+        ROIs that the structure set of a patient from DICOM does not have: they get one of their own.
     """
     spots = spots.weighted().cpu()
     if not bool((spots.weight > 0).any()):
         raise InputError("no spot of the plan has a weight; there is nothing to export")
     with whole_folder(folder) as scratch:
-        names, slices = [PLAN], 0
+        names, read = [PLAN], patient.original or patient
         numbers: dict[int, tuple[str, float]] = {}
         if identity.source is None:
-            read, series = patient.original or patient, fresh_uid()
-            uids = write_ct(scratch, read, identity, series)
-            drawn = structure_set(read, identity, series, uids)
+            series = fresh_uid()
+            identity = replace(identity, series=series, slices=write_ct(scratch, read, identity, series))
+        else:
+            read = replace(read, rois={name: read.roi(name) for name in own_rois})
+        if read.rois:
+            drawn = structure_set(read, identity)
             save(drawn, scratch / STRUCTURES)
-            identity, slices = replace(identity, structures=str(drawn.SOPInstanceUID)), len(uids)
             names.append(STRUCTURES)
+        if read.rois and not identity.structures:
+            identity = replace(identity, structures=str(drawn.SOPInstanceUID))
             numbers = {i: (name, prescriptions[name]) for i, name in enumerate(read.rois, start=1) if name in prescriptions}
         found = {index: _at(beam_doses[index], patient.grid, spots.beams[index].isocenter) for index in set(spots.beam.tolist())}
         at_isocenter = {index: value for index, value in found.items() if value is not None}
@@ -97,7 +104,9 @@ def export_dicom(
             save(rt_dose(values, patient.grid, identity, series, uid, rbe, fractions, number), scratch / name)
             names.append(name)
     metersets = {int(beam.BeamNumber): float(beam.FinalCumulativeMetersetWeight) for beam in plan.IonBeamSequence}
-    return Exported(tuple(names), slices, spots.n_spots, spots.n_layers, metersets, str(plan.IonBeamSequence[0].PrimaryDosimeterUnit))
+    return Exported(
+        tuple(names), len(identity.slices), spots.n_spots, spots.n_layers, metersets, str(plan.IonBeamSequence[0].PrimaryDosimeterUnit)
+    )
 
 
 def _at(dose: torch.Tensor, grid: Grid, point: tuple[float, float, float] | None) -> float | None:

@@ -34,12 +34,16 @@ class Identity:
         UID of the structure set that is there already; empty where there is none.
     source
         Folder that the CT and the structure set are in; None where they are still to be written.
+    series, slices
+        UID of the CT's series, and of its slices by their z, mm, where they are there already.
     """
 
     elements: Mapping[str, str]
     frame: str
     structures: str = ""
     source: Path | None = None
+    series: str = ""
+    slices: tuple[tuple[float, str], ...] = ()
 
 
 def new_identity(name: str) -> Identity:
@@ -64,4 +68,5 @@ def carried_over(path: str | os.PathLike, structures: str | None = None, series:
         elements = {keyword: str(header.get(keyword) or empty) for keyword, empty in CARRIED.items()}
     elements["StudyInstanceUID"] = elements["StudyInstanceUID"] or fresh_uid()
     frame = first.text("FrameOfReferenceUID") or fresh_uid()
-    return Identity(elements, frame, "" if chosen is None else chosen.uid, Path(path))
+    slices = tuple((float(one.header.ImagePositionPatient[2]), one.uid) for one in files)
+    return Identity(elements, frame, "" if chosen is None else chosen.uid, Path(path), first.text("SeriesInstanceUID"), slices)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from torchimpt.contours import boundaries, keyholed
-from torchimpt.io.dicom.structure_set import TARGETS
+from torchimpt.io.dicom.structure_set import TARGETS, TOGETHER
 from torchimpt.io.dicom.write.common import LABEL, WARNING, decimals, fresh_uid, item, new_file, text
 from torchimpt.io.dicom.write.identity import Identity
 from torchimpt.io.roles import role_of
@@ -29,27 +29,25 @@ COLORS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114,
 logger = logging.getLogger(__name__)
 
 
-def structure_set(patient: Patient, identity: Identity, series: str, slices: Sequence[str]) -> FileDataset:
+def structure_set(patient: Patient, identity: Identity) -> FileDataset:
     """The structure set of all of a patient's ROIs, in their order, numbered from 1.
 
     Parameters
     ----------
     patient
-        On the grid of the CT that was written.
+        On the grid of the CT.
     identity
-        What it belongs to.
-    series, slices
-        UIDs of the CT's series and slices, from below.
+        What it belongs to, with the CT's series and slices.
     """
     file = new_file("RTStructureSetStorage", "RTSTRUCT", identity, fresh_uid(), 2, "structures")
     file.StructureSetLabel, file.StructureSetName = LABEL, text(f"{WARNING} {patient.name}", 64)
     file.StructureSetDescription = WARNING
     file.StructureSetDate, file.StructureSetTime = time.strftime("%Y%m%d"), time.strftime("%H%M%S")
-    images = [_image(uid) for uid in slices]
+    images = [_image(uid) for _, uid in identity.slices]
     study = item(
         ReferencedSOPClassUID="1.2.840.10008.3.1.2.3.1",
         ReferencedSOPInstanceUID=identity.elements["StudyInstanceUID"],
-        RTReferencedSeriesSequence=[item(SeriesInstanceUID=series, ContourImageSequence=images)],
+        RTReferencedSeriesSequence=[item(SeriesInstanceUID=identity.series, ContourImageSequence=images)],
     )
     file.ReferencedFrameOfReferenceSequence = [item(FrameOfReferenceUID=identity.frame, RTReferencedStudySequence=[study])]
     file.StructureSetROISequence, file.ROIContourSequence, file.RTROIObservationsSequence = [], [], []
@@ -61,7 +59,7 @@ def structure_set(patient: Patient, identity: Identity, series: str, slices: Seq
             item(ROINumber=number, ReferencedFrameOfReferenceUID=identity.frame, ROIName=name, ROIGenerationAlgorithm="")
         )
         drawn = item(ReferencedROINumber=number, ROIDisplayColor=list(COLORS[(number - 1) % len(COLORS)]))
-        contours = _contours(roi, patient, slices)
+        contours = _contours(roi, patient, identity.slices)
         if contours:
             drawn.ContourSequence = contours
         else:
@@ -94,19 +92,17 @@ def _image(uid: str) -> Dataset:
     return item(ReferencedSOPClassUID=CTImageStorage, ReferencedSOPInstanceUID=uid)
 
 
-def _contours(roi: ROI, patient: Patient, slices: Sequence[str]) -> list[Dataset]:
-    """The contours of a mask, LPS, mm."""
+def _contours(roi: ROI, patient: Patient, slices: Sequence[tuple[float, str]]) -> list[Dataset]:
+    """The contours of a mask, LPS, mm, each with the slice that it lies on, where there is one: a CT that was tilted has none."""
     (x, y, z), (dx, dy, dz) = patient.grid.origin, patient.grid.spacing
     found = []
     for k in np.flatnonzero(roi.mask.any(dim=2).any(dim=1).numpy()).tolist():
+        images = [_image(uid) for place, uid in slices if abs(place - (z + k * dz)) < TOGETHER]
         for corners in keyholed(boundaries(roi.mask[k].numpy())):
             points = np.column_stack((x + (corners[:, 0] - 0.5) * dx, y + (corners[:, 1] - 0.5) * dy, np.full(len(corners), z + k * dz)))
-            found.append(
-                item(
-                    ContourImageSequence=[_image(slices[k])],
-                    ContourGeometricType="CLOSED_PLANAR",
-                    NumberOfContourPoints=len(points),
-                    ContourData=decimals(points.flatten().tolist()),
-                )
-            )
+            contour = item(ContourGeometricType="CLOSED_PLANAR", NumberOfContourPoints=len(points))
+            contour.ContourData = decimals(points.flatten().tolist())
+            if images:
+                contour.ContourImageSequence = images
+            found.append(contour)
     return found
