@@ -16,9 +16,9 @@ from torchimpt.contours import boundaries, closed, coverage, keyholed
 from torchimpt.geometry import Beam, Grid, RangeShifter
 from torchimpt.io import read_dicom, read_ion_plan, read_plan, read_rt_dose
 from torchimpt.io.dicom.write import carried_over, export_dicom, new_identity
-from torchimpt.io.dicom.write.common import decimal, text
 from torchimpt.io.dicom.write.ct import rescale
 from torchimpt.io.dicom.write.structures import kind_of
+from torchimpt.io.dicom.write.values import decimal, text
 from torchimpt.machine import generic
 from torchimpt.machine.machine import Calibration
 from torchimpt.patient import ROI, Patient

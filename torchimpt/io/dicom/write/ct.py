@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from torchimpt.io.dicom.write.common import WARNING, decimal, decimals, new_file, save
+from torchimpt.io.dicom.write.file import new_file, save
 from torchimpt.io.dicom.write.identity import Identity
+from torchimpt.io.dicom.write.values import WARNING, decimal, decimals
 from torchimpt.patient import Patient
 
 LOWEST = -1024.0

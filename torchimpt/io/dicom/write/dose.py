@@ -9,8 +9,9 @@ import torch
 
 from torchimpt.checks import InputError
 from torchimpt.geometry import Grid
-from torchimpt.io.dicom.write.common import WARNING, decimal, decimals, item, new_file, text
+from torchimpt.io.dicom.write.file import new_file
 from torchimpt.io.dicom.write.identity import Identity
+from torchimpt.io.dicom.write.values import WARNING, decimal, decimals, item, text
 
 if TYPE_CHECKING:
     from pydicom import FileDataset

@@ -12,12 +12,13 @@ import torch
 from torchimpt.checks import InputError
 from torchimpt.files import whole_folder
 from torchimpt.geometry import Grid
-from torchimpt.io.dicom.write.common import fresh_uid, save
 from torchimpt.io.dicom.write.ct import write_ct
 from torchimpt.io.dicom.write.dose import rt_dose
+from torchimpt.io.dicom.write.file import save
 from torchimpt.io.dicom.write.identity import Identity
 from torchimpt.io.dicom.write.plan import ion_plan
 from torchimpt.io.dicom.write.structures import structure_set
+from torchimpt.io.dicom.write.values import fresh_uid
 from torchimpt.machine import Machine
 from torchimpt.patient import Patient
 from torchimpt.spots import Spots

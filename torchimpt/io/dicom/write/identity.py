@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torchimpt.files import reading
 from torchimpt.io.dicom.patient import find_patient
-from torchimpt.io.dicom.write.common import fresh_uid, text
+from torchimpt.io.dicom.write.values import fresh_uid, text
 
 CARRIED = {
     "PatientName": "", "PatientID": "", "PatientBirthDate": "", "PatientSex": "", "StudyInstanceUID": "", "StudyDate": "", "StudyTime": "",

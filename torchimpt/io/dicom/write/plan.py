@@ -19,8 +19,9 @@ import torch
 
 from torchimpt.checks import InputError
 from torchimpt.geometry import Beam
-from torchimpt.io.dicom.write.common import LABEL, WARNING, decimal, decimals, fresh_uid, item, new_file, text
+from torchimpt.io.dicom.write.file import new_file
 from torchimpt.io.dicom.write.identity import Identity
+from torchimpt.io.dicom.write.values import LABEL, WARNING, decimal, decimals, fresh_uid, item, text
 from torchimpt.machine import Machine
 from torchimpt.patient import Patient
 from torchimpt.spots import Spots

@@ -15,8 +15,9 @@ import numpy as np
 
 from torchimpt.contours import boundaries, keyholed
 from torchimpt.io.dicom.structure_set import TARGETS, TOGETHER
-from torchimpt.io.dicom.write.common import LABEL, WARNING, decimals, fresh_uid, item, new_file, text
+from torchimpt.io.dicom.write.file import new_file
 from torchimpt.io.dicom.write.identity import Identity
+from torchimpt.io.dicom.write.values import LABEL, WARNING, decimals, fresh_uid, item, text
 from torchimpt.io.roles import role_of
 from torchimpt.patient import ROI, Patient
 
