@@ -131,6 +131,15 @@ def test_plan_comes_back(tmp_path):
     np.testing.assert_allclose(back.weight.detach(), used.weight.detach(), rtol=2.5e-7)
 
 
+def test_layers_of_many_spots(tmp_path):
+    """More than 64 kB of positions, which the explicit transfer syntaxes cannot hold; and a field of one spot, whose weight is no list."""
+    n = 9000
+    place = torch.linspace(-100.0, 100.0, n)
+    many = Spots.from_columns(SPOTS.beams, [0] * n + [1], [100.0] * (n + 1), [*place, 1.0], [*-place, 2.0], [1.0] * (n + 1))
+    back = read_plan(exported(tmp_path / "out", spots=many) / "RP.dcm", machine=generic())
+    assert torch.equal(back.position, many.position) and back.layer.bincount().tolist() == [n, 1]
+
+
 def test_monitor_units_by_the_machines_own_calibration(tmp_path, caplog):
     own = replace(generic(), calibration=Calibration(torch.tensor([70.0, 230.0]).double(), torch.tensor([50.0, 130.0]).double()))
     folder = exported(tmp_path / "mu", machine=own)

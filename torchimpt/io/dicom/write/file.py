@@ -32,7 +32,8 @@ def new_file(sop_class: str, modality: str, identity: Identity, series: str, num
 
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = getattr(uid, sop_class), uid.UID(fresh_uid())
-    meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
+    # the explicit ones hold 64 kB in an element of numbers: 8,191 spots of a layer, or a contour of 3,000 points
+    meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian
     file = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
     file.SpecificCharacterSet = "ISO_IR 192"
     file.SOPClassUID, file.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID

@@ -17,7 +17,7 @@ from torchimpt.contours import boundaries, keyholed
 from torchimpt.io.dicom.structure_set import TARGETS, TOGETHER
 from torchimpt.io.dicom.write.file import new_file
 from torchimpt.io.dicom.write.identity import Identity
-from torchimpt.io.dicom.write.values import LABEL, WARNING, decimals, fresh_uid, item, text
+from torchimpt.io.dicom.write.values import LABEL, WARNING, decimals, fresh_uid, item, put_decimals, text
 from torchimpt.io.roles import role_of
 from torchimpt.patient import ROI, Patient
 
@@ -102,7 +102,7 @@ def _contours(roi: ROI, patient: Patient, slices: Sequence[tuple[float, str]]) -
         for corners in keyholed(boundaries(roi.mask[k].numpy())):
             points = np.column_stack((x + (corners[:, 0] - 0.5) * dx, y + (corners[:, 1] - 0.5) * dy, np.full(len(corners), z + k * dz)))
             contour = item(ContourGeometricType="CLOSED_PLANAR", NumberOfContourPoints=len(points))
-            contour.ContourData = decimals(points.flatten().tolist())
+            put_decimals(contour, "ContourData", points.flatten().tolist())
             if images:
                 contour.ContourImageSequence = images
             found.append(contour)
