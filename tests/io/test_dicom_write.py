@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -271,6 +272,29 @@ def test_identifiers_are_carried_over(tmp_path):
     write(tmp_path / "alone", slices)
     bare = pydicom.dcmread(exported(tmp_path / "bare", identity=carried_over(tmp_path / "alone")) / "RP.dcm")
     assert bare.RTPlanGeometry == "TREATMENT_DEVICE" and "ReferencedStructureSetSequence" not in bare
+
+
+def test_identifiers_that_break_the_standard_stay_as_they_are(tmp_path):
+    odd = {
+        "PatientSex": "unknown",
+        "PatientBirthDate": "1970",
+        "PatientID": 80 * "x",
+        "StudyDate": "today",
+        "StudyID": "a\\b",
+        "PatientName": 70 * "A",
+    }
+    slices, structures = as_dicom(patient())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for file in (*slices, structures):
+            for keyword, value in odd.items():
+                setattr(file, keyword, value)
+        write(tmp_path / "source", [*slices, structures])
+    folder = exported(tmp_path / "out", identity=carried_over(tmp_path / "source"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plan, first = pydicom.dcmread(folder / "RP.dcm"), slices[0]
+        assert all(plan[keyword].value == first[keyword].value for keyword in odd)
 
 
 def test_roles_are_told_by_types():

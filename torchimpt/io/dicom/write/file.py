@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,8 +39,11 @@ def new_file(sop_class: str, modality: str, identity: Identity, series: str, num
     file.SpecificCharacterSet = "ISO_IR 192"
     file.SOPClassUID, file.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
     file.InstanceCreationDate, file.InstanceCreationTime = time.strftime("%Y%m%d"), time.strftime("%H%M%S")
-    for keyword, value in identity.elements.items():
-        setattr(file, keyword, value)
+    with warnings.catch_warnings():
+        # what is carried over stays as it was, even where it breaks the standard: programs find the patient by it
+        warnings.simplefilter("ignore", UserWarning)
+        for keyword, value in identity.elements.items():
+            setattr(file, keyword, value)
     file.FrameOfReferenceUID, file.PositionReferenceIndicator = identity.frame, ""
     file.Modality, file.SeriesInstanceUID, file.SeriesNumber = modality, series, number
     file.SeriesDescription = text(f"{WARNING} {description}", 64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +13,10 @@ from torchimpt.files import reading
 from torchimpt.io.dicom.patient import find_patient
 from torchimpt.io.dicom.write.values import fresh_uid, text
 
-CARRIED = {
-    "PatientName": "", "PatientID": "", "PatientBirthDate": "", "PatientSex": "", "StudyInstanceUID": "", "StudyDate": "", "StudyTime": "",
-    "StudyID": "", "AccessionNumber": "", "ReferringPhysicianName": "",
-}  # fmt: skip
+CARRIED = (
+    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyDate", "StudyTime", "StudyID",
+    "AccessionNumber", "ReferringPhysicianName",
+)  # fmt: skip
 """Elements of patient and study, all of which a file must have, if only empty."""
 
 
@@ -53,7 +53,7 @@ def new_identity(name: str) -> Identity:
         "PatientName": known.replace("^", " ").replace("=", " ") + "^torchimpt", "PatientID": known, "StudyInstanceUID": fresh_uid(),
         "StudyDate": time.strftime("%Y%m%d"), "StudyTime": time.strftime("%H%M%S"), "StudyID": "1",
     }  # fmt: skip
-    return Identity({**CARRIED, **study}, fresh_uid())
+    return Identity({**dict.fromkeys(CARRIED, ""), **study}, fresh_uid())
 
 
 def carried_over(path: str | os.PathLike, structures: str | None = None, series: str | None = None) -> Identity:
@@ -65,8 +65,15 @@ def carried_over(path: str | os.PathLike, structures: str | None = None, series:
     with reading(first.path, "CT slice"), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         header = pydicom.dcmread(first.path, stop_before_pixels=True, force=True)
-        elements = {keyword: str(header.get(keyword) or empty) for keyword, empty in CARRIED.items()}
+        elements = {keyword: _text(header.get(keyword)) for keyword in CARRIED}
     elements["StudyInstanceUID"] = elements["StudyInstanceUID"] or fresh_uid()
     frame = first.text("FrameOfReferenceUID") or fresh_uid()
     slices = tuple((float(one.header.ImagePositionPatient[2]), one.uid) for one in files)
     return Identity(elements, frame, "" if chosen is None else chosen.uid, Path(path), first.text("SeriesInstanceUID"), slices)
+
+
+def _text(value: object) -> str:
+    """An element's value as it is written; several are parted by backslashes."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "\\".join(map(str, value))
+    return "" if value is None else str(value)
