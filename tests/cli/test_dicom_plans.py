@@ -71,6 +71,44 @@ def test_ion_plans_are_shown_and_give_a_dose(shared, tmp_path, path, spots, frac
     assert done.status == 0 and f"{spots:,} spots" in done.out and f"a fraction, of {fractions}" in done.out, done.err
 
 
+JOINT = """
+[spots]
+target = "Target"
+
+[delivery]
+fractions = 1
+
+[optimizer]
+max_iterations = 8
+
+[output]
+tensorboard = false
+
+[joint]
+box_mm = 5.0
+warm_iterations = 2
+start = "{plan}"
+
+[[objective]]
+roi = "Target"
+kind = "uniform"
+dose_gy = 2.0
+weight = 100.0
+"""
+
+
+@pytest.mark.slow
+def test_joint_optimization_starts_from_a_clinics_plan(shared, tmp_path):
+    """323 spots of 160 MeV in a square: those of one layer, that leave their lattice."""
+    plan = shared / "data" / "dicom" / "varian_sobp" / "RN_178320_mono.dcm"
+    (tmp_path / "case.toml").write_text(CASE + CLINIC.format(shared=shared) + JOINT.format(plan=plan))
+    done = command("plan", "case.toml", "--out", "run", cwd=tmp_path)
+    assert done.status in (0, 3), done.err
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["objective"]["final"] < 0.9 * metrics["objective"]["initial"] and metrics["spots"]["moved_mm"]["max"] > 0.1
+    assert metrics["spots"]["count"] == 323 and metrics["spots"]["energy_layers"] == 1
+
+
 def test_photon_plan_is_shown_and_refused(shared, tmp_path):
     plan: Path = shared / "data" / "dicom" / "dicompyler" / "rtplan_photon.dcm"
     shown = command("inspect", plan, cwd=tmp_path)

@@ -36,13 +36,12 @@ def decimals(values: Iterable[float]) -> list[str]:
 
 def put_decimals(dataset: Dataset, keyword: str, values: Iterable[float]) -> None:
     """Many numbers, with ten digits, as an element of decimal strings: text at once, as an object for each takes ten times as long."""
-    from pydicom.datadict import tag_for_keyword
     from pydicom.dataelem import RawDataElement
     from pydicom.tag import Tag
 
     data = "\\".join([f"{value:.10g}" for value in values]).encode("ascii")
     data += b" " * (len(data) % 2)
-    tag = Tag(tag_for_keyword(keyword))
+    tag = Tag(keyword)
     dataset[tag] = RawDataElement(tag, "DS", len(data), data, 0, True, True)
 
 
