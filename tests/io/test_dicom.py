@@ -243,6 +243,19 @@ def test_devices_in_the_beam_are_told_and_not_computed(tmp_path, key, what, told
         found.spots(MACHINE)
 
 
+def test_what_is_aimed_beside_an_aperture(tmp_path, caplog):
+    """Of the second field's spots, (5, 5) of weight 4 and (-5, 2) of weight 1, the opening leaves the first."""
+    file = dicom_files.ion_plan()
+    block = pydicom.Dataset()
+    block.BlockType, block.BlockNumber, block.BlockNumberOfPoints = "APERTURE", 1, 3
+    block.BlockData = [0.0, 0.0, 20.0, 0.0, 0.0, 20.0]
+    file.IonBeamSequence[1].NumberOfBlocks, file.IonBeamSequence[1].IonBlockSequence = 1, [block]
+    found = read_ion_plan(save(file, tmp_path / "RP.dcm"))
+    assert found.fields[0].beside is None and found.fields[1].beside == pytest.approx(0.2)
+    spots = found.spots(MACHINE, ignore_apertures=True)
+    assert spots.n_spots == 5 and "20.0% of its meterset are aimed beside the opening" in caplog.text
+
+
 def test_truncated_files_end_in_one_line(plan, tmp_path):
     """Wherever the file is cut, it is refused or it is whole: never a plan with fewer spots."""
     whole, content = read_ion_plan(plan), plan.read_bytes()

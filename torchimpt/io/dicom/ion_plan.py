@@ -21,6 +21,7 @@ import torch
 
 from torchimpt.checks import InputError
 from torchimpt.geometry import POSITIONS, Beam, RangeShifter
+from torchimpt.io.dicom.aperture import aimed_beside
 from torchimpt.io.dicom.dataset import dataset, need, number, numbers
 from torchimpt.io.dicom.range_shifter import field_shifter
 from torchimpt.machine import Machine
@@ -67,6 +68,8 @@ class IonField:
         The range shifter that some layers go through; without a distance where the file has none.
     shifted
         `(n_spots,)` bool: whether it is in the beam.
+    beside
+        Share of the meterset that is aimed beside the opening of the aperture, where its edge is told.
     energy, x, y, meterset
         `(n_spots,)` float64: nominal energy, MeV; place, mm; meterset in a fraction. Spots without meterset are not there.
     """
@@ -79,6 +82,7 @@ class IonField:
     devices: tuple[str, ...]
     shifter: RangeShifter | None
     shifted: torch.Tensor
+    beside: float | None
     energy: torch.Tensor
     x: torch.Tensor
     y: torch.Tensor
@@ -182,8 +186,9 @@ class IonPlan:
                     "true to compute it as if there were none"
                 )
             logger.warning(
-                "%s: its aperture is left out, as the case says: beside its opening, and at its edge, the dose is too high", what
-            )
+                "%s: its aperture is left out, as the case says: beside its opening, and at its edge, the dose is too high%s", what,
+                "" if field.beside is None else f"; {field.beside:.1%} of its meterset are aimed beside the opening",
+            )  # fmt: skip
         elif unknown:
             raise InputError(f"{what} has a {' and a '.join(unknown)}, which come with a later version; export it without")
         low, high = float(field.energy.min()), float(field.energy.max())
@@ -297,6 +302,7 @@ def _field(beam: Dataset, metersets: dict[int, Dataset], position: str) -> IonFi
         devices=tuple(device for device in devices if not (device == "range shifter" and told)),
         shifter=shifter,
         shifted=torch.from_numpy(in_beam[used]),
+        beside=aimed_beside(beam, x, y, weight, where),
         energy=energy,
         x=x,
         y=y,
