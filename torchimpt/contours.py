@@ -170,6 +170,77 @@ def closed(polygons: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate([np.stack((polygon, np.roll(polygon, -1, axis=0)), axis=1) for polygon in polygons])
 
 
+def boundaries(mask: np.ndarray) -> list[np.ndarray]:
+    """The edges of a mask's pixels as closed polygons, of just its area by the even-odd rule; holes are polygons of their own.
+
+    Parameters
+    ----------
+    mask
+        bool `(n_v, n_u)`.
+
+    Returns
+    -------
+    Corners `(n, 2)`, `(u, v)` in pixels, pixel `[j, i]` lying between i and i + 1, j and j + 1; only where the direction changes. Pixels
+    that touch in a corner belong to polygons of their own.
+    """
+    inside = np.pad(mask, 1)
+    ends: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    # around each pixel from u to v: its edges to pixels outside, that begin at a corner and run along (u, v)
+    for outside, corner, step in (
+        (inside[:-2, 1:-1], (0, 0), (1, 0)),
+        (inside[1:-1, 2:], (1, 0), (0, 1)),
+        (inside[2:, 1:-1], (1, 1), (-1, 0)),
+        (inside[1:-1, :-2], (0, 1), (0, -1)),
+    ):
+        for j, i in np.argwhere(mask & ~outside).tolist():
+            ends.setdefault((i + corner[0], j + corner[1]), []).append(step)
+    found = []
+    while ends:
+        start = at = next(iter(ends))
+        way = ends[at][0]
+        path: list[tuple[int, int, int, int]] = []
+        while not path or at != start:
+            ways = ends[at]
+            # where two pixels touch in a corner, stay with the one
+            way = next((to for to in ((-way[1], way[0]), way) if to in ways), ways[0])
+            ways.remove(way)
+            if not ways:
+                del ends[at]
+            path.append((*at, *way))
+            at = at[0] + way[0], at[1] + way[1]
+        steps = np.array(path, dtype=np.float64)
+        found.append(steps[(steps[:, 2:] != np.roll(steps[:, 2:], 1, axis=0)).any(axis=1), :2])
+    return found
+
+
+def keyholed(polygons: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Each hole joined with what surrounds it by a slit of no width: the same area for whoever counts contours, and whoever fills each.
+
+    Parameters
+    ----------
+    polygons
+        As of `boundaries`: holes run the other way round.
+    """
+    ends = [np.roll(polygon, -1, axis=0) for polygon in polygons]
+    areas = [float((a[:, 0] * b[:, 1] - b[:, 0] * a[:, 1]).sum()) for a, b in zip(polygons, ends, strict=True)]
+    found = [polygon for polygon, area in zip(polygons, areas, strict=True) if area > 0]
+    holes = [polygon for polygon, area in zip(polygons, areas, strict=True) if area < 0]
+    # from its top each goes up to the next edge: of its surroundings, or of a hole that begins higher and is joined already
+    for hole in sorted(holes, key=lambda polygon: float(polygon[:, 1].min())):
+        top = int(np.lexsort((hole[:, 0], hole[:, 1]))[0])
+        u, v = hole[top]
+        above = []
+        for number, polygon in enumerate(found):
+            begin, end = polygon.T, np.roll(polygon, -1, axis=0).T
+            over = (begin[1] == end[1]) & (begin[1] <= v) & (np.minimum(begin[0], end[0]) <= u) & (np.maximum(begin[0], end[0]) >= u)
+            above += [(float(begin[1, i]), number, int(i)) for i in np.flatnonzero(over)]
+        level, number, i = max(above)
+        slit, around = np.array([[u, level]]), found[number]
+        turned = np.roll(hole, -top, axis=0)
+        found[number] = np.concatenate((around[: i + 1], slit, turned, turned[:1], slit, around[i + 1 :]))
+    return found
+
+
 def _crossings(edges: np.ndarray, lines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where the edges cross lines of equal v, given ascending: the number of the line, ascending, and `u`, ascending on each line. Every
     line has an even number of them, so that those of even index lead inside and the others out.

@@ -146,10 +146,7 @@ def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
     path = Path(os.path.abspath(path))
     scratch: Path | None = None
     try:
-        if path.exists() and not path.is_dir():
-            raise InputError(f"cannot write into {path}: it is no folder; choose another name")
-        if path.exists() and any(path.iterdir()):
-            raise InputError(f"{path} is not empty; choose another folder, or empty it")
+        check_free(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=".partial-", suffix=f"-{path.name}", dir=path.parent))
         yield scratch
@@ -163,6 +160,18 @@ def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
     finally:
         if scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def check_free(path: str | os.PathLike) -> None:
+    """Raise where something lies at `path` that is no empty folder: what `whole_folder` will find, before long work for it."""
+    path = Path(path)
+    try:
+        if path.exists() and not path.is_dir():
+            raise InputError(f"cannot write into {path}: it is no folder; choose another name")
+        if path.exists() and any(path.iterdir()):
+            raise InputError(f"{path} is not empty; choose another folder, or empty it")
+    except OSError as error:
+        raise _unwritable(path, error) from error
 
 
 def _umask() -> int:

@@ -227,14 +227,33 @@ def test_range_shifter_that_is_not_told_well_enough(tmp_path):
         found.spots(MACHINE)
 
 
-@pytest.mark.parametrize(("key", "what"), [("NumberOfRangeModulators", "range modulator"), ("NumberOfBlocks", "aperture")])
-def test_devices_in_the_beam_are_told_and_not_computed(tmp_path, key, what):
+@pytest.mark.parametrize(
+    ("key", "what", "told"),
+    [
+        ("NumberOfRangeModulators", "range modulator", "has a range modulator, which come with a later version"),
+        ("NumberOfBlocks", "aperture", "has an aperture, through which no dose can be computed"),
+    ],
+)
+def test_devices_in_the_beam_are_told_and_not_computed(tmp_path, key, what, told):
     file = dicom_files.ion_plan()
     setattr(file.IonBeamSequence[1], key, 1)
     found = read_ion_plan(save(file, tmp_path / "RP.dcm"))
     assert found.fields[0].devices == () and found.fields[1].devices == (what,)
-    with pytest.raises(InputError, match=f"beam 2 'f2' has a {what}, which come with a later version"):
+    with pytest.raises(InputError, match=f"beam 2 'f2' {told}"):
         found.spots(MACHINE)
+
+
+def test_what_is_aimed_beside_an_aperture(tmp_path, caplog):
+    """Of the second field's spots, (5, 5) of weight 4 and (-5, 2) of weight 1, the opening leaves the first."""
+    file = dicom_files.ion_plan()
+    block = pydicom.Dataset()
+    block.BlockType, block.BlockNumber, block.BlockNumberOfPoints = "APERTURE", 1, 3
+    block.BlockData = [0.0, 0.0, 20.0, 0.0, 0.0, 20.0]
+    file.IonBeamSequence[1].NumberOfBlocks, file.IonBeamSequence[1].IonBlockSequence = 1, [block]
+    found = read_ion_plan(save(file, tmp_path / "RP.dcm"))
+    assert found.fields[0].beside is None and found.fields[1].beside == pytest.approx(0.2)
+    spots = found.spots(MACHINE, ignore_apertures=True)
+    assert spots.n_spots == 5 and "20.0% of its meterset are aimed beside the opening" in caplog.text
 
 
 def test_truncated_files_end_in_one_line(plan, tmp_path):

@@ -171,7 +171,8 @@ class Case(Section):
 
     def check_plan(self) -> None:
         """Raise when a section that planning needs is missing."""
-        needed = {"[spots]": self.spots, "[[beam]]": self.beam, "[[objective]]": self.objective}
+        given = self.joint is not None and self.joint.start is not None and self.joint.start.suffix.lower() != ".csv"
+        needed = {"[spots]": self.spots, "[[beam]]": self.beam or given, "[[objective]]": self.objective}
         missing = [name for name, section in needed.items() if not section]
         if missing:
             raise InputError(f"{self.label}: planning needs {', '.join(needed)}; missing: {', '.join(missing)}")

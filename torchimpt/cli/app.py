@@ -260,7 +260,13 @@ def export(
     run: RunFolder,
     to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="The folder to write; empty, or not there yet.")],
     format: Annotated[
-        str, typer.Option("--format", metavar="FORMAT", help="mcsquare: CT, beam data, plan and configuration of a Monte Carlo run.")
+        str,
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            help="dicom: RT Ion Plan and RT Doses, with CT and structure set where the patient did not come from DICOM; mcsquare: CT, beam "
+            "data, plan and configuration of a Monte Carlo run.",
+        ),
     ] = "dicom",
     quiet: Quiet = False,
     verbose: Verbose = False,

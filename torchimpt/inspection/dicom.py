@@ -126,7 +126,12 @@ def _ion_plan(one: Found, found: Catalog, folder: Path) -> Section:
     if referred and not referred & {other.uid for other in found.files}:
         remarks.append("Its structure set is not here")
     unknown = sorted({device for field in plan.fields for device in field.devices if device != "range shifter"})
-    if unknown:
+    for field in plan.fields:
+        if field.beside is not None:
+            remarks.append(f"{field.label} has an aperture: {field.beside:.1%} of its meterset are aimed beside the opening")
+    if unknown == ["aperture"]:
+        remarks.append("Apertures are not modelled; torchimpt dose computes its dose without, where [dose] ignore_apertures = true says so")
+    elif unknown:
         remarks.append(f"No dose can be computed: what stands in the beam is not known here ({', '.join(unknown)})")
     else:
         remarks.append("Its dose: torchimpt dose CASE.toml --plan FILE --out RUN, with the machine that it was made for")

@@ -1,4 +1,4 @@
-"""Plans as files: `plan.json`, which reads back bit for bit, spot lists as CSV, and DICOM RT Ion Plans (read only, `torchimpt.io.dicom`).
+"""Plans as files: `plan.json`, which reads back bit for bit, spot lists as CSV, and DICOM RT Ion Plans (`torchimpt.io.dicom`).
 
 `plan.json` is one object with `format`, `title`, `machine` (its name), `machine_tables` (their fingerprint), `rbe`, `fractions`, `dtype`,
 `beams`, `layers` and `spots`, one spot a line. Units are in the names: MeV, mm (isocentre plane, gantry frame, as DICOM's Scan Spot
@@ -83,6 +83,7 @@ def read_plan(
     machine: Machine | None = None,
     rbe: float | str | None = None,
     strict: bool = False,
+    ignore_apertures: bool = False,
 ) -> Spots:
     """Read a plan.
 
@@ -101,12 +102,14 @@ def read_plan(
         is told in a logged warning. None: not looked at. The others do not say what they were made for.
     strict
         An `InputError` in the place of the warning.
+    ignore_apertures
+        As of `IonPlan.spots`.
     """
     path = Path(path)
     if is_dicom(path):
         if machine is None:
             raise InputError(f"{path}: an RT Ion Plan needs a machine, whose calibration makes protons of its MU")
-        return read_ion_plan(path).spots(machine, beams, dtype=dtype)
+        return read_ion_plan(path).spots(machine, beams, dtype=dtype, ignore_apertures=ignore_apertures)
     if path.suffix.lower() not in (".json", ".csv"):
         raise InputError(f"{path}: a plan must be plan.json, a .csv spot list or a DICOM RT Ion Plan")
     input_file(path, "plan")

@@ -117,7 +117,7 @@ def assess(
     on_grid = ((name, dose if name == NOMINAL.name else seen.whole(one).reshape(shape)) for name, one in on_voxels.items())
     hottest = hottest_outside_targets(patient, on_grid, case_targets(case, patient), case.highest_prescription())
     full = {name: seen.whole(one).reshape(shape) for name, one in on_voxels.items()} if whole else {}
-    by_beam = _beam_doses(case, patient, machine, spots, compute) if case.output.beams_dose else {}
+    by_beam = beam_doses(case, patient, machine, spots, compute) if case.output.beams_dose else {}
     assessment = Assessment(
         dose, seen.points, doses, tables, seen.body.voxels, on_voxels, full, by_beam, goals, seen.body.discarded_fraction, hottest
     )
@@ -158,7 +158,7 @@ def _goals(case: Case, seen: Look, tables: Tables, body: Mapping[str, torch.Tens
     return [next(of_dose) if goal.quantity == "dose" else check_goals([goal], others[goal.quantity])[0] for goal in goals]
 
 
-def _beam_doses(case: Case, patient: Patient, machine: Machine, spots: Spots, compute: Compute) -> dict[int, torch.Tensor]:
+def beam_doses(case: Case, patient: Patient, machine: Machine, spots: Spots, compute: Compute) -> dict[int, torch.Tensor]:
     """Each beam's nominal dose `(z, y, x)`, Gy, where the plan's is known; 0 everywhere for a beam without spots.
 
     A quantity that is not linear in the dose is that of the beam alone, so that the beams' need not sum up to the plan's.

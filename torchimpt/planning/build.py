@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torchimpt.dose.scenarios import ScenarioDoses, scenario_doses
 from torchimpt.dose.shares import Place
 from torchimpt.evaluate.dvh import RoiDose
 from torchimpt.evaluate.tables import point_doses
+from torchimpt.io.dicom import is_dicom, read_ion_plan
 from torchimpt.io.plan import read_plan
 from torchimpt.machine import Machine
 from torchimpt.objectives import BoundObjective, MixedObjective, Objective, PlanObjective, RobustObjective, Split, largest, letd_entries
@@ -129,7 +131,10 @@ def _start(case: Case, patient: Patient, machine: Machine, scenarios: tuple[Scen
     config, start = case.placement, case.joint.start if case.joint is not None else None
     beams = resolve_beams(case, patient, start)
     if start is not None:
-        spots = read_plan(start, beams, dtype=compute.dtype, machine=machine, rbe=case.dose.rbe)
+        _tell_fractions(case, start)
+        spots = read_plan(
+            start, beams, dtype=compute.dtype, machine=machine, rbe=case.dose.rbe, ignore_apertures=case.dose.ignore_apertures
+        )
     else:
         spots = place_spots(
             patient, machine, beams, config.targets, config.spacing_mm, pattern=config.pattern, margin=config.margin_mm,
@@ -142,6 +147,15 @@ def _start(case: Case, patient: Patient, machine: Machine, scenarios: tuple[Scen
             noise = torch.rand(spots.position.shape, generator=torch.Generator().manual_seed(case.seed), dtype=torch.float64)
             spots.position.data += (config.jitter_mm * (2.0 * noise - 1.0)).to(spots.position)
     return spots.to(compute.device)
+
+
+def _tell_fractions(case: Case, start: Path) -> None:
+    """Warn where a start from DICOM, whose MU are those of a fraction, has another number of fractions than the case."""
+    if is_dicom(start) and (fractions := read_ion_plan(start).fractions) != case.delivery.fractions:
+        log.warning(
+            "%s is for %d fractions, the case for %d: it starts with the whole course's weights, and MU of a fraction are the case's",
+            start, fractions, case.delivery.fractions,
+        )  # fmt: skip
 
 
 def build(

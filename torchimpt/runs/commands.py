@@ -246,7 +246,11 @@ def _read(case: Case, plan_path: Path, compute: Compute, strict: bool) -> tuple[
     """What a dose is computed of."""
     patient, machine = load_patient(case), load_machine(case)
     beams = resolve_beams(case, patient, plan_path)
-    return patient, machine, read_plan(plan_path, beams, dtype=compute.dtype, machine=machine, rbe=case.dose.rbe, strict=strict)
+    spots = read_plan(
+        plan_path, beams, dtype=compute.dtype, machine=machine, rbe=case.dose.rbe, strict=strict,
+        ignore_apertures=case.dose.ignore_apertures,
+    )  # fmt: skip
+    return patient, machine, spots
 
 
 def _help_dose(

@@ -6,13 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 from torchimpt.checks import InputError, nearest
+from torchimpt.files import check_free
+from torchimpt.io.dicom.write import carried_over, export_dicom, new_identity
+from torchimpt.io.image import read_dose
 from torchimpt.io.mcsquare.export import export_mcsquare
-from torchimpt.runs.finished import FinishedRun, read_finished
+from torchimpt.planning.assess import beam_doses
+from torchimpt.planning.load import set_up
+from torchimpt.runs.finished import FinishedRun, check_same_grid, read_finished
 
 DEFAULT_FORMAT = "dicom"
 """What is meant where no format is named."""
 
-LATER = ("dicom", "matrad")
+LATER = ("matrad",)
 """Formats that are not there yet."""
 
 
@@ -46,5 +51,31 @@ def _mcsquare(finished: FinishedRun, run: Path, to: Path) -> str:
     )
 
 
-FORMATS: dict[str, Callable[[FinishedRun, Path, Path], str]] = {"mcsquare": _mcsquare}
+def _dicom(finished: FinishedRun, run: Path, to: Path) -> str:
+    case, patient, machine, spots = finished.case, finished.patient, finished.machine, finished.spots
+    config = case.patient
+    if config.source == "dicom":
+        assert config.path is not None
+        identity = carried_over(config.path, **config.own)
+    else:
+        identity = new_identity(patient.name)
+    dose, grid = read_dose(run / "dose.mha")
+    check_same_grid(run / "dose.mha", grid, patient.grid)
+    check_free(to)
+    spots = spots.weighted()
+    doses = beam_doses(case, patient, machine, spots, set_up(case))
+    done = export_dicom(
+        to, patient, machine, spots, dose, doses, identity, case.delivery.fractions, rbe=case.dose.rbe, title=case.title,
+        prescriptions=case.prescriptions(), own_rois=[made.name for made in case.roi],
+    )  # fmt: skip
+    metersets = ", ".join(f"beam {number}: {meterset:,.6g} {done.unit}" for number, meterset in done.metersets.items())
+    source, slices = (config.path, "") if identity.source is not None else (to, f" and {done.slices} CT slices")
+    return (
+        f"Wrote {to}: {', '.join(done.files)}{slices}, not for clinical use\n"
+        f"{done.spots:,} spots in {done.layers} energy layers; a fraction, of {case.delivery.fractions}, has {metersets}\n"
+        f"Doses are the whole course's; CT and structure set: {source}. docs/dicom.md says what is in the files"
+    )
+
+
+FORMATS: dict[str, Callable[[FinishedRun, Path, Path], str]] = {"dicom": _dicom, "mcsquare": _mcsquare}
 """From a run, its folder and the folder to write to what is told."""

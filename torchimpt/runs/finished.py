@@ -8,6 +8,7 @@ from pathlib import Path
 from torchimpt.case import Case, load_case
 from torchimpt.checks import InputError
 from torchimpt.files import input_folder
+from torchimpt.geometry import Grid
 from torchimpt.io.plan import read_plan
 from torchimpt.machine import Machine
 from torchimpt.patient import Patient
@@ -35,3 +36,13 @@ def read_finished(run: str | Path) -> FinishedRun:
     patient, machine = load_patient(case), load_machine(case)
     beams = resolve_beams(case, patient, run / "plan.json")
     return FinishedRun(case, patient, machine, read_plan(run / "plan.json", beams, machine=machine, rbe=case.dose.rbe, strict=True))
+
+
+def check_same_grid(path: Path, grid: Grid, wanted: Grid) -> None:
+    """Raise where the dose in a file lies on another grid than it must."""
+    ends = zip((*grid.spacing, *grid.origin), (*wanted.spacing, *wanted.origin), strict=True)
+    if grid.shape != wanted.shape or max(abs(a - b) for a, b in ends) > 1e-3:
+        raise InputError(
+            f"{path} lies on another grid than the run's dose: {grid.shape} voxels (z, y, x) of {grid.spacing} mm from {grid.origin}, "
+            f"against {wanted.shape} of {wanted.spacing} from {wanted.origin}; resample it"
+        )

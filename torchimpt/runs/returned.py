@@ -14,11 +14,10 @@ from torchimpt.evaluate.dvh import dvh_curves
 from torchimpt.evaluate.goals import check_goals
 from torchimpt.evaluate.noise import noise
 from torchimpt.evaluate.tables import roi_doses, scenario_table
-from torchimpt.geometry import Grid
 from torchimpt.io.image import read_dose
 from torchimpt.io.mcsquare.dose import read_mcsquare_dose
 from torchimpt.report.compare import RunRecord, read_run, read_runs, short_names
-from torchimpt.runs.finished import FinishedRun, read_finished
+from torchimpt.runs.finished import FinishedRun, check_same_grid, read_finished
 from torchimpt.scenarios import NOMINAL
 from torchimpt.sums import mean, total
 
@@ -43,7 +42,7 @@ def read_records(paths: Sequence[str | Path]) -> list[RunRecord]:
     names = short_names([*folders, *doses])
     record, finished = read_run(folders[0], names[0]), read_finished(folders[0])
     planned, grid = read_dose(folders[0] / "dose.mha")
-    _same_grid(folders[0] / "dose.mha", grid, finished.patient.grid)
+    check_same_grid(folders[0] / "dose.mha", grid, finished.patient.grid)
     own, *others = (_record(path, record, finished, planned.double()) for path in (folders[0] / "dose.mha", *doses))
     # like with like: what the run says of itself is of points in its ROIs, what comes back is of the dose grid's voxels
     of_itself = {**record.metrics, **{key: own.metrics[key] for key in ("scenarios", "goals")}}
@@ -58,15 +57,6 @@ def _with_dose(record: RunRecord, folder: Path) -> RunRecord:
     return replace(record, dose=dose, grid=grid)
 
 
-def _same_grid(path: Path, grid: Grid, wanted: Grid) -> None:
-    ends = zip((*grid.spacing, *grid.origin), (*wanted.spacing, *wanted.origin), strict=True)
-    if grid.shape != wanted.shape or max(abs(a - b) for a, b in ends) > 1e-3:
-        raise InputError(
-            f"{path} lies on another grid than the run's dose: {grid.shape} voxels (z, y, x) of {grid.spacing} mm from {grid.origin}, "
-            f"against {wanted.shape} of {wanted.spacing} from {wanted.origin}; resample it"
-        )
-
-
 def _read(path: Path, finished: FinishedRun) -> torch.Tensor:
     """The dose `(z, y, x)`, Gy, RBE-weighted as the run's."""
     grid = finished.patient.grid
@@ -79,7 +69,7 @@ def _read(path: Path, finished: FinishedRun) -> torch.Tensor:
         protons = 1e6 * float(total(finished.spots.weight.detach().double()))
         return finished.case.quantity().value(read_mcsquare_dose(path, grid, protons))
     dose, own = read_dose(path)
-    _same_grid(path, own, grid)
+    check_same_grid(path, own, grid)
     return dose.double()
 
 

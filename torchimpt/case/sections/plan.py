@@ -72,6 +72,8 @@ class DoseConfig(Section):
     "mcnamara", "wedenberg", "carabe"."""
     alpha_beta_gy: Annotated[Real, Field(ge=0.1, le=50)] = 2.0
     """Photons' alpha/beta of all tissue that no [[tissue]] names, for RBE models."""
+    ignore_apertures: Flag = False
+    """Compute fields of a given RT Ion Plan without their apertures, which are not modelled: beside their openings the dose is too high."""
     letd_least_gy: Annotated[Real, Field(gt=0)] | None = None
     """Physical dose below which LETd fades to zero; omitted: 1 % of the highest prescription, 0.1 Gy where there is none."""
 
@@ -192,7 +194,8 @@ class JointConfig(Section):
     merge_mm: Annotated[Real, Field(ge=0)] = 0.0
     """Merge spots of a layer that end up closer than this, and optimize the weights again; 0: never."""
     start: ExistingPath | None = None
-    """A plan file whose spots are the start, in the place of [spots]' lattice."""
+    """A plan file (plan.json, RT Ion Plan, spot list) whose spots are the start, in the place of [spots]' lattice. But for a spot list
+    [[beam]] may be left out: the beams are the file's."""
 
     def motion(self) -> Motion:
         """Scheme and limits of the motion."""

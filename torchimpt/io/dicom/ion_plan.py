@@ -21,6 +21,7 @@ import torch
 
 from torchimpt.checks import InputError
 from torchimpt.geometry import POSITIONS, Beam, RangeShifter
+from torchimpt.io.dicom.aperture import aimed_beside
 from torchimpt.io.dicom.dataset import dataset, need, number, numbers
 from torchimpt.io.dicom.range_shifter import field_shifter
 from torchimpt.machine import Machine
@@ -67,6 +68,8 @@ class IonField:
         The range shifter that some layers go through; without a distance where the file has none.
     shifted
         `(n_spots,)` bool: whether it is in the beam.
+    beside
+        Share of the meterset that is aimed beside the opening of the aperture, where its edge is told.
     energy, x, y, meterset
         `(n_spots,)` float64: nominal energy, MeV; place, mm; meterset in a fraction. Spots without meterset are not there.
     """
@@ -79,6 +82,7 @@ class IonField:
     devices: tuple[str, ...]
     shifter: RangeShifter | None
     shifted: torch.Tensor
+    beside: float | None
     energy: torch.Tensor
     x: torch.Tensor
     y: torch.Tensor
@@ -130,7 +134,9 @@ class IonPlan:
                 )
         return tuple(found)
 
-    def spots(self, machine: Machine, beams: Sequence[Beam] = (), *, dtype: torch.dtype | None = None) -> Spots:
+    def spots(
+        self, machine: Machine, beams: Sequence[Beam] = (), *, dtype: torch.dtype | None = None, ignore_apertures: bool = False
+    ) -> Spots:
         """The plan's spots for a machine, with the whole course's weights.
 
             weight = meterset * fractions * protons per MU at the nominal energy
@@ -143,11 +149,14 @@ class IonPlan:
             Angles and isocentres in the place of the file's, as for `beams`.
         dtype
             Of position and weight; float32 where it is None.
+        ignore_apertures
+            Whether fields with an aperture, which no dose here is computed through, are taken without it, with a logged warning; otherwise
+            they are refused.
         """
         columns: list[list[torch.Tensor]] = []
         used = self.beams(beams)
         for number_, field in enumerate(self.fields):
-            self._check(field, used[number_], machine)
+            self._check(field, used[number_], machine, ignore_apertures)
             protons = machine.protons_per_mu(field.energy) if field.unit == "MU" else torch.full_like(field.energy, 1e-6)
             weight = field.meterset * self.fractions * protons
             logger.info(
@@ -161,7 +170,7 @@ class IonPlan:
         beam, energy, x, y, weight, shifted = (torch.cat(column) for column in zip(*columns, strict=True))
         return Spots.from_columns(used, beam.long(), energy, x, y, weight, dtype or torch.float32, shifted)
 
-    def _check(self, field: IonField, beam: Beam, machine: Machine) -> None:
+    def _check(self, field: IonField, beam: Beam, machine: Machine, ignore_apertures: bool) -> None:
         """What keeps a field from being computed on this machine."""
         what = f"{self.path}, {field.label}"
         if (beam.shifter is None and "range shifter" in field.devices) or (beam.shifter is not None and beam.shifter.distance is None):
@@ -170,7 +179,17 @@ class IonPlan:
                 f"{what} has a range shifter, but not {missing}; give range_shifter_mm and range_shifter_distance_mm in the case's [[beam]]"
             )
         unknown = [device for device in field.devices if device != "range shifter"]
-        if unknown:
+        if unknown == ["aperture"]:
+            if not ignore_apertures:
+                raise InputError(
+                    f"{what} has an aperture, through which no dose can be computed; export it without, or set [dose] ignore_apertures = "
+                    "true to compute it as if there were none"
+                )
+            logger.warning(
+                "%s: its aperture is left out, as the case says: beside its opening, and at its edge, the dose is too high%s", what,
+                "" if field.beside is None else f"; {field.beside:.1%} of its meterset are aimed beside the opening",
+            )  # fmt: skip
+        elif unknown:
             raise InputError(f"{what} has a {' and a '.join(unknown)}, which come with a later version; export it without")
         low, high = float(field.energy.min()), float(field.energy.max())
         if low < machine.energy_min * (1 - ROUNDING) or high > machine.energy_max * (1 + ROUNDING):
@@ -283,6 +302,7 @@ def _field(beam: Dataset, metersets: dict[int, Dataset], position: str) -> IonFi
         devices=tuple(device for device in devices if not (device == "range shifter" and told)),
         shifter=shifter,
         shifted=torch.from_numpy(in_beam[used]),
+        beside=aimed_beside(beam, x, y, weight, where),
         energy=energy,
         x=x,
         y=y,

@@ -6,6 +6,7 @@ import logging
 import os
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -49,12 +50,7 @@ def read_dicom(path: str | os.PathLike, structures: str | None = None, series: s
     mask as many voxels as that fills, the fullest. ROIs without a closed contour are left out, those that reach out of the CT cut off.
     Slices of a tilted gantry, and oblique ones, are interpolated onto a grid along the patient's axes.
     """
-    folder = input_folder(path, "DICOM patient")
-    found = catalog(walk(folder))
-    for broken, reason in found.broken:
-        logger.warning("%s is left out: %s", broken, reason)
-    chosen = choose_structures(found, folder, structures)
-    files = found.series[choose_series(found, folder, chosen, series)]
+    chosen, files = find_patient(path, structures, series)
     drawn = None if chosen is None else read_structure_set(chosen.path)
     if len(files) < 2:
         wanted = f"; structure set {drawn.path} was drawn on {len(drawn.images)}" if drawn is not None and drawn.images else ""
@@ -65,9 +61,19 @@ def read_dicom(path: str | os.PathLike, structures: str | None = None, series: s
     values, grid = _upright(hu, stack)
     del hu
     tensor = torch.from_numpy(values)
-    tell_unscaled(tensor, folder)
+    tell_unscaled(tensor, Path(path))
     rois = {} if drawn is None else _rois(drawn, files, stack, slices, grid)
-    return Patient(tensor, grid, rois, name=folder.resolve().name, position=_position(files))
+    return Patient(tensor, grid, rois, name=Path(path).resolve().name, position=_position(files))
+
+
+def find_patient(path: str | os.PathLike, structures: str | None, series: str | None) -> tuple[Found | None, Sequence[Found]]:
+    """The structure set, if there is one, and the CT's slices that a folder's patient is read from; arguments as of `read_dicom`."""
+    folder = input_folder(path, "DICOM patient")
+    found = catalog(walk(folder))
+    for broken, reason in found.broken:
+        logger.warning("%s is left out: %s", broken, reason)
+    chosen = choose_structures(found, folder, structures)
+    return chosen, found.series[choose_series(found, folder, chosen, series)]
 
 
 def _position(files: Sequence[Found]) -> str:
@@ -145,7 +151,11 @@ def _rois(drawn: StructureSet, files: Sequence[Found], stack: Stack, slices: np.
             continue
         mask = _mask(roi, region, stack, grid)
         if mask is not None:
-            rois[roi.name] = ROI(roi.name, torch.from_numpy(mask), roi.role, outline=region)
+            if roi.rsp is not None:
+                logger.warning(
+                    "ROI '%s' has a relative stopping power of %g in the structure set, in the place of its CT's", roi.name, roi.rsp
+                )
+            rois[roi.name] = ROI(roi.name, torch.from_numpy(mask), roi.role, roi.rsp, outline=region)
     return rois
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from torchimpt.checks import InputError, one_line
 from torchimpt.contours import Contours, Plane, closed
 from torchimpt.io.dicom.catalog import STRUCTURES
-from torchimpt.io.dicom.dataset import dataset
+from torchimpt.io.dicom.dataset import dataset, number
 from torchimpt.io.roles import role_of
 
 if TYPE_CHECKING:
@@ -58,6 +58,8 @@ class DrawnROI:
         As of a `ROI`.
     contours
         LPS points `(n, 3)`, mm, of each closed contour.
+    rsp
+        Relative stopping power of all that is inside, where the file tells it (REL_STOP_RATIO).
     """
 
     number: int
@@ -65,6 +67,7 @@ class DrawnROI:
     kind: str
     role: str
     contours: tuple[np.ndarray, ...]
+    rsp: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,17 +102,16 @@ class StructureSet:
 def read_structure_set(path: str | os.PathLike) -> StructureSet:
     """Read an RT Structure Set. Points and open lines enclose nothing and are left out."""
     with dataset(path, "RT Structure Set", "RTSTRUCT", STRUCTURES) as file:
-        kinds = {
-            int(item.get("ReferencedROINumber", -1)): str(item.get("RTROIInterpretedType") or "").strip().upper()
-            for item in file.get("RTROIObservationsSequence") or ()
-        }
+        observed = {int(item.get("ReferencedROINumber", -1)): item for item in file.get("RTROIObservationsSequence") or ()}
+        kinds = {index: str(item.get("RTROIInterpretedType") or "").strip().upper() for index, item in observed.items()}
         drawn = {int(item.get("ReferencedROINumber", -1)): item for item in file.get("ROIContourSequence") or ()}
         rois = []
         for item in file.get("StructureSetROISequence") or ():
-            number = int(item.ROINumber)
-            name = one_line(str(item.get("ROIName") or "")).strip() or f"ROI {number}"
-            contours = _contours(drawn[number], name) if number in drawn else ()
-            rois.append(DrawnROI(number, name, kinds.get(number, ""), "oar", contours))
+            index = int(item.ROINumber)
+            name = one_line(str(item.get("ROIName") or "")).strip() or f"ROI {index}"
+            contours = _contours(drawn[index], name) if index in drawn else ()
+            rsp = _rsp(observed[index], name) if index in observed else None
+            rois.append(DrawnROI(index, name, kinds.get(index, ""), "oar", contours, rsp))
         if not rois:
             raise InputError("the structure set has no ROI; export it with its structures")
         frame, series, images = references(file)
@@ -128,6 +130,14 @@ def references(file: Dataset) -> tuple[str, str, frozenset[str]]:
                 series.append(str(one.get("SeriesInstanceUID") or ""))
                 images |= {str(image.get("ReferencedSOPInstanceUID", "")) for image in one.get("ContourImageSequence") or ()}
     return next(filter(None, frames), ""), next(filter(None, series), ""), frozenset(images)
+
+
+def _rsp(observed: Dataset, name: str) -> float | None:
+    """The relative stopping power that is told of a ROI, None where none is."""
+    for told in observed.get("ROIPhysicalPropertiesSequence") or ():
+        if told.get("ROIPhysicalProperty") == "REL_STOP_RATIO":
+            return number(told, "ROIPhysicalPropertyValue", f"ROI '{name}'")
+    return None
 
 
 def _contours(item: Dataset, name: str) -> tuple[np.ndarray, ...]:
