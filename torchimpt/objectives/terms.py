@@ -136,12 +136,15 @@ class Term:
         """
         raise NotImplementedError(f"{type(self).__name__} must define value_and_grad")
 
-    def along(self, dose: Tensor, rate: Tensor, volume: Tensor | None = None) -> Callable[[float], tuple[Tensor, Tensor]]:
+    def along(
+        self, dose: Tensor, rate: Tensor, volume: Tensor | None = None, shift: Tensor | None = None
+    ) -> Callable[[float], tuple[Tensor, Tensor]]:
         """Value and slope `(n_scenarios,)` on the ray `dose + l rate`, `(n_scenarios, n_voxels)` each, as a function of `l >= 0`."""
         start, gain = dose.double(), rate.double()
+        given = {name: more.double() for name, more in (("volume", volume), ("shift", shift)) if more is not None}
 
         def restricted(length: float) -> tuple[Tensor, Tensor]:
-            value, grad = self.value_and_grad(torch.add(start, gain, alpha=length), *(() if volume is None else (volume.double(),)))
+            value, grad = self.value_and_grad(torch.add(start, gain, alpha=length), **given)
             return value, total(grad * gain)
 
         return restricted
@@ -282,10 +285,16 @@ class _DoseVolume(Term):
         """The volume that may be excused."""
         return self.excused(dose.shape[-1]) if volume is None else self.excused_percent / 100 * float(total(volume)) + 1e-9
 
-    def along(self, dose: Tensor, rate: Tensor, volume: Tensor | None = None) -> Callable[[float], tuple[Tensor, Tensor]]:
+    def _shifted(self, dose: Tensor, shift: Tensor | None) -> Tensor:
+        """Doses that violate the level by the shift more."""
+        return dose if shift is None else dose + self.side * shift
+
+    def along(
+        self, dose: Tensor, rate: Tensor, volume: Tensor | None = None, shift: Tensor | None = None
+    ) -> Callable[[float], tuple[Tensor, Tensor]]:
         if dose.device.type != "cpu":
-            return super().along(dose, rate, volume)
-        ray = excused_ray(dose, rate, self.side, self.dose, _double(volume), self._allowed(dose, volume))
+            return super().along(dose, rate, volume, shift)
+        ray = excused_ray(self._shifted(dose, shift), rate, self.side, self.dose, _double(volume), self._allowed(dose, volume))
 
         def restricted(length: float) -> tuple[Tensor, Tensor]:
             value, slope = ray(length)
@@ -294,8 +303,9 @@ class _DoseVolume(Term):
         return restricted
 
     def value_and_grad(self, dose: Tensor, volume: Tensor | None = None, shift: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if shift is None and dose.device.type == "cpu":
-            value, grad = excused_value_and_grad(dose, self.side, self.dose, _double(volume), self._allowed(dose, volume))
+        if dose.device.type == "cpu":
+            seen = self._shifted(dose, shift)
+            value, grad = excused_value_and_grad(seen, self.side, self.dose, _double(volume), self._allowed(dose, volume))
             return self.weight * value, grad.mul_(self.weight)
         excess = self.excess(dose, volume, shift)
         pull = _times(excess, volume)
@@ -355,8 +365,11 @@ class MeanDose(_Number):
 
     kind: ClassVar[str] = "mean_dose"
 
-    def along(self, dose: Tensor, rate: Tensor, volume: Tensor | None = None) -> Callable[[float], tuple[Tensor, Tensor]]:
+    def along(
+        self, dose: Tensor, rate: Tensor, volume: Tensor | None = None, shift: Tensor | None = None
+    ) -> Callable[[float], tuple[Tensor, Tensor]]:
         start, gain, weight = _mean(dose, volume), _mean(rate, volume), self.weight * _count(dose, volume)
+        start = _plus(start, None if shift is None else shift.squeeze(-1))
 
         def restricted(length: float) -> tuple[Tensor, Tensor]:
             excess = (start + length * gain - self.dose).clamp_min(0)
