@@ -1,7 +1,7 @@
 """Objectives: terms for ROIs, bound to voxels, over scenarios in a robust mode."""
 
 from torchimpt.objectives.bound import BoundObjective, BoundTerm
-from torchimpt.objectives.constraints import BoundConstraint, Constraints, largest, worst
+from torchimpt.objectives.constraints import BoundConstraint, Constraints, largest, seen_whole, worst
 from torchimpt.objectives.mixed import MixedObjective, PlanObjective, letd_entries
 from torchimpt.objectives.mode import OverValues, RobustMode
 from torchimpt.objectives.modes import (
@@ -60,5 +60,6 @@ __all__ = [
     "VoxelwiseInvariant",
     "largest",
     "letd_entries",
+    "seen_whole",
     "worst",
 ]

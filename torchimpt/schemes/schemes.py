@@ -27,7 +27,7 @@ from torchimpt.dose.linear import LinearDose
 from torchimpt.dose.looks import look_points
 from torchimpt.dose.scenarios import ScenarioDoses, scenario_doses
 from torchimpt.machine import Machine
-from torchimpt.objectives import Objective, PlanObjective, RobustObjective
+from torchimpt.objectives import Objective, PlanObjective, RobustObjective, seen_whole
 from torchimpt.optim import Solution, Status
 from torchimpt.optim.solution import WINDOW, fall_is_small, least_promised, remaining_fall
 from torchimpt.patient import Patient
@@ -390,7 +390,10 @@ def joint(
     _scheme(motion.scheme)
     rois, weight = list(dict.fromkeys(term.roi for term in objective.terms)), spots.weight.detach()
     targets = [name for name in rois if patient.roi(name).role == "target"]
-    points = look_points(patient, machine, spots, rois, targets, spacing=target_grid, n_scenarios=len(scenarios), seed=seed)
+    points = look_points(
+        patient, machine, spots, rois, targets, spacing=target_grid, n_scenarios=len(scenarios), seed=seed,
+        whole=seen_whole(objective.terms, patient),
+    )  # fmt: skip
     robust = RobustObjective(objective.at(points, points.volume), quantity=ConstantRBE(rbe))
     doses = scenario_doses(patient, machine, spots, points, scenarios, cutoff=cutoff, dtype=weight.dtype, device=weight.device)
     optimized = optimize(
