@@ -23,7 +23,17 @@ from torchimpt.evaluate.tables import point_doses
 from torchimpt.io.dicom import is_dicom, read_ion_plan
 from torchimpt.io.plan import read_plan
 from torchimpt.machine import Machine
-from torchimpt.objectives import BoundObjective, MixedObjective, Objective, PlanObjective, RobustObjective, Split, largest, letd_entries, seen_whole
+from torchimpt.objectives import (
+    BoundObjective,
+    MixedObjective,
+    Objective,
+    PlanObjective,
+    RobustObjective,
+    Split,
+    largest,
+    letd_entries,
+    seen_whole,
+)
 from torchimpt.patient import Patient
 from torchimpt.planning.devices import fastest, placement
 from torchimpt.planning.letd import quantity
