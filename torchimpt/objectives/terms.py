@@ -236,8 +236,9 @@ class _DoseVolume(Term):
     """`weight * sum` of the squared violations, without the largest ones, which may be `excused_percent` of the volume.
 
     The violators are sorted and the mildest are kept: those that a small change of dose would satisfy (Xu et al. 2020, section 2.1;
-    Spirou and Chui, Med Phys 25:321, 1998). As a minimum over subsets of voxels it is continuous and not convex; where two voxels tie at
-    the border, the gradient is that of one of the subsets. Voxels, or points with their volumes, are excused as a whole or not at all.
+    Spirou and Chui, Med Phys 25:321, 1998). As a minimum over what is excused it is continuous and not convex; where two voxels tie at the
+    border, the gradient is that of one of the choices. Of voxels a whole number is excused; of points with their volumes the share
+    itself, so that the one at the border counts with a part of its volume.
     """
 
     volume_percent: float = field(kw_only=True)
@@ -262,15 +263,17 @@ class _DoseVolume(Term):
     def excess(self, dose: Tensor, volume: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         """Of each voxel; zero where it is excused: those with the largest violations, shifted ones where there is a shift."""
         excess = _plus(self.side * (dose - self.dose), shift).clamp_min(0)
-        if volume is None:
-            excused = excess.topk(self.excused(dose.shape[-1]), dim=-1, sorted=False).indices
-            return excess.scatter_(-1, excused, 0.0)
-        ranked, order = excess.sort(dim=-1, descending=True)
-        return excess.scatter_(-1, order, ranked.masked_fill_(self._spent(order, volume), 0.0))
+        return excess.masked_fill_(self._counted(excess, volume) == 0, 0.0)
 
-    def _spent(self, order: Tensor, volume: Tensor) -> Tensor:
-        """Which of the volumes in this order are excused."""
-        return volume.double()[order].cumsum(-1) <= self._allowed(order, volume)
+    def _counted(self, excess: Tensor, volume: Tensor | None) -> Tensor:
+        """The volume of each violation that is not excused, `(..., n_voxels)`."""
+        if volume is None:
+            excused = excess.topk(self.excused(excess.shape[-1]), dim=-1, sorted=False).indices
+            return torch.ones_like(excess).scatter_(-1, excused, 0.0)
+        order = excess.argsort(dim=-1, descending=True, stable=True)
+        own = volume.double()[order]
+        left = torch.minimum((own.cumsum(-1) - self._allowed(excess, volume)).clamp_min(0), own)
+        return torch.zeros_like(excess).scatter_(-1, order, left.to(excess))
 
     def violation(self, dose: Tensor, volume: Tensor | None = None) -> Tensor:
         """Of the voxel next to those that are excused; minus infinity where all are."""
@@ -278,8 +281,7 @@ class _DoseVolume(Term):
         if volume is None:
             count = self.excused(dose.shape[-1]) + 1
             return beyond.topk(count, dim=-1).values[..., -1] if count <= dose.shape[-1] else beyond.new_full(dose.shape[:-1], -math.inf)
-        ranked, order = beyond.sort(dim=-1, descending=True)
-        return ranked.masked_fill(self._spent(order, volume), -math.inf).amax(-1)
+        return beyond.masked_fill(self._counted(beyond, volume) == 0, -math.inf).amax(-1)
 
     def _allowed(self, dose: Tensor, volume: Tensor | None) -> float:
         """The volume that may be excused."""
@@ -307,8 +309,8 @@ class _DoseVolume(Term):
             seen = self._shifted(dose, shift)
             value, grad = excused_value_and_grad(seen, self.side, self.dose, _double(volume), self._allowed(dose, volume))
             return self.weight * value, grad.mul_(self.weight)
-        excess = self.excess(dose, volume, shift)
-        pull = _times(excess, volume)
+        excess = _plus(self.side * (dose - self.dose), shift).clamp_min(0)
+        pull = self._counted(excess, volume) * excess
         return self.weight * total(pull * excess), 2 * self.weight * self.side * pull
 
 
