@@ -152,8 +152,7 @@ def test_a_point_counts_as_the_voxels_that_it_stands_for(term):
     times = volume.long()
     voxels = dose.repeat_interleave(times, dim=-1)
     expected, slope = term.value_and_grad(voxels)
-    # a billionth of a voxel more is excused, so that rounding of the sum of volumes leaves nothing over
-    torch.testing.assert_close(value, expected, rtol=1e-9, atol=0)
+    torch.testing.assert_close(value, expected, rtol=1e-12, atol=0)
     owner = torch.arange(40).repeat_interleave(times)
     torch.testing.assert_close(grad, torch.zeros_like(grad).index_add_(-1, owner, slope), rtol=1e-10, atol=1e-12)
     assert bool((value > 0).all())

@@ -231,6 +231,10 @@ class UniformDose(_Hinge):
     signs: ClassVar[tuple[float, ...]] = (-1.0, 1.0)
 
 
+_NOTHING = 1e-9
+"""Of a voxel: what rounding of the sum of volumes may leave of one that is excused."""
+
+
 @dataclass(frozen=True)
 class _DoseVolume(Term):
     """`weight * sum` of the squared violations, without the largest ones, which may be `excused_percent` of the volume.
@@ -263,7 +267,7 @@ class _DoseVolume(Term):
     def excess(self, dose: Tensor, volume: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         """Of each voxel; zero where it is excused: those with the largest violations, shifted ones where there is a shift."""
         excess = _plus(self.side * (dose - self.dose), shift).clamp_min(0)
-        return excess.masked_fill_(self._counted(excess, volume) == 0, 0.0)
+        return excess.masked_fill_(self._counted(excess, volume) <= _NOTHING, 0.0)
 
     def _counted(self, excess: Tensor, volume: Tensor | None) -> Tensor:
         """The volume of each violation that is not excused, `(..., n_voxels)`."""
@@ -281,11 +285,11 @@ class _DoseVolume(Term):
         if volume is None:
             count = self.excused(dose.shape[-1]) + 1
             return beyond.topk(count, dim=-1).values[..., -1] if count <= dose.shape[-1] else beyond.new_full(dose.shape[:-1], -math.inf)
-        return beyond.masked_fill(self._counted(beyond, volume) == 0, -math.inf).amax(-1)
+        return beyond.masked_fill(self._counted(beyond, volume) <= _NOTHING, -math.inf).amax(-1)
 
     def _allowed(self, dose: Tensor, volume: Tensor | None) -> float:
         """The volume that may be excused."""
-        return self.excused(dose.shape[-1]) if volume is None else self.excused_percent / 100 * float(total(volume)) + 1e-9
+        return self.excused(dose.shape[-1]) if volume is None else self.excused_percent / 100 * float(total(volume))
 
     def _shifted(self, dose: Tensor, shift: Tensor | None) -> Tensor:
         """Doses that violate the level by the shift more."""
