@@ -28,9 +28,11 @@ from torch import Tensor
 
 from torchimpt.checks import InputError
 from torchimpt.objectives.bound import BoundTerm, one_sided
+from torchimpt.objectives.dose_volume import MaxDVH, MinDVH
 from torchimpt.objectives.mode import Ray
 from torchimpt.objectives.quantities import UNITS
-from torchimpt.objectives.terms import GEUD, MaxDose, MaxDVH, MeanDose, MinDose, MinDVH, Term
+from torchimpt.objectives.term import Term
+from torchimpt.objectives.terms import GEUD, MaxDose, MeanDose, MinDose
 from torchimpt.patient import Regions
 from torchimpt.processes import ALONE, Team
 from torchimpt.sums import total

@@ -1,9 +1,9 @@
 """Which voxels a dose-volume goal excuses: those of the largest violations, found without sorting them.
 
-A goal allows a share of the volume to violate its level, and the largest violations are excused (`torchimpt.objectives.terms`). Only the
-border has to be known, not the order on either side of it: a histogram of the violations over bins of 3 % tells in which bin the volume is
-spent, and only that bin's are sorted. `benchmarks/sorting.py` holds it against a full sort. The entry at the border is excused for what is
-left of the volume: excused as a whole or not at all, the sum would jump where two entries of different volumes change places.
+A goal allows a share of the volume to violate its level, and the largest violations are excused (`torchimpt.objectives.dose_volume`). Only
+the border has to be known, not the order on either side of it: a histogram of the violations over bins of 3 % tells in which bin the volume
+is spent, and only that bin's are sorted. `benchmarks/sorting.py` holds it against a full sort. The entry at the border is excused for what
+is left of the volume: excused as a whole or not at all, the sum would jump where two entries of different volumes change places.
 """
 
 from __future__ import annotations
