@@ -20,7 +20,7 @@ from typing import Any
 
 from measure import built_case, read_bandwidth
 
-from torchimpt.objectives import terms
+from torchimpt.objectives import dose_volume
 from torchimpt.optim import Composite, minimize
 from torchimpt.runs.about import about
 from torchimpt.runs.folder import write_json
@@ -81,9 +81,9 @@ def watched(built: Any, watch: Watch) -> Composite:
     outer = Timed(built.objective, {"value_and_grad": "value and gradient", "along": "ray, made"}, watch)
     make = outer.along
     outer.along = lambda image, rate: watch.around("ray, looked along", make(image, rate))
-    make_ray = watch.around("of these, dose-volume goals", terms.excused_ray)
-    terms.excused_ray = lambda *goal: watch.around("of these, dose-volume goals", make_ray(*goal))
-    terms.excused_value_and_grad = watch.around("of these, dose-volume goals", terms.excused_value_and_grad)
+    make_ray = watch.around("of these, dose-volume goals", dose_volume.excused_ray)
+    dose_volume.excused_ray = lambda *goal: watch.around("of these, dose-volume goals", make_ray(*goal))
+    dose_volume.excused_value_and_grad = watch.around("of these, dose-volume goals", dose_volume.excused_value_and_grad)
     return Composite(linear, outer)
 
 

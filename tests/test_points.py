@@ -87,6 +87,19 @@ def test_scenarios_together_see_all_parts_of_a_whole_voxel():
     assert len(near.place(0).unique(dim=0)) == len(near)
 
 
+def test_every_scenario_sees_all_parts_of_a_whole_roi(read, coarse):
+    """The organ's cells, its overlap with the target among them, are seen in every part at the same places; other cells as without."""
+    points = cell_points(coarse, ["T", "O"], 2.0, n_scenarios=9, targets=["T"], seed=3, whole=["O"])
+    usual = cell_points(coarse, ["T", "O"], 2.0, n_scenarios=9, targets=["T"], seed=3)
+    organ, before = points.roi("O").mask, usual.roi("O").mask
+    n_parts = math.prod(parts_of(coarse, 2.0))
+    torch.testing.assert_close(points.volume[organ], torch.full((int(organ.sum()),), 1 / n_parts, dtype=torch.float64), rtol=0, atol=0)
+    assert float(points.volume[organ].sum()) == pytest.approx(float(usual.volume[before].sum()), rel=1e-12)
+    for k in range(9):
+        assert torch.equal(points.place(k)[organ], points.place(0)[organ]) and len(points.place(k)[organ].unique(dim=0)) == int(organ.sum())
+        assert torch.equal(points.place(k)[~organ], usual.place(k)[~before])
+
+
 def test_off_is_the_middles_of_voxels(coarse):
     machine = ti.machine.generic()
     spots = ti.place_spots(coarse, machine, [ti.Beam(0.0)], ["T"], 8.0, layer_spacing=10.0)

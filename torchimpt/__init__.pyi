@@ -93,7 +93,7 @@ from .resampling import resample as resample
 from .scenarios import NOMINAL as NOMINAL
 from .scenarios import Scenario as Scenario
 from .scenarios import boundary_scenarios as boundary_scenarios
-from .schemes.schemes import joint as joint
+from .schemes.joint import joint as joint
 from .spots import Spots as Spots
 from .spots.delivery import DeliveryModel as DeliveryModel
 from .spots.delivery import delivery_time as delivery_time

@@ -4,7 +4,8 @@ A dose grid's voxels are too coarse for a target: its edge runs through them, an
 that an optimizer finds doses that are right at every middle and nowhere else. So voxels are cut into parts. The parts of one voxel that lie
 in the same ROIs are a *cell*, of their volume, and every scenario looks at other parts of each cell: by turns, so that all scenarios
 together have looked at many. A dose vector has the same entries, ROIs and volumes in every scenario; only where exactly it is looked at
-differs, by less than a voxel. (Stratified sampling: Cochran, Sampling Techniques, 1977, chapter 5.)
+differs, by less than a voxel. (Stratified sampling: Cochran, Sampling Techniques, 1977, chapter 5.) What has to hold everywhere, a
+constraint, is looked at in all parts of its cells in every scenario: a limit that holds at one part of each is broken beside it.
 """
 
 from __future__ import annotations
@@ -97,6 +98,7 @@ def cell_points(
     targets: Iterable[str] = (),
     seed: int = 0,
     jitter: bool = True,
+    whole: Iterable[str] = (),
 ) -> Points:
     """Points in the cells of ROIs.
 
@@ -116,6 +118,8 @@ def cell_points(
         Which parts come first, and where in them points lie.
     jitter
         Points anywhere in their parts at random (True), or in the middle.
+    whole
+        ROIs, of `names`, that every scenario looks at in all parts of their cells.
 
     Returns
     -------
@@ -143,6 +147,8 @@ def cell_points(
     finer = math.prod(max(1.0, size / spacing) for size in grid.spacing)
     near = max(1, _ceil(LOOKS * finer / n_scenarios))
     count = torch.minimum(torch.where(is_close, near, 1), size)
+    for name in whole:
+        count = torch.where(masks[name][inside[order[first]]], size, count)
 
     of = torch.repeat_interleave(count)
     look = torch.arange(len(of)) - (count.cumsum(0) - count)[of]

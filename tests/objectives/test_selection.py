@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
+from torchimpt.objectives import MaxDVH, MinDVH
 from torchimpt.objectives.selection import excused_ray, excused_value_and_grad
 
 
-def by_sort(excess: torch.Tensor, volume: torch.Tensor, allowed: float) -> torch.Tensor:
-    ranked, order = excess.sort(dim=-1, descending=True, stable=True)
-    return excess.clone().scatter_(-1, order, ranked.masked_fill(volume[order].cumsum(-1) <= allowed, 0.0))
+def left_by_sort(excess: torch.Tensor, volume: torch.Tensor, allowed: float) -> torch.Tensor:
+    """The volume of each that is not excused."""
+    order = excess.argsort(dim=-1, descending=True, stable=True)
+    before = volume[order].cumsum(-1) - volume[order]
+    return torch.zeros_like(excess).scatter_(-1, order, volume[order] - (allowed - before).clamp_min(0).minimum(volume[order]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -24,22 +29,33 @@ def test_what_counts_is_what_a_sort_leaves(dtype, share):
     # volumes are multiples of 1/8, so that their sums are exact in every order
     for volume in (None, torch.randint(1, 9, (1237,), generator=random).double() / 8):
         own = torch.ones(1237, dtype=torch.float64) if volume is None else volume
-        allowed = share * float(own.sum()) + 1e-9
-        excess = by_sort(dose.double().clamp_min(0), own, allowed)
+        allowed = math.floor(share * 8 * float(own.sum())) / 8 if volume is not None else math.floor(share * 1237)
+        excess = dose.double().clamp_min(0)
+        left = left_by_sort(excess, own, allowed)
         value, grad = excused_value_and_grad(dose, 1.0, 0.0, volume, allowed)
-        assert torch.equal(grad, (2.0 * own * excess).to(dtype))
-        assert torch.allclose(value, (own * excess.square()).sum(-1), rtol=1e-12)
-        assert not share or int((excess > 0).sum()) < int((dose > 0).sum())
+        assert torch.equal(grad, (2.0 * left * excess).to(dtype))
+        assert torch.allclose(value, (left * excess.square()).sum(-1), rtol=1e-12)
+        assert not share or int((grad != 0).sum()) < int((dose > 0).sum())
         low, _ = excused_value_and_grad(5.0 - dose[0], -1.0, 5.0, volume, allowed)  # the goal's mirror image, of one scenario
         assert float(low) == pytest.approx(float(value[0]), rel=1e-5 if dtype == torch.float32 else 1e-12)
 
 
-def test_a_voxel_that_does_not_fit_is_not_excused_in_part():
+def test_what_does_not_fit_is_excused_in_part():
     dose, volume = torch.tensor([5.0, 4.0, 3.0]), torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
-    # the second would spend 3 of 2.5; the third, which would fit, comes after it
-    assert excused_value_and_grad(dose, 1.0, 0.0, volume, 2.5)[1].tolist() == [0.0, 16.0, 3.0]
+    # 1 and 1.5 of the second's 2 are excused: 0.5 of it counts
+    assert excused_value_and_grad(dose, 1.0, 0.0, volume, 2.5)[1].tolist() == [0.0, 4.0, 3.0]
     assert excused_value_and_grad(dose, 1.0, 0.0, volume, 3.0)[1].tolist() == [0.0, 0.0, 3.0]
     assert not excused_value_and_grad(torch.zeros(3), 1.0, 0.0, volume, 0.0)[1].any()
+
+
+def test_it_is_continuous_where_entries_of_different_volumes_change_places():
+    """Else a line search meets a step upwards with a slope downwards on both sides."""
+    volume = torch.tensor([0.25, 2.0, 1.0], dtype=torch.float64)
+    for term in (MaxDVH("O", 0.0, volume_percent=10.0), MinDVH("O", 10.0, volume_percent=90.0)):
+        low, high = (
+            term.value_and_grad(5.0 + term.side * torch.tensor([0.0, step, -2.0], dtype=torch.float64), volume)[0] for step in (-1e-9, 1e-9)
+        )
+        assert float(low) == pytest.approx(float(high), rel=1e-8)
 
 
 @pytest.mark.parametrize("side", [1.0, -1.0])

@@ -52,6 +52,21 @@ def target_maximum(built, spots) -> float:
     return float(doses[:, built.objective.bound.bound_terms[1].index].max())
 
 
+def test_every_scenario_sees_all_parts_of_a_constrained_target(tmp_path):
+    """A limit that holds at one part of each voxel is broken beside it; a mean is told by fewer parts, and an objective costs fewer."""
+
+    def points(*overrides):
+        case = tiny(tmp_path, *SMALL, "dose.target_grid_mm=4", *overrides)
+        return build(case, set_up(case, "cpu"), Progress(enabled=False), {}).points
+
+    held, free, mean = points(*HELD), points(), points(*HELD, "objective[1].kind=mean_dose")
+    target = held.roi("Target").mask
+    assert bool((held.volume[target] * 27 - 1.0).abs().max() < 1e-12)
+    places = [held.place(k)[target] for k in range(3)]
+    assert all(torch.equal(place, places[0]) for place in places) and len(places[0].unique(dim=0)) == int(target.sum())
+    assert len(mean) == len(free) < len(held) - int(0.5 * target.sum())
+
+
 LONG = ("alternating", "prune_and_move")
 
 

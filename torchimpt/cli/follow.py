@@ -99,6 +99,7 @@ class Lines:
         self._title, self._stage, self._told = "", "", -1
 
     def show(self, state: RunState) -> None:
+        """Print what is new since the last call: the title, every so many iterations, the stage."""
         if state.title != self._title:  # at first the folder's name, until the case is there
             self._title = state.title
             self._out.print(state.title, soft_wrap=True)

@@ -93,6 +93,7 @@ def commission(tables: CommissioningTables) -> Commissioning:
     halo = "sigma2_mm" in next(iter(tables.water.values()), {})
 
     def curves_of(energy: float, table: Table) -> tuple[dict[str, float], dict[str, float]]:
+        """Parameters of one energy's depth dose and widths in water, and their standard errors."""
         found, errors = _depth_dose(energy, table, tables.bins, residuals)
         air = float(np.interp(energy, optics["energy_mev"], optics["sigma_x_mm"])) ** 2
         for part in (_core, _halo) if halo else (_core,):

@@ -31,6 +31,7 @@ def look_points(
     spacing: float | str = "auto",
     n_scenarios: int = 1,
     seed: int = 0,
+    whole: Iterable[str] = (),
 ) -> Points:
     """Points in ROIs, close enough for the peaks of the spots' layers.
 
@@ -42,7 +43,7 @@ def look_points(
         What is looked at, and what of it closely, as in `cell_points`.
     spacing
         Of the parts that voxels are cut into, mm, at most; `"auto"`: `peak_spacing`; `"off"`: the middles of voxels.
-    n_scenarios, seed
+    n_scenarios, seed, whole
         As in `cell_points`.
     """
     if spacing == "auto":
@@ -51,4 +52,4 @@ def look_points(
         return voxel_points(patient, patient.union(rois).flatten().nonzero().flatten())
     if isinstance(spacing, str) or not spacing > 0:
         raise InputError(f"target_grid_mm must be a positive number of mm, 'auto' or 'off', got {spacing!r}")
-    return cell_points(patient, rois, spacing, n_scenarios, targets, seed)
+    return cell_points(patient, rois, spacing, n_scenarios, targets, seed, whole=whole)

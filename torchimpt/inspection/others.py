@@ -39,6 +39,7 @@ def patient_section(path: Path, source: str) -> tuple[Section, list[Region], Pat
     found: list[Patient] = []
 
     def tell() -> Section:
+        """CT and ROIs; the patient is kept for the case that is proposed."""
         patient = READERS[source](path)
         found.append(patient)
         grid = patient.grid
@@ -70,6 +71,7 @@ def machine_section(path: Path, format: str) -> Section:
         return Section(f"Machine ({path}; format = 'bdl')", remarks=(remark,))
 
     def tell() -> Section:
+        """Energies, sources and calibration."""
         machine: Machine = MACHINES[format](path)
         unit = "its own calibration to MU" if machine.calibration is not None else "no calibration to MU of its own"
         facts = f"{machine.energy_min:g} to {machine.energy_max:g} MeV, sources at {size(machine.sad)} mm, {unit}"
@@ -82,6 +84,7 @@ def run_section(path: Path) -> Section:
     """A run folder."""
 
     def tell() -> Section:
+        """How the run ended, and its plan's beams."""
         remarks = []
         if (path / "metrics.json").is_file():
             metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
@@ -118,6 +121,7 @@ def case_section(path: Path) -> Section:
     """A case file."""
 
     def tell() -> Section:
+        """What it plans, and the command."""
         case = load_case(path)
         patient, beams = case.patient, ", ".join(f"{beam.gantry_deg:g}" for beam in case.beam) or "none"
         remarks = (

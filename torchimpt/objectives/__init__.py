@@ -1,7 +1,8 @@
 """Objectives: terms for ROIs, bound to voxels, over scenarios in a robust mode."""
 
 from torchimpt.objectives.bound import BoundObjective, BoundTerm
-from torchimpt.objectives.constraints import BoundConstraint, Constraints, largest, worst
+from torchimpt.objectives.constraints import BoundConstraint, Constraints, largest, seen_whole, worst
+from torchimpt.objectives.dose_volume import MaxDVH, MinDVH
 from torchimpt.objectives.mixed import MixedObjective, PlanObjective, letd_entries
 from torchimpt.objectives.mode import OverValues, RobustMode
 from torchimpt.objectives.modes import (
@@ -19,7 +20,8 @@ from torchimpt.objectives.modes import (
 from torchimpt.objectives.objective import OVERLAPS, Objective, Split
 from torchimpt.objectives.quantities import UNITS, LETd, LETdDose, LETQuantity, VariableRBE
 from torchimpt.objectives.robust import RobustObjective
-from torchimpt.objectives.terms import GEUD, KINDS, MaxDose, MaxDVH, MeanDose, MinDose, MinDVH, Term, UniformDose
+from torchimpt.objectives.term import Term
+from torchimpt.objectives.terms import GEUD, KINDS, MaxDose, MeanDose, MinDose, UniformDose
 
 __all__ = [
     "GEUD",
@@ -60,5 +62,6 @@ __all__ = [
     "VoxelwiseInvariant",
     "largest",
     "letd_entries",
+    "seen_whole",
     "worst",
 ]

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from torchimpt.checks import InputError
 from torchimpt.objectives import hinges
-from torchimpt.objectives.terms import MaxDose, MinDose, Term, as_loss
+from torchimpt.objectives.term import Term, as_loss
+from torchimpt.objectives.terms import MaxDose, MinDose
 from torchimpt.processes import ALONE, Team
 from torchimpt.sums import total
 

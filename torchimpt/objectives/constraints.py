@@ -28,9 +28,12 @@ from torch import Tensor
 
 from torchimpt.checks import InputError
 from torchimpt.objectives.bound import BoundTerm, one_sided
+from torchimpt.objectives.dose_volume import MaxDVH, MinDVH
 from torchimpt.objectives.mode import Ray
 from torchimpt.objectives.quantities import UNITS
-from torchimpt.objectives.terms import GEUD, MaxDose, MaxDVH, MeanDose, MinDose, MinDVH, Term
+from torchimpt.objectives.term import Term
+from torchimpt.objectives.terms import GEUD, MaxDose, MeanDose, MinDose
+from torchimpt.patient import Regions
 from torchimpt.processes import ALONE, Team
 from torchimpt.sums import total
 
@@ -125,9 +128,11 @@ class BoundConstraint:
 
             return hinges
 
+        ray = term.along(here, gain, volume, shift)
+
         def restricted(length: float) -> tuple[float, float]:
-            value, slope = term.value_and_grad(torch.add(here, gain, alpha=length), volume, shift)
-            return told(factor * value, factor * total(slope.double() * gain))
+            value, slope = ray(length)
+            return told(factor * value, factor * slope)
 
         return restricted
 
@@ -269,6 +274,15 @@ class Constraints(Sequence[BoundConstraint]):
 def bound_constraints(bound: BoundTerm, nominal: bool, penalty: float, team: Team) -> list[BoundConstraint]:
     """One for each side of a term."""
     return [BoundConstraint(side, nominal, penalty, team) for side in one_sided(bound)]
+
+
+def seen_whole(terms: Sequence[Term], regions: Regions) -> list[str]:
+    """ROIs of which every scenario has to see all parts (`torchimpt.points`): those with a constraint that one part alone can violate.
+
+    A mean is told by fewer parts as well. The body has too many: of it, its voxels are held as far as they are looked at.
+    """
+    held = [term.roi for term in terms if term.constraint and not isinstance(term, MeanDose)]
+    return [roi for roi in dict.fromkeys(held) if regions.roi(roi).role != "external"]
 
 
 def largest(violations: Tensor) -> list[float]:

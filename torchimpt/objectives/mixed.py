@@ -23,7 +23,7 @@ from torchimpt.objectives.constraints import Constraints, See
 from torchimpt.objectives.mode import Ray, RobustMode, sum_over_all
 from torchimpt.objectives.quantities import LETQuantity
 from torchimpt.objectives.robust import RobustObjective, heaviest_weight
-from torchimpt.objectives.terms import as_loss
+from torchimpt.objectives.term import as_loss
 from torchimpt.quantities import PHYSICAL, Quantity
 
 

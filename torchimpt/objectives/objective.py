@@ -18,7 +18,8 @@ from torch import Tensor
 from torchimpt.checks import InputError, nearest
 from torchimpt.objectives.bound import BoundObjective, BoundTerm
 from torchimpt.objectives.constraints import check_consistent
-from torchimpt.objectives.terms import MaxDose, Term
+from torchimpt.objectives.term import Term
+from torchimpt.objectives.terms import MaxDose
 from torchimpt.patient import Patient, Regions
 
 OVERLAPS = ("exclude", "keep")

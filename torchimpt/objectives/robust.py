@@ -22,7 +22,7 @@ from torchimpt.objectives.bound import BoundObjective
 from torchimpt.objectives.constraints import Constraints, bound_constraints
 from torchimpt.objectives.mode import Ray, RobustMode, sum_over_all
 from torchimpt.objectives.modes import Sum
-from torchimpt.objectives.terms import as_loss
+from torchimpt.objectives.term import as_loss
 from torchimpt.quantities import PHYSICAL, Quantity
 
 

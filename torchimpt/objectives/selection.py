@@ -1,8 +1,9 @@
 """Which voxels a dose-volume goal excuses: those of the largest violations, found without sorting them.
 
-A goal allows a share of the volume to violate its level, and the largest violations are excused (`torchimpt.objectives.terms`). Only the
-border has to be known, not the order on either side of it: a histogram of the violations over bins of 3 % tells in which bin the volume is
-spent, and only that bin's are sorted. `benchmarks/sorting.py` holds it against a full sort.
+A goal allows a share of the volume to violate its level, and the largest violations are excused (`torchimpt.objectives.dose_volume`). Only
+the border has to be known, not the order on either side of it: a histogram of the violations over bins of 3 % tells in which bin the volume
+is spent, and only that bin's are sorted. `benchmarks/sorting.py` holds it against a full sort. The entry at the border is excused for what
+is left of the volume: excused as a whole or not at all, the sum would jump where two entries of different volumes change places.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ _EVERY = np.ones(1)
 
 @numba.njit(cache=True)
 def _pardon(excess, volume, allowed):  # pragma: no cover
-    """Set the largest of some violations to zero, as long as their volumes are no more than `allowed` together."""
+    """Set the largest of some violations to zero, as long as their volumes are no more than `allowed` together; of the volume of the next
+    one take what is left."""
     if volume.sum() <= allowed:
         excess[:] = 0
         return
@@ -40,9 +42,10 @@ def _pardon(excess, volume, allowed):  # pragma: no cover
         border -= 1
     at = np.flatnonzero(place == border)
     for i in at[np.argsort(-excess[at], kind="mergesort")]:  # of equal ones the first
-        left -= volume[i]
-        if left < 0.0:
+        if volume[i] > left:
+            volume[i] -= left
             break
+        left -= volume[i]
         excess[i] = 0
     for i in range(excess.shape[0]):
         if place[i] > border:
@@ -123,7 +126,7 @@ def excused_value_and_grad(dose: Tensor, side: float, level: float, volume: Tens
     volume
         `(n_voxels,)` float64, positive: what each dose stands for; None: one each.
     allowed
-        How much volume is excused at most, each voxel as a whole.
+        How much volume is excused.
 
     Returns
     -------

@@ -23,7 +23,17 @@ from torchimpt.evaluate.tables import point_doses
 from torchimpt.io.dicom import is_dicom, read_ion_plan
 from torchimpt.io.plan import read_plan
 from torchimpt.machine import Machine
-from torchimpt.objectives import BoundObjective, MixedObjective, Objective, PlanObjective, RobustObjective, Split, largest, letd_entries
+from torchimpt.objectives import (
+    BoundObjective,
+    MixedObjective,
+    Objective,
+    PlanObjective,
+    RobustObjective,
+    Split,
+    largest,
+    letd_entries,
+    seen_whole,
+)
 from torchimpt.patient import Patient
 from torchimpt.planning.devices import fastest, placement
 from torchimpt.planning.letd import quantity
@@ -221,8 +231,9 @@ def build(
     with progress.stage("Dose tables" if case.dose.engine == "matrix_free" else "Dose tables and matrices"):
         sampling: Sampling | None = None
         robust: PlanObjective
-        asked = [term.roi for term in objective.terms if term not in sampled]
-        points = case_points(case, patient, machine, spots, asked, len(needed), case.seed)
+        asked = [term for term in objective.terms if term not in sampled]
+        whole = seen_whole(asked, patient)
+        points = case_points(case, patient, machine, spots, [term.roi for term in asked], len(needed), case.seed, whole)
         if sampled:
             look = _look(case, patient, machine, needed, split, {**options, "team": team})
             sampling = Sampling(patient, objective, split, bind, needed=points, tabulate=tabulate, look=look, seed=case.seed, team=team)

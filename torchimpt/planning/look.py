@@ -60,10 +60,21 @@ def targets_mask(case: Case, patient: Patient) -> torch.Tensor:
     return patient.union(targets) if targets else torch.zeros(patient.grid.shape, dtype=torch.bool)
 
 
-def case_points(case: Case, patient: Patient, machine: Machine, spots: Spots, rois: Sequence[str], n_scenarios: int, seed: int) -> Points:
-    """Points in ROIs as the case asks for them, finer in its targets."""
-    targets = _seen_targets(case, patient)
-    return look_points(patient, machine, spots, rois, targets, spacing=case.dose.target_grid_mm, n_scenarios=n_scenarios, seed=seed)
+def case_points(
+    case: Case,
+    patient: Patient,
+    machine: Machine,
+    spots: Spots,
+    rois: Sequence[str],
+    n_scenarios: int,
+    seed: int,
+    whole: Sequence[str] = (),
+) -> Points:
+    """Points in ROIs as the case asks for them, finer in its targets, and in all parts of the ROIs `whole`."""
+    return look_points(
+        patient, machine, spots, rois, _seen_targets(case, patient), spacing=case.dose.target_grid_mm, n_scenarios=n_scenarios, seed=seed,
+        whole=whole,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
