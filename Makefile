@@ -46,7 +46,7 @@ quick: $(VENV)/.installed-test
 # The theme's notice of MkDocs 2 is no warning of ours.
 docs: $(VENV)/.installed-test
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
-	@echo "site/index.html"
+	@echo "site/index.html; to search in it: $(BIN)/python -m http.server --directory site"
 
 lowest:
 	$(PYTHON) .ci/lowest.py
@@ -56,7 +56,7 @@ wheel:
 
 clean:
 	rm -rf $(VENV) .venv-lowest runs site .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage*
-	find torchimpt tests experiments benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find torchimpt tests experiments benchmarks docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Installed anew only when what is installed changes.
 $(VENV)/.installed: pyproject.toml constraints.txt

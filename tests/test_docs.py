@@ -102,7 +102,9 @@ def test_sections_that_are_shown_are_sections(name: str) -> None:
 
 
 def test_every_room_has_its_page() -> None:
-    told = set(re.findall(r"^::: torchimpt\.(\w+)$", "\n".join(TEXTS[name] for name in TEXTS if name.startswith("docs/api/")), re.MULTILINE))
+    told = set(
+        re.findall(r"^::: torchimpt\.(\w+)$", "\n".join(TEXTS[name] for name in TEXTS if name.startswith("docs/api/")), re.MULTILINE)
+    )
     assert told == set(FLOOR) - {"cli", "version", "__main__"}
 
 

@@ -77,7 +77,7 @@ def _table(fields: Mapping[str, FieldInfo]) -> list[str]:
 
 def _own_keys(section: type[OpenSection]) -> list[str]:
     """Keys that come with the class that a section names."""
-    rows = [f"| `{section.names}` | its own keys |", "|---|---|"]
+    rows = [f"| `{section.names}` | its own keys (and their defaults) |", "|---|---|"]
     for name, made in section.registry.items():
         own = [p for p in inspect.signature(made).parameters.values() if p.name not in section.given]
         if own:
@@ -109,7 +109,7 @@ _CASE_KEYS = """# The case file
 
 TOML; relative paths start at the file's own folder. `torchimpt new NAME` writes a commented one that runs as it stands, every run folder has
 one with all defaults written out. An unknown key, ROI or value is an error that names file, key, what is allowed and the nearest match.
-`--set section.key=value` replaces any key. Made from the models that read the file when this site was built: `(name)` is a default.
+`--set section.key=value` replaces any key. Made from the models that read the file when this site was built.
 """
 
 
