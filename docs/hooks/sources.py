@@ -1,4 +1,4 @@
-"""Files of the repository that pages link to, as pages of the site: `../torchimpt/x.py` stays true in the repository, and leads somewhere here.
+"""Files of the repository that pages link to, as its pages: `../torchimpt/x.py` is true in the repository, and leads somewhere here.
 
 A link to what is not there stays as it is, which a strict build refuses.
 """
@@ -39,7 +39,7 @@ def _content(path: str) -> str:
     file, top = ROOT / path, f"---\nsearch:\n  exclude: true\n---\n\n# {path}\n\n"
     if file.is_dir():
         return top + "".join(f"- `{child.name}`\n" for child in sorted(file.iterdir()) if child.name != "__pycache__")
-    if file.suffix not in LANGUAGES and file.name != "LICENSE" or file.stat().st_size > MOST:
+    if (file.suffix not in LANGUAGES and file.name != "LICENSE") or file.stat().st_size > MOST:
         return top + f"{file.stat().st_size:,} bytes, in the repository.\n"
     return top + f"~~~~~~{LANGUAGES.get(file.suffix, 'text')}\n{file.read_text(encoding='utf-8')}\n~~~~~~\n"
 

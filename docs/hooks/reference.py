@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import types
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
@@ -16,11 +17,11 @@ from pydantic_core import PydanticUndefined
 from typer.testing import CliRunner
 
 from torchimpt.case.case import Case
-from torchimpt.case.sections import ModeConfig, OpenSection
+from torchimpt.case.sections import ModeConfig, ObjectiveConfig, OpenSection
 from torchimpt.case.values import MOST, OneOf
 from torchimpt.cli.app import app
 
-_PLAIN = {float: "number", int: "whole number", bool: "true, false", str: "text", "Path": "path", type(None): ""}
+_PLAIN = {float: "number", int: "whole number", bool: "true, false", str: "text", Path: "path", type(None): ""}
 _BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 
@@ -51,7 +52,7 @@ def allowed(kind: Any, metadata: tuple[Any, ...] = ()) -> str:
         return f"list of {allowed(parts[0])}s"
     if inspect.isclass(kind) and issubclass(kind, BaseModel):
         return "table"
-    return _PLAIN.get(kind, _PLAIN.get(getattr(kind, "__name__", ""), "")) + _bounds(metadata)
+    return _PLAIN[kind] + _bounds(metadata)
 
 
 def _default(field: FieldInfo) -> str:
@@ -64,7 +65,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|").replace("[[", "\\[[").replace("[", "\\[").replace("\\\\[", "\\[")
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def _table(fields: Mapping[str, FieldInfo]) -> list[str]:
@@ -94,21 +95,24 @@ def case_keys() -> str:
         if not kinds:
             plain[name] = field
             continue
-        many, model = get_origin(field.annotation) is list, kinds[0]
-        summary = inspect.getdoc(model).split(": ", 1)[-1]
-        head = f"[[{name}]]" if many else f"[{name}]"
-        sections += ["", f"## `{head}` {{#{name}}}", "", summary[0].upper() + summary[1:], "", *_table(model.model_fields)]
-        if issubclass(model, OpenSection):
-            sections += _own_keys(model)
-    mode = ["", "### A mode of its own", "", "`mode = \"cvar\"`, or a table with the mode's keys, as of `[robustness]`.", "", *_table(ModeConfig.model_fields)]
-    at = sections.index("## `[[goal]]` {#goal}") - 1
-    return "\n".join([_CASE_KEYS, "## Above all sections", "", *_table(plain), *sections[:at], *mode, *sections[at:], ""])
+        head = f"[[{name}]]" if get_origin(field.annotation) is list else f"[{name}]"
+        summary = inspect.getdoc(kinds[0]).split(": ", 1)[-1]
+        sections += ["", f"## `{head}` {{#{name}}}", "", summary[0].upper() + summary[1:], "", *_table(kinds[0].model_fields)]
+        if issubclass(kinds[0], OpenSection):
+            sections += _own_keys(kinds[0])
+        if kinds[0] is ObjectiveConfig:
+            sections += ["", _OWN_MODE, "", *_table(ModeConfig.model_fields)]
+    return "\n".join([_CASE_KEYS, "## Above all sections", "", *_table(plain), *sections, ""])
 
+
+_OWN_MODE = """### A mode of its own
+
+`mode = "cvar"`, or a table with the mode's keys, as of `[robustness]`."""
 
 _CASE_KEYS = """# The case file
 
-TOML; relative paths start at the file's own folder. `torchimpt new NAME` writes a commented one that runs as it stands, every run folder has
-one with all defaults written out. An unknown key, ROI or value is an error that names file, key, what is allowed and the nearest match.
+TOML; relative paths start at the file's own folder. `torchimpt new NAME` writes a commented one that runs as it stands, every run folder
+has one with all defaults written out. An unknown key, ROI or value is an error that names file, key, what is allowed and the nearest match.
 `--set section.key=value` replaces any key. Made from the models that read the file when this site was built.
 """
 
