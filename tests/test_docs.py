@@ -101,6 +101,12 @@ def test_sections_that_are_shown_are_sections(name: str) -> None:
             check_keys(key, rows)
 
 
+def test_every_page_is_in_the_nav_of_mkdocs_yml() -> None:
+    nav = re.findall(r"[\w/]+\.md$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8").split("\nnav:\n")[1], flags=re.MULTILINE)
+    made = {"case_file.md", "command_line.md"}
+    assert set(nav) - made == {page.relative_to(DOCS).as_posix() for page in PAGES}
+
+
 def test_every_room_has_its_page() -> None:
     told = set(
         re.findall(r"^::: torchimpt\.(\w+)$", "\n".join(TEXTS[name] for name in TEXTS if name.startswith("docs/api/")), re.MULTILINE)
