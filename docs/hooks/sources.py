@@ -5,6 +5,7 @@ A link to what is not there stays as it is, which a strict build refuses.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -14,7 +15,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[2]
-LANGUAGES = {".py": "python", ".toml": "toml", ".json": "json", ".sh": "sh", ".md": "markdown"}
+LANGUAGES = {".py": "python", ".toml": "toml", ".json": "json", ".sh": "sh", ".md": "markdown", ".ipynb": "python"}
 MOST = 200_000
 """Bytes of a file beyond which its page says only how large it is."""
 
@@ -35,12 +36,23 @@ def _linked(text: str, folder: str) -> list[str]:
     return found
 
 
+def _cells(notebook: Path) -> str:
+    """A notebook as a script, its text as comments."""
+    parts = []
+    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+        text = "".join(cell["source"])
+        parts.append(text if cell["cell_type"] == "code" else "\n".join(f"# {line}".rstrip() for line in text.splitlines()))
+    return "\n\n".join(parts)
+
+
 def _content(path: str) -> str:
     file, top = ROOT / path, f"---\nsearch:\n  exclude: true\n---\n\n# {path}\n\n"
     if file.is_dir():
         return top + "".join(f"- `{child.name}`\n" for child in sorted(file.iterdir()) if child.name != "__pycache__")
     if (file.suffix not in LANGUAGES and file.name != "LICENSE") or file.stat().st_size > MOST:
         return top + f"{file.stat().st_size:,} bytes, in the repository.\n"
+    if file.suffix == ".ipynb":
+        return top + f"~~~~~~python\n{_cells(file)}\n~~~~~~\n"
     return top + f"~~~~~~{LANGUAGES.get(file.suffix, 'text')}\n{file.read_text(encoding='utf-8')}\n~~~~~~\n"
 
 
