@@ -12,13 +12,14 @@ unexport PYTHONDONTWRITEBYTECODE
 # One process a core, each with one thread (tests/conftest.py); more than eight would want more memory than they save time.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses=8
 
-.PHONY: help install demo test check quick lowest wheel clean
+.PHONY: help install demo test check quick docs lowest wheel clean
 
 help:
 	@echo "make demo   plan the built-in head-and-neck phantom, nine scenarios, no data needed (under 3 minutes with the install)"
 	@echo "make test   every test, as CI runs them"
 	@echo "make check  lint, format, types and the docstrings' examples"
 	@echo "make quick  the tests that take seconds"
+	@echo "make docs   the documentation's site, into site/; warnings are errors"
 	@echo "make lowest the quick tests with the oldest versions that pyproject.toml allows (downloads an old torch)"
 	@echo "make wheel  a built wheel in a clean environment: installed, timed, a small plan made"
 	@echo "make clean  remove .venv, caches and runs/"
@@ -42,6 +43,11 @@ check: $(VENV)/.installed-test
 quick: $(VENV)/.installed-test
 	$(PYTEST) -m "not slow"
 
+# The theme's notice of MkDocs 2 is no warning of ours.
+docs: $(VENV)/.installed-test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "site/index.html; to search in it: $(BIN)/python -m http.server --directory site"
+
 lowest:
 	$(PYTHON) .ci/lowest.py
 
@@ -49,8 +55,8 @@ wheel:
 	$(PYTHON) .ci/wheel.py
 
 clean:
-	rm -rf $(VENV) .venv-lowest runs .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage*
-	find torchimpt tests experiments benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf $(VENV) .venv-lowest runs site .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage*
+	find torchimpt tests experiments benchmarks docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Installed anew only when what is installed changes.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -60,6 +66,6 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	@echo "Installing the test extras into $(VENV)"
-	$(INSTALL) -e '.[test]'
+	@echo "Installing the test and docs extras into $(VENV)"
+	$(INSTALL) -e '.[test,docs]'
 	@touch $@
