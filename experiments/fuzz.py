@@ -36,7 +36,14 @@ sys.path[:0] = PATHS
 PATIENCE, WARM_UP = 10.0, 300.0
 """Seconds for an input, and for a child to import and read the valid one."""
 
-COLUMNS = {ACCEPTED: "accepted", REFUSED: "refused", TRACEBACK: "tracebacks", HANG: "over 10 s", MEMORY: "over 2 GB", WRONG: "silently wrong"}
+COLUMNS = {
+    ACCEPTED: "accepted",
+    REFUSED: "refused",
+    TRACEBACK: "tracebacks",
+    HANG: "over 10 s",
+    MEMORY: "over 2 GB",
+    WRONG: "silently wrong",
+}
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,7 @@ class Child:
     def __init__(self, name: str, seed: int, first: int, last: int) -> None:
         command = [sys.executable, str(FUZZ / "bad_inputs.py"), name, *map(str, (seed, first, last))]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
-        self.said = tempfile.TemporaryFile()
+        self.said = tempfile.TemporaryFile()  # noqa: SIM115  # `end` reads it
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.said, env=environment)
         self._rest = b""
 
@@ -76,7 +83,7 @@ class Child:
     def end(self) -> str:
         """Kill it where it lives; the end of what it said on stderr."""
         self.process.kill()
-        self.process.communicate()
+        self.process.wait()
         self.said.seek(0)
         return self.said.read().decode("utf-8", "replace")[-400:]
 

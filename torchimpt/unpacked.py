@@ -34,9 +34,7 @@ def check_inflated(path: str | os.PathLike, streams: Iterable[Iterable[bytes]], 
                     piece = engine.unconsumed_tail
                     if total > MOST_BYTES:
                         raise InputError(
-                            f"{path} would take more than {MOST_BYTES / 1e9:.1f} GB when it is unpacked; it may be damaged: "
-                            "write it anew"
+                            f"{path} would take more than {MOST_BYTES / 1e9:.1f} GB when it is unpacked; it may be damaged: write it anew"
                         )
             except zlib.error:
                 break
-

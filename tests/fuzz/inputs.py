@@ -12,16 +12,17 @@ import math
 import shutil
 import tomllib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 
 import dicom_files
 import numpy as np
+import SimpleITK as sitk
 import torch
 from dicom_patient import as_dicom, write
 from mutations import mutate, mutate_tree
-from scipy.io import savemat
+from scipy.io import loadmat, savemat
 from test_bdl import library
 from test_commissioning import write_tables
 from test_csv_folder import csv_machine
@@ -34,7 +35,7 @@ from tiny_case import TINY, command, write_images, write_tiny
 
 from torchimpt.case import load_case
 from torchimpt.case.text import dump_toml
-from torchimpt.commissioning import read_tables
+from torchimpt.commissioning import commission, read_tables, write_commissioning
 from torchimpt.geometry import Beam, Grid
 from torchimpt.hu_table import read_hu_table
 from torchimpt.inspection import inspect
@@ -50,6 +51,7 @@ from torchimpt.machine import (
     read_emittance_machine,
     read_matrad_machine,
 )
+from torchimpt.machine.machine import Calibration
 from torchimpt.patient import ROI, Patient
 from torchimpt.planning.load import load_machine, load_patient
 from torchimpt.runs.checkpoint import read_checkpoint
@@ -186,22 +188,21 @@ def build_openkbp(folder: Path) -> list[Path]:
 
 
 def build_matrad_patient(folder: Path) -> list[Path]:
-    savemat(folder / "plain.mat", matrad_patient())
-    savemat(folder / "packed.mat", matrad_patient(), do_compression=True)
-    return [folder / "plain.mat", folder / "packed.mat"]
+    return [save_mat(folder / f"{name}.mat", matrad_patient(), name == "packed") for name in ("plain", "packed")]
+
+
+def save_mat(path: Path, content: dict, packed: bool) -> Path:
+    """scipy's file without the time of day that it writes into the head: the same bytes on every day."""
+    savemat(path, content, do_compression=packed)
+    path.write_bytes(b"MATLAB 5.0 MAT-file".ljust(116) + path.read_bytes()[116:])
+    return path
 
 
 def build_images(folder: Path) -> list[Path]:
     write_images(folder / "ct")
-    shutil.move(folder / "ct" / "Target.mha", folder / "Target.mha")
-    image = body()
-    import SimpleITK as sitk
-
-    for name in ("Target.nii.gz", "Organ.nrrd", "Other.mhd"):
-        mask = sitk.ReadImage(str(folder / "Target.mha"))
+    mask = sitk.ReadImage(str(folder / "ct" / "Target.mha"))
+    for name in ("Cord.nii.gz", "Organ.nrrd", "Other.mhd"):
         sitk.WriteImage(mask, str(folder / "ct" / name), useCompression=name != "Other.mhd")
-    del image
-    (folder / "Target.mha").unlink()
     return sorted((folder / "ct").iterdir())
 
 
@@ -215,11 +216,9 @@ def build_dicom(folder: Path) -> list[Path]:
 
 
 def build_matrad_machine(folder: Path) -> list[Path]:
-    path = save_matrad_machine(folder / "protons_plain.mat", [base_data(energy) for energy in (90.0, 100.0, 110.0)])
-    from scipy.io import loadmat
-
-    savemat(folder / "protons_packed.mat", {"machine": loadmat(path)["machine"]}, do_compression=True)
-    return [path, folder / "protons_packed.mat"]
+    first = save_matrad_machine(folder / "first", [base_data(energy) for energy in (90.0, 100.0, 110.0)])
+    machine = {"machine": loadmat(first)["machine"]}
+    return [save_mat(folder / f"protons_{name}.mat", machine, name == "packed") for name in ("plain", "packed")]
 
 
 def build_emittance(folder: Path) -> list[Path]:
@@ -245,11 +244,13 @@ def build_commissioning(folder: Path) -> list[Path]:
 
 
 def build_commissioned(folder: Path) -> list[Path]:
-    from torchimpt.commissioning import commission, write_commissioning
-
     write_tables(folder, torch.Generator().manual_seed(1))
-    write_commissioning(folder / "machine", commission(read_tables(next(folder.glob("*.toml")))))
+    write_commissioning(folder / "machine", commission(read_tables(folder / "config.toml")))
     return [folder / "machine" / "machine.toml"]
+
+
+def read_commissioning(folder: Path) -> None:
+    read_tables(folder / "config.toml")
 
 
 def build_hu_tables(folder: Path) -> list[Path]:
@@ -317,10 +318,6 @@ def read_dicom_plan(folder: Path) -> None:
 
 def calibrated() -> Machine:
     """The generic machine with a calibration of its own."""
-    from dataclasses import replace
-
-    from torchimpt.machine.machine import Calibration
-
     machine = generic()
     energy = machine.curves.energy
     return replace(machine, calibration=Calibration(energy, machine.protons_per_mu(energy)))
@@ -441,11 +438,9 @@ KINDS = {
             0.7,
         ),
         Kind("bdl", build_bdl, lambda folder: check_machine(read_bdl_machine(folder / "BDL.txt", curves=folder / "curves")), 0.7),
-        Kind(
-            "matRad machine", build_matrad_machine, _both(_machine(read_matrad_machine), "protons_plain.mat", "protons_packed.mat"), 2.0
-        ),
+        Kind("matRad machine", build_matrad_machine, _both(_machine(read_matrad_machine), "protons_plain.mat", "protons_packed.mat"), 2.0),
         Kind("commissioned machine", build_commissioned, _machine(read_commissioned_machine, "machine")),
-        Kind("commissioning tables", build_commissioning, lambda folder: read_tables(next(folder.glob("*.toml")))),
+        Kind("commissioning tables", build_commissioning, read_commissioning),
         Kind("plans", build_plans, read_plans, 2.0),
         Kind("doses", build_doses, read_doses, 1.5),
         Kind("RT Ion Plan", build_ion_plan, read_dicom_plan, 2.0),

@@ -48,7 +48,10 @@ def truncate(content: bytes, rng: Random) -> bytes:
 
 def insert(content: bytes, rng: Random) -> bytes:
     """Bytes that do not belong there."""
-    at, more = rng.randrange(len(content) + 1), rng.choice((rng.randbytes(rng.choice((1, 2, 7, 100))), b"\0", b"\n", b",", b"\xff\xfe", b'"'))
+    at, more = (
+        rng.randrange(len(content) + 1),
+        rng.choice((rng.randbytes(rng.choice((1, 2, 7, 100))), b"\0", b"\n", b",", b"\xff\xfe", b'"')),
+    )
     return content[:at] + more + content[at:]
 
 

@@ -10,9 +10,20 @@ from bad_inputs import ACCEPTED, PATHS, REFUSED, Subject
 
 sys.path += [path for path in PATHS if path not in sys.path]
 
-from inputs import KINDS  # noqa: E402
+from inputs import KINDS
 
-QUICK = ("HU tables", "RT Dose", "RT Ion Plan", "DICOM patient", "csv machine", "doses", "images", "matRad machine", "matRad patient", "plans")
+QUICK = (
+    "HU tables",
+    "RT Dose",
+    "RT Ion Plan",
+    "DICOM patient",
+    "csv machine",
+    "doses",
+    "images",
+    "matRad machine",
+    "matRad patient",
+    "plans",
+)
 """Kinds that need no plan and no fit."""
 
 

@@ -135,7 +135,8 @@ def stored_pixels(file: Dataset, what: str) -> np.ndarray:
     frames = int(file.get("NumberOfFrames") or 1)
     stored, needed = len(need(file, "PixelData", what)), rows * columns * frames * bits // 8
     if min(rows, columns, frames, bits) < 1 or needed > MOST_BYTES:
-        raise InputError(f"{what} has {frames} frames of {rows} x {columns} values of {bits} bits, {MOST_BYTES:.2g} bytes at most are read")
+        size = f"{frames} frames of {rows} x {columns} values of {bits} bits"
+        raise InputError(f"{what} has {size}, {MOST_BYTES / 1e9:.1f} GB at most are read")
     if not file.file_meta.TransferSyntaxUID.is_compressed and stored < needed:
         raise InputError(f"{what} has {stored} bytes of {needed}; the file is cut off, copy or export it anew")
     return file.pixel_array.reshape(frames, rows, columns)
