@@ -4,9 +4,10 @@
 
 The inputs are shared out among the readers of `tests/fuzz/inputs.py`, each of which begins with a valid input that a test of its own
 builds: bytes are flipped, cut off, put in, doubled, spliced; numbers become nan, inf, huge or negative; keys and values of case files and
-plans are exchanged (`tests/fuzz/mutations.py`). A child process reads one after the other, with 2 GB of memory above what it holds when it
-has read the valid input, and ten seconds for each; a child that ends or takes longer is replaced. `--only NAME` runs one reader, `--show 5`
-prints five messages of each outcome, `--number N` (with `--only`) says which file input N changes and writes it to stdout.
+plans are exchanged (`tests/fuzz/mutations.py`). A child process reads one after the other, with 2 GB of memory above what it holds when
+it has read the valid input, and ten seconds of the processor for each; a child that ends or takes longer is replaced. `--only NAME` runs
+one reader, `--show 5` prints five messages of each outcome, `--number N` (with `--only`) says which file input N changes and writes it to
+stdout.
 
 The table is in docs/fuzzing.md, with what it counts. One core, a quarter of an hour.
 """
@@ -19,6 +20,7 @@ import select
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,8 +35,8 @@ from bad_inputs import ACCEPTED, HANG, MEMORY, NET, PATHS, REFUSED, TRACEBACK, W
 
 sys.path[:0] = PATHS
 
-PATIENCE, WARM_UP = 10.0, 300.0
-"""Seconds for an input, and for a child to import and read the valid one."""
+PATIENCE, WARM_UP, ASLEEP = 10.0, 300.0, 300.0
+"""Seconds of the processor for an input, and for a child to import and read the valid one; seconds by the clock for either."""
 
 COLUMNS = {
     ACCEPTED: "accepted",
@@ -67,13 +69,20 @@ class Child:
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.said, env=environment)
         self._rest = b""
 
+    def _seconds(self) -> float:
+        """Of the processor that it has taken, so that other programs on the machine are not counted."""
+        words = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
     def answer(self, patience: float) -> list | None:
         """Its next line; None where the time is over. `EOFError` where it has ended."""
-        pipe = self.process.stdout
+        pipe, worked, begin = self.process.stdout, self._seconds(), time.monotonic()
         assert pipe is not None
         while b"\n" not in self._rest:
-            if not select.select([pipe], [], [], patience)[0]:
-                return None
+            if not select.select([pipe], [], [], 0.5)[0]:
+                if self._seconds() - worked > patience or time.monotonic() - begin > ASLEEP:
+                    return None
+                continue
             if not (more := os.read(pipe.fileno(), 65536)):
                 raise EOFError(self.process.wait())
             self._rest += more
