@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -135,19 +137,39 @@ def _images(folder: Path) -> dict[str, Path]:
     return files
 
 
+@contextmanager
+def without_chatter() -> Iterator[None]:
+    """ITK's libraries write to the process's stderr what is wrong with a file, besides the error that is raised: there it goes nowhere."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # closed by whoever started the process
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
 def read_volume(file: Path) -> sitk.Image:
     """The image in a file as SimpleITK has it; one whose header tells of more than there is memory for is refused before it is taken."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(file))
     try:
-        reader = sitk.ImageFileReader()
-        reader.SetFileName(str(file))
-        reader.ReadImageInformation()
+        with without_chatter():
+            reader.ReadImageInformation()
         count = math.prod(reader.GetSize()) * reader.GetNumberOfComponents()
         if count * _LARGEST_VALUE > MOST_BYTES:
             raise InputError(
                 f"{file} says that it has {' x '.join(map(str, reader.GetSize()))} voxels, {MOST_BYTES // _LARGEST_VALUE:.2g} at most are "
                 "read; it may be damaged: write it anew, or on a coarser grid"
             )
-        return reader.Execute()
+        with without_chatter():
+            return reader.Execute()
     except RuntimeError as error:
         raise InputError(f"cannot read {file}: {_reason(error)}") from error
 

@@ -19,6 +19,7 @@ from torchimpt.checks import InputError
 from torchimpt.files import reading
 from torchimpt.io.dicom.catalog import Found
 from torchimpt.io.dicom.dataset import number, numbers, read_dataset, stored_pixels
+from torchimpt.io.image import without_chatter
 from torchimpt.memory import check_memory
 
 PARALLEL = 1e-3
@@ -216,7 +217,8 @@ def _by_gdcm(found: Found, error: Exception, shape: tuple[int, int]) -> np.ndarr
     reader.SetFileName(str(found.path))
     reader.SetImageIO("GDCMImageIO")
     try:
-        values = sitk.GetArrayFromImage(reader.Execute())
+        with without_chatter():
+            values = sitk.GetArrayFromImage(reader.Execute())
     except RuntimeError:
         syntax = getattr(getattr(found.header, "file_meta", None), "TransferSyntaxUID", None)
         raise InputError(
