@@ -421,8 +421,8 @@ def _both(read: Callable[[Path], None], *names: str) -> Callable[[Path], None]:
 KINDS = {
     kind.name: kind
     for kind in (
-        Kind("case", build_case, read_case, 2.0),
-        Kind("case, planned", build_planned, read_planned, 0.3),
+        Kind("case", build_case, read_case),
+        Kind("case, planned", build_planned, read_planned, 0.1),
         Kind("openkbp", build_openkbp, _patient(read_openkbp)),
         Kind("matRad patient", build_matrad_patient, _both(_patient(read_matrad), "plain.mat", "packed.mat"), 2.0),
         Kind("images", build_images, _patient(read_image, "ct"), 2.0),
