@@ -11,7 +11,6 @@ bit. Prints how often which happened; an `AssertionError` where anything is othe
 
 from __future__ import annotations
 
-import io
 import os
 import signal
 import sys
@@ -19,12 +18,17 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
 from torchimpt.studies.flags import flags
+
+if __name__ == "__main__":  # before any kernel is imported: threads do not outlive a fork
+    os.environ |= {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "NUMBA_THREADING_LAYER": "workqueue"}
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from tiny_case import command
 
 CASE = """
 title = "Killed"
@@ -84,30 +88,17 @@ class Config:
 
 
 def start(folder: Path, *arguments: str) -> int:
-    """The command in a process of its own that needs not import anything; its number. Its stderr goes to `folder/stderr`."""
+    """The command in a process of its own that needs not import anything; its number. What it says on stderr goes to `folder/stderr`."""
     child = os.fork()
     if child:
         return child
     status = 1
     try:
-        os.chdir(folder)
-        streams = os.open("stderr", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(streams, 2)
-        os.dup2(streams, 1)
-        status = here(*arguments)
+        found = command(*arguments, cwd=folder)
+        status = found.status
+        (folder / "stderr").write_text(found.err)
     finally:
         os._exit(status)
-
-
-def here(*arguments: str) -> int:
-    """The command in this process; its exit status."""
-    from torchimpt.cli.app import main as program
-
-    sys.argv = ["torchimpt", *arguments]
-    try:
-        program()
-    except SystemExit as stop:
-        return int(stop.code or 0)
 
 
 def waited(child: int) -> int:
@@ -175,18 +166,11 @@ def main(config: Config) -> Counter:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         (folder / "case.toml").write_text(CASE)
-        before, argv = os.getcwd(), sys.argv
-        os.chdir(folder)
-        try:
-            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-                for _ in range(2):  # the first compiles
-                    begin = time.monotonic()
-                    status = here("plan", "case.toml", "--out", "first", "--quiet")
-                    seconds = time.monotonic() - begin
-        finally:
-            sys.argv = argv
-            os.chdir(before)
-        assert status == STOPPED, status
+        for _ in range(2):  # the first compiles
+            begin = time.monotonic()
+            first = command("plan", "case.toml", "--out", "first", "--quiet", cwd=folder)
+            seconds = time.monotonic() - begin
+        assert first.status == STOPPED, first
         while sum(counts.values()) < config.kills:
             counts[trial(folder, seconds, rng)] += 1
             for path in sorted((folder / "run").rglob("*"), reverse=True):
@@ -197,6 +181,4 @@ def main(config: Config) -> Counter:
 
 
 if __name__ == "__main__":
-    # threads do not outlive a fork
-    os.environ |= {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "NUMBA_THREADING_LAYER": "workqueue"}
     main(flags(Config, __doc__))
