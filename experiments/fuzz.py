@@ -35,7 +35,7 @@ from bad_inputs import ACCEPTED, HANG, MEMORY, NET, PATHS, REFUSED, TRACEBACK, W
 
 sys.path[:0] = PATHS
 
-PATIENCE, WARM_UP, ASLEEP = 10.0, 300.0, 300.0
+PATIENCE, WARM_UP, ASLEEP = 10.0, 300.0, 1800.0
 """Seconds of the processor for an input, and for a child to import and read the valid one; seconds by the clock for either."""
 
 COLUMNS = {
