@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "torchimpt"
 
 FLOORS = (
     {"checks", "constants", "loops", "sums", "version"},
-    {"contours", "files", "geometry", "memory", "processes", "quantities", "scenarios"},
-    {"columns"},
+    {"contours", "files", "geometry", "memory", "processes", "quantities", "scenarios", "unpacked"},
+    {"columns", "matfile"},
     {"scanner"},
     {"hu_table"},
     {"patient"},

@@ -34,6 +34,9 @@ def test_grid_axes_centers_and_counts():
         (((2, 3, 4), (1, -2, 1), (0, 0, 0)), "spacing must be positive"),
         (((2, 3, 4), (1, 1, float("nan")), (0, 0, 0)), "spacing"),
         (((2, 3, 4), (1, 1, 1), (0, 0)), "origin"),
+        (((2, 3, 4), (1, 1e30, 1), (0, 0, 0)), "spacing must lie between 0.01 and 1000 mm, got .*; check its unit"),
+        (((2, 3, 4), (1, 1, 1e-320), (0, 0, 0)), "spacing must lie between"),
+        (((2, 3, 4), (1, 1, 1), (0, -1e7, 0)), "origin must lie within 100000 mm"),
     ],
 )
 def test_a_wrong_grid_is_refused(arguments, message):

@@ -18,6 +18,12 @@ from torchimpt.checks import InputError, nearest, triple
 THICKEST = 400.0
 """No range shifter is thicker, mm of water: the range of 250 MeV is 380 mm."""
 
+FINEST, COARSEST = 0.01, 1000.0
+"""No voxels are smaller or larger, mm: a scanner's are 0.1 to 10, and those of another unit are a thousand times so."""
+
+AWAY = 1e5
+"""No patient lies farther from a frame of reference's origin, mm: 100 m."""
+
 FARTHEST = 5000.0
 """No gantry's nozzle lies farther from the isocentre, mm."""
 
@@ -63,9 +69,14 @@ class Grid:
         spacing = triple("a grid's spacing", self.spacing)
         if min(spacing) <= 0:
             raise InputError(f"a grid's spacing must be positive, mm, got {self.spacing}")
+        if min(spacing) < FINEST or max(spacing) > COARSEST:
+            raise InputError(f"a grid's spacing must lie between {FINEST:g} and {COARSEST:g} mm, got {self.spacing}; check its unit")
+        origin = triple("a grid's origin", self.origin)
+        if max(map(abs, origin)) > AWAY:
+            raise InputError(f"a grid's origin must lie within {AWAY:g} mm of that of its frame, got {self.origin}; check its unit")
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "spacing", spacing)
-        object.__setattr__(self, "origin", triple("a grid's origin", self.origin))
+        object.__setattr__(self, "origin", origin)
 
     @property
     def n_voxels(self) -> int:

@@ -21,15 +21,22 @@ PROGRAM = "from torchimpt.cli.app import main; main()"
         ("robustness.range_percent=3.5",),
         ("robustness={setup_mm=0, range_percent=0}", "objective[2]={roi='External', kind='gEUD', a=3.7, dose_gy=2}", "dose.dtype=float64"),
         ("dose.engine=matrix_free", "joint={box_mm=5, price_percent=1}"),
+        ("robustness.mode=voxelwise", "objective[2]={roi='External', kind='max_dose', dose_gy=30}", "optimizer.sample_above=1000"),
+        (
+            "objective[2]={roi='External', kind='max_dose', dose_gy=56, constraint=true}",
+            "dose.rbe=mcnamara",
+            "joint={scheme='prune_and_move', box_mm=5, spots=40}",
+        ),
     ],
-    ids=["robust", "nominal", "joint"],
+    ids=["robust", "nominal", "joint", "sampled", "pruned"],
 )
 def test_one_thread_and_two_give_one_plan(tmp_path, overrides):
     """125,000 voxels, so that torch's sums are shared out among threads, too."""
     write_tiny(tmp_path)
     told = []
     for threads in ("1", "2"):
-        flags = [flag for override in ("dose.grid_mm=3", "optimizer.max_iterations=4", *overrides) for flag in ("--set", override)]
+        short = ("dose.grid_mm=3", "dose.check_mm=off", "optimizer.max_iterations=4")
+        flags = [flag for override in (*short, *overrides) for flag in ("--set", override)]
         program = [sys.executable, "-c", PROGRAM, "plan", "tiny.toml", "--out", threads, "--threads", threads, *flags]
         # threads that wait for each other do not spin: other programs may have the cores
         done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "OMP_WAIT_POLICY": "passive"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -246,3 +247,15 @@ def test_a_full_disk_keeps_the_old_dose(tmp_path: Path, extension: str, full_dis
 def test_a_tensor_with_gradient_is_written(tmp_path: Path) -> None:
     write_image(tmp_path / "dose.mha", torch.ones(SHAPE, requires_grad=True), GRID)
     assert (read_dose(tmp_path / "dose.mha")[0] == 1).all()
+
+
+def test_libraries_do_not_talk_besides_the_error(tmp_path: Path, capfd) -> None:
+    """MetaIO and NIfTI's reader print lines of their own to the process's stderr."""
+    for name in ("dose.mha", "dose.nii"):
+        write_image(tmp_path / name, torch.rand(SHAPE), GRID)
+        content = (tmp_path / name).read_bytes()
+        for damaged in (content[: len(content) // 2], content[:60], content.replace(b"DimSize", b"DimSiz_").replace(b"n+1", b"n+0")):
+            (tmp_path / name).write_bytes(damaged)
+            with suppress(InputError):
+                read_dose(tmp_path / name)
+    assert capfd.readouterr() == ("", "")

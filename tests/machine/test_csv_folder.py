@@ -37,8 +37,7 @@ BEAM_HEADER = (
 )
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def csv_machine(path: Path) -> Path:
     """A complete machine with ranges of the rule, quadratic core and constant halo."""
     idd, sigma, beam = [], [], []
     for energy in (80.0, 100.0, 120.0, 140.0):
@@ -47,10 +46,15 @@ def folder(tmp_path: Path) -> Path:
         inside = depth[depth < float(range_from_energy(energy)) + 3]
         sigma += [[energy, z, math.sqrt(v), HALO_SIGMA, HALO] for z, v in zip(inside, core_variance(inside, energy), strict=True)]
         beam.append([energy, AIR, AIR, 0.003, 0.003, -0.2, -0.2, 1900, 2300])
-    write(tmp_path / "beam_model.csv", BEAM_HEADER, beam)
-    write(tmp_path / "idd.csv", "energy_MeV,depth_mm,idd_Gy_mm2_per_1e6_protons", idd)
-    write(tmp_path / "sigma.csv", "energy_MeV,depth_mm,sigma1_mm,sigma2_mm,halo_fraction", sigma)
-    return tmp_path
+    write(path / "beam_model.csv", BEAM_HEADER, beam)
+    write(path / "idd.csv", "energy_MeV,depth_mm,idd_Gy_mm2_per_1e6_protons", idd)
+    write(path / "sigma.csv", "energy_MeV,depth_mm,sigma1_mm,sigma2_mm,halo_fraction", sigma)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return csv_machine(tmp_path)
 
 
 def depths(tables: LayerTables, layer: int) -> torch.Tensor:

@@ -25,10 +25,10 @@ SPREAD = 0.007
 """Of the curves: `bin_means` makes them with this share of the energy."""
 
 
-@pytest.fixture(scope="module")
-def curves(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def curves_folder(path: Path) -> Path:
     """A CSV machine whose depth doses are Bortfeld's, every 10 MeV."""
-    path, idd, sigma, beam = tmp_path_factory.mktemp("curves"), [], [], []
+    path.mkdir(exist_ok=True)
+    idd, sigma, beam = [], [], []
     for energy in np.arange(80.0, 141.0, 10.0):
         depth, dose = bin_means(energy)
         idd += [[energy, z, d] for z, d in zip(depth, dose, strict=True)]
@@ -40,6 +40,11 @@ def curves(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(path / "idd.csv", "energy_MeV,depth_mm,idd_Gy_mm2_per_1e6_protons", idd)
     write(path / "sigma.csv", "energy_MeV,depth_mm,sigma1_mm,sigma2_mm,halo_fraction", sigma)
     return path
+
+
+@pytest.fixture(scope="module")
+def curves(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return curves_folder(tmp_path_factory.mktemp("curves"))
 
 
 def table(folder: Path, rows: list[list[float]] = ROWS, head: str = HEAD) -> Path:

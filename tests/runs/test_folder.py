@@ -163,3 +163,18 @@ def test_which_files_a_run_takes_away(tmp_path):
         assert is_result(run / "x" / ".." / name, run) and not is_result(tmp_path / name, run)
     for name in ("case.toml", "spots.csv", "other/plan.json", "dose_photons.mha"):
         assert not is_result(run / name, run), name
+
+
+def test_a_folder_that_may_not_be_written_is_told(tmp_path, common_folder, as_nobody):
+    """A run's own folder, and one that the new folder would lie in."""
+    case = tiny(tmp_path)
+    (common_folder / "run").mkdir(mode=0o555)
+    common_folder.chmod(0o555)
+    for name in ("run", "new"):
+        with (
+            as_nobody(),
+            pytest.raises(InputError, match=rf"cannot write the run folder .*/{name}: Permission denied; choose another --out"),
+        ):
+            open_run(common_folder / name, case, CPU).__enter__()
+    common_folder.chmod(0o755)
+    assert sorted(os.listdir(common_folder)) == ["run"] and os.listdir(common_folder / "run") == []

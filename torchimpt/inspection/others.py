@@ -15,6 +15,7 @@ from torchimpt.io.plan import read_plan
 from torchimpt.machine import READERS as MACHINES
 from torchimpt.machine import Machine
 from torchimpt.machine.bdl import TITLE as BDL_TITLE
+from torchimpt.matfile import check_mat
 from torchimpt.patient import Patient
 from torchimpt.spots import Spots
 
@@ -166,6 +167,7 @@ def _variables(path: Path) -> set[str]:
 
     read: Callable = whosmat
     try:
+        check_mat(path)
         return {name for name, _, _ in read(path)}
     except Exception:  # scipy raises whatever a broken file makes it stumble over; reading it tells more
         return set()

@@ -7,8 +7,11 @@ reversed are turned to the order `(z, y, x)` with ascending LPS coordinates; obl
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +24,13 @@ from torchimpt.geometry import Grid
 from torchimpt.io.lps import tilt, turned
 from torchimpt.io.roles import role_of
 from torchimpt.patient import ROI, Patient
+from torchimpt.unpacked import MOST_BYTES
 
 EXTENSIONS = (".mha", ".mhd", ".nii.gz", ".nii", ".nrrd")
 _WRITABLE = (".mha", ".nii.gz", ".nii", ".nrrd")
+
+_LARGEST_VALUE = 8
+"""Bytes of a voxel, of float64."""
 
 _GRID_SLACK = 1e-3
 """Fraction of a voxel by which a mask's grid may differ from the CT's: headers are rounded."""
@@ -130,13 +137,46 @@ def _images(folder: Path) -> dict[str, Path]:
     return files
 
 
-def _read(file: Path) -> tuple[np.ndarray, Grid]:
-    """A scalar volume as `(z, y, x)` with ascending LPS axes, and its grid."""
-    input_file(file, "image")
+@contextmanager
+def without_chatter() -> Iterator[None]:
+    """ITK's libraries write to the process's stderr what is wrong with a file, besides the error that is raised: there it goes nowhere."""
     try:
-        image = sitk.ReadImage(str(file))
+        kept = os.dup(2)
+    except OSError:  # closed by whoever started the process
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def read_volume(file: Path) -> sitk.Image:
+    """The image in a file as SimpleITK has it; one whose header tells of more than there is memory for is refused before it is taken."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(file))
+    try:
+        with without_chatter():
+            reader.ReadImageInformation()
+        count = math.prod(reader.GetSize()) * reader.GetNumberOfComponents()
+        if count * _LARGEST_VALUE > MOST_BYTES:
+            raise InputError(
+                f"{file} says that it has {' x '.join(map(str, reader.GetSize()))} voxels, {MOST_BYTES // _LARGEST_VALUE:.2g} at most are "
+                "read; it may be damaged: write it anew, or on a coarser grid"
+            )
+        with without_chatter():
+            return reader.Execute()
     except RuntimeError as error:
         raise InputError(f"cannot read {file}: {_reason(error)}") from error
+
+
+def _read(file: Path) -> tuple[np.ndarray, Grid]:
+    """A scalar volume as `(z, y, x)` with ascending LPS axes, and its grid."""
+    image = read_volume(input_file(file, "image"))
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         raise InputError(
             f"{file} has {image.GetDimension()} dimensions and {image.GetNumberOfComponentsPerPixel()} values a voxel; "

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.io import loadmat
 
 from torchimpt.checks import InputError
 from torchimpt.files import input_file, reader
 from torchimpt.geometry import Grid
 from torchimpt.hu_table import HuTable
 from torchimpt.io.roles import role_of
+from torchimpt.matfile import load_mat
 from torchimpt.patient import ROI, Patient
 
 _TO_ZYX = (2, 0, 1)
@@ -69,9 +69,11 @@ def read_matrad(path: str | os.PathLike) -> Patient:
 def _load(path: Path) -> tuple[Any, np.ndarray]:
     """The file's struct `ct` and its cell array `cst`, one row per ROI."""
     try:
-        content = loadmat(path, squeeze_me=True, struct_as_record=False)
+        content = load_mat(path)
     except NotImplementedError as error:
         raise InputError(f"{path} is a MATLAB 7.3 file; save it in MATLAB with save(name, 'ct', 'cst', '-v7')") from error
+    except InputError:
+        raise
     except Exception as error:  # scipy raises whatever a broken file makes it stumble over
         raise InputError(f"{path} is not a readable .mat file: {error}") from error
     missing = [name for name in ("ct", "cst") if name not in content]

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.interpolate import PchipInterpolator
-from scipy.io import loadmat
 
 from torchimpt.checks import InputError
 from torchimpt.constants import IDD_GY_MM2_PER_MEV_CM2_G
@@ -23,6 +22,7 @@ from torchimpt.files import reader
 from torchimpt.machine.curves import DepthCurve, ScaledCurves
 from torchimpt.machine.machine import Machine
 from torchimpt.machine.optics import Optics
+from torchimpt.matfile import load_mat
 from torchimpt.physics.bragg import r80
 
 OPTICS_STEP = 25.0
@@ -69,9 +69,11 @@ def _load(path: Path) -> Any:
     if not path.is_file():
         raise InputError(f"no file {path}; it must be matRad base data, protons_*.mat")
     try:
-        content = loadmat(path, squeeze_me=True, struct_as_record=False)
+        content = load_mat(path)
     except NotImplementedError:
         raise InputError(f"{path} is a MATLAB file of version 7.3; save it again with save(..., '-v7')") from None
+    except InputError:
+        raise
     except (ValueError, TypeError, OSError) as error:
         raise InputError(f"{path} is no MATLAB file that can be read: {error}") from None
     if "machine" not in content:

@@ -1,8 +1,8 @@
 """Interrupt and go on: the solver's state in `checkpoint.pt`, tied to the case that it belongs to.
 
 A run that goes on from a checkpoint comes to the bits that it would have come to without the interrupt, on the same device with the same
-number of threads and versions. With others it goes on as well: the plan is as good, but sums are rounded in another order, and that is
-told in a warning. What decides the plan itself (case, spots, machine) must be the same.
+versions, whatever the number of threads. With others it goes on as well: the plan is as good, but sums are rounded in another order, and
+that is told in a warning. What decides the plan itself (case, spots, machine) must be the same.
 
 The file is torch's, with the SHA-256 of its bytes behind it: one flipped bit of a state would give another plan in silence.
 """
@@ -48,7 +48,7 @@ def computed_with(device: torch.device) -> dict[str, str]:
     """What decides the last bits of a plan besides its case: name to what it is now."""
     known = versions()
     name = device_name(device) if device.type == "cuda" else processor()
-    return {"device": name, "threads": str(torch.get_num_threads()), **{name: known[name] for name in ROUNDING}}
+    return {"device": name, **{name: known[name] for name in ROUNDING}}
 
 
 class Checkpoint:

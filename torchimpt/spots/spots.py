@@ -15,6 +15,12 @@ from torch import nn
 from torchimpt.checks import InputError, finite
 from torchimpt.geometry import Beam
 
+FARTHEST_SPOT = 1000.0
+"""No spot lies farther off its beam's axis, mm: scanners reach 200."""
+
+HIGHEST_ENERGY = 1000.0
+"""No machine here has more, MeV."""
+
 
 class Spots(nn.Module):
     """Spots of one plan.
@@ -218,8 +224,10 @@ def _check(
         raise TypeError(f"position must be a floating-point tensor, got {position.dtype}")
     finite("the spots' positions", position.detach())
     finite("the spots' weights", weight.detach())
-    if not (torch.isfinite(layer_energy) & (layer_energy > 0)).all():
-        raise InputError(f"every layer's energy must be a positive number of MeV, got {layer_energy.tolist()}")
+    if (reach := float(position.detach().abs().max())) > FARTHEST_SPOT:
+        raise InputError(f"a spot lies {reach:g} mm off its beam's axis, at most {FARTHEST_SPOT:g} are taken; positions must be in mm")
+    if not (torch.isfinite(layer_energy) & (layer_energy > 0) & (layer_energy <= HIGHEST_ENERGY)).all():
+        raise InputError(f"every layer's energy must be a positive number of MeV, {HIGHEST_ENERGY:g} at most, got {layer_energy.tolist()}")
     if (weight < 0).any():
         raise InputError(
             f"weights must not be negative (10^6 protons), got {int((weight < 0).sum())} that are, least {float(weight.min()):g}"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from torchimpt.checks import InputError, one_line
 from torchimpt.files import reading
-from torchimpt.io.dicom.dataset import is_dicom
+from torchimpt.io.dicom.dataset import is_dicom, read_dataset
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -141,12 +141,10 @@ def catalog(paths: Iterable[Path]) -> Catalog:
 
 def _header(path: Path) -> Dataset:
     """The file's header."""
-    import pydicom
-
     with reading(path, "DICOM file"), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         # force: a file of an old program may lack the 132 bytes in front, and is known by its name only
-        found = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_HEADER), force=True)
+        found = read_dataset(path, stop_before_pixels=True, specific_tags=list(_HEADER), force=True)
         if not found.get("SOPClassUID"):
             raise InputError("it says nothing of what it is (no SOPClassUID); it is no DICOM file, or cut off")
         for element in found:  # values are decoded when they are asked for: what is broken shows here

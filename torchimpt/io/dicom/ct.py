@@ -18,7 +18,8 @@ import numpy as np
 from torchimpt.checks import InputError
 from torchimpt.files import reading
 from torchimpt.io.dicom.catalog import Found
-from torchimpt.io.dicom.dataset import number, numbers, stored_pixels
+from torchimpt.io.dicom.dataset import number, numbers, read_dataset, stored_pixels
+from torchimpt.io.image import without_chatter
 from torchimpt.memory import check_memory
 
 PARALLEL = 1e-3
@@ -185,12 +186,10 @@ def _check_blank(blank: np.ndarray, files: Sequence[Found], hu: np.ndarray) -> N
 
 def slice_hu(found: Found, shape: tuple[int, int]) -> np.ndarray:
     """CT numbers of one slice `(rows, columns)`, HU, float32, by its own rescale slope and intercept."""
-    import pydicom
-
     path = found.path
     with reading(path, "CT slice"), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        file = pydicom.dcmread(path, force=True)
+        file = read_dataset(path, force=True)
         if "RescaleSlope" not in file and "ModalityLUTSequence" in file:
             raise InputError("its CT numbers come by a table (ModalityLUTSequence); export it with rescale slope and intercept")
         slope, intercept = (
@@ -218,7 +217,8 @@ def _by_gdcm(found: Found, error: Exception, shape: tuple[int, int]) -> np.ndarr
     reader.SetFileName(str(found.path))
     reader.SetImageIO("GDCMImageIO")
     try:
-        values = sitk.GetArrayFromImage(reader.Execute())
+        with without_chatter():
+            values = sitk.GetArrayFromImage(reader.Execute())
     except RuntimeError:
         syntax = getattr(getattr(found.header, "file_meta", None), "TransferSyntaxUID", None)
         raise InputError(

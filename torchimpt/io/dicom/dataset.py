@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 
 from torchimpt.checks import InputError
 from torchimpt.files import input_file, reading
+from torchimpt.unpacked import MOST_BYTES, check_inflated
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -24,6 +26,9 @@ MAGIC_AT, MAGIC = 128, b"DICM"
 """Where a DICOM file says what it is (DICOM PS3.10, 7.1)."""
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
+
+DEFLATED, _META_BYTES = "1.2.840.10008.1.2.1.99", 2**16
+"""The transfer syntax of a file whose dataset is deflated, and within how many bytes it is told."""
 
 
 def is_dicom(path: str | os.PathLike) -> bool:
@@ -72,19 +77,31 @@ def dataset(path: str | os.PathLike, what: str, modality: str, sop_class: str) -
 @contextmanager
 def opened(path: str | os.PathLike, what: str) -> Iterator[Dataset]:
     """Open a DICOM file of any kind, likewise."""
-    import pydicom
     from pydicom.errors import InvalidDicomError
 
     path = input_file(path, what)
     with reading(path, what), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         try:
-            found = pydicom.dcmread(path)
+            found = read_dataset(path)
         except InvalidDicomError:
             raise InputError(f"{path} is no DICOM file; an {what} is needed") from None
         except EOFError:
             raise InputError(f"{path} is cut off; copy or export it anew") from None
         yield found
+
+
+def read_dataset(path: str | os.PathLike, **options: Any) -> Dataset:
+    """`pydicom.dcmread`, but for a file that is deflated as a whole (PS3.5, A.5) and would be too large when it is unpacked."""
+    from pydicom import filereader
+
+    with open(path, "rb") as file:
+        if DEFLATED.encode() in file.read(_META_BYTES):
+            file.seek(0)
+            filereader.read_preamble(file, True)
+            filereader.read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
+            check_inflated(path, [iter(lambda: file.read(_META_BYTES), b"")], -zlib.MAX_WBITS)
+    return filereader.dcmread(path, **options)
 
 
 def need(item: Dataset, keyword: str, where: str) -> Any:
@@ -117,6 +134,9 @@ def stored_pixels(file: Dataset, what: str) -> np.ndarray:
     rows, columns, bits = (int(number(file, key, what)) for key in ("Rows", "Columns", "BitsAllocated"))
     frames = int(file.get("NumberOfFrames") or 1)
     stored, needed = len(need(file, "PixelData", what)), rows * columns * frames * bits // 8
+    if min(rows, columns, frames, bits) < 1 or needed > MOST_BYTES:
+        size = f"{frames} frames of {rows} x {columns} values of {bits} bits"
+        raise InputError(f"{what} has {size}, {MOST_BYTES / 1e9:.1f} GB at most are read")
     if not file.file_meta.TransferSyntaxUID.is_compressed and stored < needed:
         raise InputError(f"{what} has {stored} bytes of {needed}; the file is cut off, copy or export it anew")
     return file.pixel_array.reshape(frames, rows, columns)

@@ -12,6 +12,7 @@ from torchimpt.checks import InputError, finite
 from torchimpt.constants import MEV_PER_GRAM_TO_GY
 from torchimpt.files import input_file, reader
 from torchimpt.geometry import Grid
+from torchimpt.io.image import read_volume
 from torchimpt.io.mcsquare.frame import turned
 
 SPACING_SLACK = 1e-4
@@ -33,10 +34,7 @@ def read_mcsquare_dose(path: str | os.PathLike, grid: Grid, protons: float) -> t
     protons
         N, those of the whole course. (MCsquare itself multiplies by a fraction's protons and the number of fractions.)
     """
-    try:
-        image = sitk.ReadImage(str(input_file(path, "dose")))
-    except RuntimeError as error:
-        raise InputError(f"cannot read {path}: no MHD image, or its .raw is missing or cut off") from error
+    image = read_volume(input_file(path, "dose"))
     values = sitk.GetArrayFromImage(image)
     off = max(abs(a - b) for a, b in zip(image.GetSpacing(), grid.spacing, strict=False)) if values.ndim == 3 else 0.0
     if values.shape != grid.shape or off > SPACING_SLACK * max(grid.spacing):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torchimpt.files import reading
+from torchimpt.io.dicom.dataset import read_dataset
 from torchimpt.io.dicom.patient import find_patient
 from torchimpt.io.dicom.write.values import fresh_uid, text
 
@@ -58,13 +59,11 @@ def new_identity(name: str) -> Identity:
 
 def carried_over(path: str | os.PathLike, structures: str | None = None, series: str | None = None) -> Identity:
     """Of a patient from a folder of DICOM files; arguments as of `read_dicom`, which reads the same CT and structure set."""
-    import pydicom
-
     chosen, files = find_patient(path, structures, series)
     first = files[0]
     with reading(first.path, "CT slice"), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        header = pydicom.dcmread(first.path, stop_before_pixels=True, force=True)
+        header = read_dataset(first.path, stop_before_pixels=True, force=True)
         elements = {keyword: _text(header.get(keyword)) for keyword in CARRIED}
     elements["StudyInstanceUID"] = elements["StudyInstanceUID"] or fresh_uid()
     frame = first.text("FrameOfReferenceUID") or fresh_uid()
