@@ -1,6 +1,7 @@
 """How many delivered spots do moving spots need for the objective of the strongest fixed rival?
 
     python experiments/headline.py [--cases hn,tg119,openkbp_109] [--scenarios 1,9] [--out runs/headline.json]
+    python experiments/headline.py --show experiments/results/headline.json
 
 All plans of a case have one objective, one set of points, one solver, tolerance and minimum MU, and the case's range shifters and layers.
 Fixed rivals, each pruned step by step to a number of spots as `[joint] spots` does it, weights optimized at the minimum MU or above:
@@ -12,13 +13,15 @@ Fixed rivals, each pruned step by step to a number of spots as `[joint] spots` d
     moved, ...            staggered grids of 7 mm with the same margins and candidates, pruned the same way to fewer spots, which move
 
 Finished plans are judged on 1.25 mm, another dose grid and other points. `ratio`: delivered spots that moving plans need for a rival's
-objective (log-log between the moving plans' own), over the rival's: by moving plans of the rival's own margin and candidates, and by all
-moving plans there are. The strongest rival has the largest. Where an objective is under 1 Gy2, all is met and nothing is compared:
-`--asking 1` has the mean-dose objectives ask for 0 Gy. `--shifter 0` takes the range shifters away.
+objective (log-log between the moving plans' own; a bound, "<", where even the fewest that were tried are as good), over the rival's: by
+moving plans of the rival's own margin and candidates, and by all moving plans there are. The strongest rival has the largest. Where an
+objective is under 1 Gy2, all is met and nothing is compared: `--asking 1` has the mean-dose objectives ask for 0 Gy. `--shifter 0` takes
+the range shifters away. `--show` prints the tables of a file.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -53,6 +56,7 @@ class Config:
     asking: int = 0
     shifter: int = 1
     out: str = "runs/headline.json"
+    show: str = ""
 
 
 def everywhere(spots: ti.Spots) -> ti.Spots:
@@ -84,20 +88,35 @@ def planned(name: str, n_scenarios: int, config: Config) -> dict:
             pruned_plans(bench, ti.stagger(start, spacing) if box else start, {series: box}, counts[kind], [])
     bench.judge(config.judge)
     plans = [row for row, _ in bench.plans]
+    rate(plans)
+    return {"placed": placed, "target": bench.case.placement.targets[0], "plans": plans}
+
+
+def rate(plans: list[dict]) -> None:
+    """Give every fixed rival its ratios, and whether they are bounds."""
     moving = [plan for plan in plans if plan["series"].startswith("moved")]
     for plan in plans:
         own = [m for m in moving if m["series"].split(", ")[1] == plan["series"].split(", ")[1]]
         for key, rivals in (("ratio", own), ("ratio_any", moving)):
-            needed = None if plan in moving or plan["objective"] < MET else least_spots(rivals, plan["objective"])
-            plan[key] = None if needed is None else needed / plan["delivered"]
-    return {"placed": placed, "target": bench.case.placement.targets[0], "plans": plans}
+            needed, bound = (None, False) if plan in moving or plan["objective"] < MET else least_spots(rivals, plan["objective"])
+            plan[key], plan[f"{key}_bound"] = None if needed is None else needed / plan["delivered"], bound
 
 
-def least_spots(moving: list[dict], objective: float) -> float | None:
-    """The fewest delivered spots with which one of the moving series reaches an objective."""
-    series = {plan["series"] for plan in moving}
-    needed = [spots_for([plan for plan in moving if plan["series"] == name], objective) for name in sorted(series)]
-    return min((n for n in needed if n is not None), default=None)
+def least_spots(moving: list[dict], objective: float) -> tuple[float | None, bool]:
+    """The fewest delivered spots with which one of the moving series reaches an objective, and whether fewer were not tried."""
+    found: list[tuple[float, bool]] = []
+    for name in sorted({plan["series"] for plan in moving}):
+        own = sorted((plan for plan in moving if plan["series"] == name), key=lambda plan: plan["delivered"])
+        if own[0]["objective"] <= objective:
+            found.append((own[0]["delivered"], True))
+        elif (between := spots_for(own, objective)) is not None:
+            found.append((between, False))
+    return min(found, default=(None, False))
+
+
+def told(plan: dict, key: str) -> str:
+    """A ratio."""
+    return "" if plan[key] is None else f"{'<' if plan[f'{key}_bound'] else ''}{plan[key]:.2f}"
 
 
 def table(key: str, case: dict) -> str:
@@ -109,20 +128,26 @@ def table(key: str, case: dict) -> str:
     )
     for plan in case["plans"]:
         dose, delivery = plan["fine"]["nominal"][case["target"]], plan["delivery"]
-        ratio = " ".join("" if plan[key] is None else f"{plan[key]:.2f}" for key in ("ratio", "ratio_any"))
+        ratio = " ".join(told(plan, key) for key in ("ratio", "ratio_any"))
         lines.append(
             f"{plan['series']:20s}{plan['delivered']:10d}{plan['objective']:11.2f}{plan['fine']['objective']:9.1f}  "
             f"{dose['d95_gy']:8.2f} {dose['d98_gy']:8.2f} {dose['d2_gy']:8.2f}  {delivery['energy_layers']:8d} {delivery['mu']:8.1f} "
             f"{delivery['seconds']:8.1f} {ratio:>9s}"
         )
     for key, by in (("ratio", "its own margin and candidates"), ("ratio_any", "any")):
-        ratios = {p["series"]: round(p[key], 2) for p in sorted(case["plans"], key=lambda p: p[key] or 0.0) if p[key]}
-        lines.append(f"largest ratio of each rival, by moving spots of {by}: {ratios}")
+        ratios = {p["series"]: told(p, key) for p in sorted(case["plans"], key=lambda p: p[key] or 0.0) if p[key]}
+        lines.append(f"ratio of each rival, by moving spots of {by}: {ratios}")
     return "\n".join(lines)
 
 
 def main(config: Config) -> dict:
-    """Plan, judge, print, write after each case."""
+    """Plan, judge, print, write after each case; or print what is there."""
+    if config.show:
+        results = json.loads(Path(config.show).read_text(encoding="utf-8"))
+        for key, case in results["cases"].items():
+            rate(case["plans"])
+            print(table(key, case))
+        return results
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("torchimpt.studies").setLevel(logging.INFO)
     results = {"about": about(), "config": asdict(config), "cases": {}}
