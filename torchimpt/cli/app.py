@@ -123,7 +123,10 @@ def plan(
 def dose(
     case_file: CaseFile,
     plan: Annotated[
-        Path, typer.Option("--plan", metavar="PLAN", help="plan.json, DICOM RT Ion Plan, or CSV beam,energy_mev,x_mm,y_mm,weight.")
+        Path,
+        typer.Option(
+            "--plan", metavar="PLAN", help="plan.json, DICOM RT Ion Plan, .mat of matRad's, or CSV beam,energy_mev,x_mm,y_mm,weight."
+        ),
     ],
     out: Out,
     overrides: Set = None,
