@@ -134,7 +134,7 @@ def _patient(path: Path, source: str) -> tuple[Section, Proposal | None]:
     if patient is None:
         return section, None
     told = told_by_matrad(path, patient) if source == "matrad" else None
-    return section, propose(source, path, patient.name, regions, patient.position, told)
+    return section, propose(source, path, patient.name, regions, patient.position, told=told)
 
 
 def _for_dicom(found: Catalog, folder: Path) -> tuple[Proposal | None, str]:
@@ -152,7 +152,7 @@ def _for_dicom(found: Catalog, folder: Path) -> tuple[Proposal | None, str]:
             reason = reason or str(error)
             continue
         own = {"structures": one.uid} if len(sets) > 1 else {}
-        proposal = propose("dicom", folder, one.label or folder.name, regions, position, **own)
+        proposal = propose("dicom", folder, one.label or folder.name, regions, position, told=None, **own)
         if proposal is not None:
             return proposal, ""
         reason = reason or f"structure set '{one.label}' has no target"

@@ -61,7 +61,7 @@ class Told:
 
 
 def propose(
-    source: str, path: Path, name: str, regions: Sequence[Region], position: str = "HFS", told: Told | None = None, **own: str
+    source: str, path: Path, name: str, regions: Sequence[Region], position: str = "HFS", *, told: Told | None = None, **own: str
 ) -> Proposal | None:
     """A case for a patient; None where no target is drawn.
 

@@ -164,7 +164,8 @@ def _ct(patient: Patient, table: HuTable) -> Struct:
 
 def _cst(patient: Patient, wanted: Wanted) -> tuple[np.ndarray, list[str]]:
     """ROIs with their objectives, one a row, and the objectives that are left out."""
-    rows, left_out = [], []
+    rows: list[list[Any]] = []
+    left_out: list[str] = []
     for roi in patient.rois.values():
         voxels = np.flatnonzero(_yxz(roi.mask).flatten(order="F")) + 1.0
         if not len(voxels):
