@@ -11,8 +11,8 @@ from torchimpt.inspection.dicom import field_row
 from torchimpt.inspection.propose import Told
 from torchimpt.inspection.sections import Section, amount, told
 from torchimpt.io.dicom import IonField, IonPlan
+from torchimpt.io.mat import load, text
 from torchimpt.io.matrad import read_matrad_objectives, read_matrad_plan
-from torchimpt.io.matrad.mat import load, text
 from torchimpt.patient import Patient
 
 PLAN = ("pln", "stf", "resultGUI")

@@ -15,7 +15,7 @@ import torch
 
 from torchimpt.checks import InputError
 from torchimpt.geometry import Beam, magnification, to_bev
-from torchimpt.io.matrad.mat import has, number, numbers
+from torchimpt.io.mat import has, number, numbers
 from torchimpt.patient import Patient
 
 FARTHEST = 50.0

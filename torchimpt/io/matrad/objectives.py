@@ -16,7 +16,7 @@ import numpy as np
 
 from torchimpt.checks import InputError
 from torchimpt.files import input_file, reader
-from torchimpt.io.matrad.mat import has, load, structs, text
+from torchimpt.io.mat import has, load, structs, text
 
 Row = dict[str, Any]
 """Keys of an `[[objective]]`."""

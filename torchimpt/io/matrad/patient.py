@@ -18,7 +18,7 @@ from torchimpt.checks import InputError
 from torchimpt.files import input_file, reader
 from torchimpt.geometry import Grid
 from torchimpt.hu_table import HuTable
-from torchimpt.io.matrad.mat import load
+from torchimpt.io.mat import load
 from torchimpt.io.roles import role_of
 from torchimpt.patient import ROI, Patient
 

@@ -19,8 +19,8 @@ from torchimpt.checks import InputError
 from torchimpt.files import input_file, reader
 from torchimpt.geometry import Beam, RangeShifter, bev_rotation
 from torchimpt.io.dicom import IonField, IonPlan
+from torchimpt.io.mat import field, has, load, number, numbers, structs, text
 from torchimpt.io.matrad.frame import in_lps
-from torchimpt.io.matrad.mat import field, has, load, number, numbers, structs, text
 from torchimpt.io.matrad.objectives import objective_rows
 from torchimpt.io.matrad.patient import patient_of
 
@@ -144,7 +144,7 @@ def _field(path: Path, stf: Any, i: int, isocenter: np.ndarray, columns: np.ndar
     sad = number(path, stf, "SAD", what)
     beam = _beam(path, stf, what)
     energy, x, y, thickness, distance, fraction, course = (torch.from_numpy(np.ascontiguousarray(column)) for column in columns.T)
-    shifter = _shifter(path, what, sad, thickness, distance, fraction)
+    shifter = shifter_of(f"{path}: {what}", sad, thickness, distance, fraction)
     at = (float(isocenter[0]), float(isocenter[1]), float(isocenter[2]))
     return IonField(
         number=i + 1, name=machine, beam=Beam(beam.gantry, beam.couch, at, shifter, "HFS"), sad=(sad, sad), unit="1e6 protons", devices=(),
@@ -152,24 +152,24 @@ def _field(path: Path, stf: Any, i: int, isocenter: np.ndarray, columns: np.ndar
     )  # fmt: skip
 
 
-def _shifter(
-    path: Path, what: str, sad: float, thickness: torch.Tensor, distance: torch.Tensor, weight: torch.Tensor
-) -> RangeShifter | None:
-    """The range shifter of a beam. matRad's pencil beams and its DICOM import have `sourceRashiDistance` where the plate ends."""
+def shifter_of(what: str, sad: float, thickness: torch.Tensor, distance: torch.Tensor, weight: torch.Tensor) -> RangeShifter | None:
+    """The range shifter of a beam, of each bixel's thickness, distance from the source, and weight `(n,)`; None where there is none.
+
+    matRad's pencil beams and its DICOM import have `sourceRashiDistance` where the plate ends.
+    """
     inside = thickness > 0
     if not bool(inside.any()):
         return None
     kinds = thickness[inside].unique()
     if len(kinds) > 1:
         told = ", ".join(f"{t:g}" for t in kinds.tolist())
-        raise InputError(f"{path}: {what} has range shifters of {told} mm; a beam can have one, so split it in matRad")
+        raise InputError(f"{what} has range shifters of {told} mm; a beam can have one, so split it in matRad")
     places = sad - distance[inside]
     share = weight[inside] if float(weight[inside].sum()) > 0 else torch.ones_like(places)
     # the mean of equal numbers is not always that number
     place = float(places[0]) if bool((places == places[0]).all()) else float((places * share).sum() / share.sum())
     if float(places.max() - places.min()) > DRIFT_OFF:
         logger.warning(
-            "%s: %s has its range shifter %.4g to %.4g mm from the isocentre; the mean, %.4g mm, is taken", path, what,
-            float(places.min()), float(places.max()), place,
+            "%s has its range shifter %.4g to %.4g mm from the isocentre; the mean, %.4g mm, is taken", what, float(places.min()), float(places.max()), place,
         )  # fmt: skip
     return RangeShifter(float(kinds[0]), place)
