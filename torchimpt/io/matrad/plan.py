@@ -170,6 +170,7 @@ def shifter_of(what: str, sad: float, thickness: torch.Tensor, distance: torch.T
     place = float(places[0]) if bool((places == places[0]).all()) else float((places * share).sum() / share.sum())
     if float(places.max() - places.min()) > DRIFT_OFF:
         logger.warning(
-            "%s has its range shifter %.4g to %.4g mm from the isocentre; the mean, %.4g mm, is taken", what, float(places.min()), float(places.max()), place,
+            "%s has its range shifter %.4g to %.4g mm from the isocentre; the mean, %.4g mm, is taken", what,
+            float(places.min()), float(places.max()), place,
         )  # fmt: skip
     return RangeShifter(float(kinds[0]), place)
