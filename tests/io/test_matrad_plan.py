@@ -125,6 +125,10 @@ def test_another_focus_is_told(tmp_path, caplog: pytest.LogCaptureFixture) -> No
         ({"pln": {"radiationMode": "protons", "numOfFractions": 2.5}}, "numOfFractions must be a whole number"),
         ({"stf": structs([{**two_beams()[0], "ray": np.empty((0, 0))}])}, r"stf\(1\) has no field 'ray'"),
         ({"stf": structs([{**two_beams()[0], "gantryAngle": "left"}])}, r"stf\(1\)\.gantryAngle must be one finite number, got 'left'"),
+        (
+            {"stf": structs([{**two_beams()[0], "SAD": 0.0}]), "resultGUI": {"w": np.ones((3, 1))}},
+            r"stf\(1\)\.SAD must be 500 mm or more, got 0",
+        ),
         ({"stf": np.zeros((2, 2))}, "stf.1. has no field 'gantryAngle'"),
         ({"ct": None}, "no variable ct"),
     ],

@@ -102,6 +102,13 @@ def new(path: Path, problem: list[dict], matrices: list[dict], solution: Any = S
     return path
 
 
+def _beyond() -> csc_matrix:
+    """A matrix with an entry in a row that it does not have."""
+    found = csc_matrix(TARGET)
+    found.indices[0] = 7
+    return found
+
+
 both = pytest.mark.parametrize("write", [old, new])
 
 
@@ -177,6 +184,7 @@ def test_one_entry_and_one_matrix(tmp_path: Path, write: Any) -> None:
         ([entry("CTV", 1, np.nan)], MATRICES, "Objective of 'CTV' must be one finite number"),
         ([entry("CTV", 1, -1.0)], MATRICES, "dose must be zero or more"),
         ([entry("CTV", 1, 60.0)], [{**MATRICES[0], "b": 3.0}], "doses given already"),
+        ([entry("CTV", 1, 60.0)], [{**MATRICES[0], "A": _beyond()}], "is damaged"),
         ([entry("CTV", 1, 60.0)], [{**MATRICES[0], "A": np.full((2, 3), np.nan)}], "must be a matrix of finite numbers"),
         ([entry("CTV", 1, 60.0), entry("Cord", 2, 1.0)], [MATRICES[0], {**MATRICES[1], "A": np.ones((2, 4))}], "3, 4 columns"),
         ([{key: value for key, value in entry("CTV", 1, 60.0).items() if key != "Minimise"}], MATRICES, "no field 'Minimise'"),

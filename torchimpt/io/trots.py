@@ -134,6 +134,10 @@ def _sparse(path: Path, entry: TrotsEntry, row: Mapping[str, Any]) -> csc_matrix
         raise InputError(f"{path}: data.matrix({entry.matrix}) has no field 'A'")
     found = row["A"]
     matrix = csc_matrix(found if issparse(found) else np.atleast_2d(np.asarray(found, dtype=np.float64)))
+    try:
+        matrix.check_format(full_check=True)  # compiled loops go by its indices
+    except ValueError as error:
+        raise InputError(f"{path}: data.matrix({entry.matrix}).A, '{entry.name}', is damaged: {error}") from None
     if 0 in matrix.shape or not np.isfinite(matrix.data).all():
         raise InputError(f"{path}: data.matrix({entry.matrix}).A, '{entry.name}', must be a matrix of finite numbers")
     if np.any(np.asarray(row.get("b", 0.0)) != 0):

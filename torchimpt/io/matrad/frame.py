@@ -24,6 +24,9 @@ FARTHEST = 50.0
 CLEARER = 3.0
 """By this factor the other frame must be worse."""
 
+NEAREST = 500.0
+"""No gantry has its source nearer to the isocentre, mm."""
+
 SAME = 0.1
 """Frames that differ by no more than this are one, mm."""
 
@@ -67,6 +70,14 @@ def in_lps(
     return [point + frames[best] for point in told]
 
 
+def source_distance(path: Path, stf: Any, what: str) -> float:
+    """From the virtual source to the isocentre, mm."""
+    sad = number(path, stf, "SAD", what)
+    if not NEAREST <= sad <= 1e6:
+        raise InputError(f"{path}: {what}.SAD must be {NEAREST:g} mm or more, got {sad:g}")
+    return sad
+
+
 def _corner(path: Path, ct: Any, patient: Patient) -> tuple[np.ndarray, np.ndarray]:
     """Where the first voxel's centre is in matRad's frame of `ct.x`, and counted from a voxel before it `(3,)`, mm."""
     step = np.array(patient.grid.spacing)
@@ -82,7 +93,7 @@ def _off(path: Path, stf: Any, i: int, isocenter: np.ndarray, places: np.ndarray
     """Distance between the middles of the rays' and the target's boxes in the isocentre plane, mm."""
     what = f"stf({i + 1})"
     beam = Beam(number(path, stf, "gantryAngle", what), number(path, stf, "couchAngle", what), tuple(isocenter.tolist()), position="HFS")
-    sad = number(path, stf, "SAD", what)
+    sad = source_distance(path, stf, what)
     seen = to_bev(target, beam)
     scale_x, scale_y = magnification(seen[:, 2], (sad, sad))
     plane = torch.stack((seen[:, 0] / scale_x, seen[:, 1] / scale_y), dim=1).numpy()

@@ -20,7 +20,7 @@ from torchimpt.files import input_file, reader
 from torchimpt.geometry import Beam, RangeShifter, bev_rotation
 from torchimpt.io.dicom import IonField, IonPlan
 from torchimpt.io.mat import field, has, load, number, numbers, structs, text
-from torchimpt.io.matrad.frame import in_lps
+from torchimpt.io.matrad.frame import in_lps, source_distance
 from torchimpt.io.matrad.objectives import objective_rows
 from torchimpt.io.matrad.patient import patient_of
 
@@ -141,7 +141,7 @@ def _own(ours: Any, course: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _field(path: Path, stf: Any, i: int, isocenter: np.ndarray, columns: np.ndarray, machine: str) -> IonField:
     """A field of bixels' columns: as `_bixels`, weight of a fraction, weight of the course."""
     what = f"stf({i + 1})"
-    sad = number(path, stf, "SAD", what)
+    sad = source_distance(path, stf, what)
     beam = _beam(path, stf, what)
     energy, x, y, thickness, distance, fraction, course = (torch.from_numpy(np.ascontiguousarray(column)) for column in columns.T)
     shifter = shifter_of(f"{path}: {what}", sad, thickness, distance, fraction)
