@@ -233,3 +233,30 @@ def test_patients_who_do_not_lie_on_their_backs_are_refused(folder, tmp_path) ->
     (run / "plan.json").write_text(plan.replace('"patient_position": "HFS"', '"patient_position": "HFP"'))
     done = command("export", "run", "--to", "x", "--format", "matrad", cwd=tmp_path)
     assert done.status == 2 and "head first supine (HFS) only" in done.err and not (tmp_path / "x").exists()
+
+
+@pytest.mark.slow
+def test_tg119_with_matrads_machine(shared, tmp_path) -> None:
+    """Physical dose, the patient's own HU table, matRad's machine: in the file as in the run, and as computed anew of the file."""
+    data = shared / "data" / "matrad"
+    machine = f'[machine]\nformat = "matrad"\npath = "{data / "protons_Generic.mat"}"\n'
+    dose = '[dose]\ngrid_mm = 6.0\nrbe = 1.0\ndtype = "float64"\ntarget_grid_mm = "off"\n'
+    beams = "[[beam]]\ngantry_deg = 0\n[[beam]]\ngantry_deg = 250\ncouch_deg = 20\n"
+    patient = f'[patient]\nsource = "matrad"\npath = "{data / "TG119.mat"}"\n'
+    (tmp_path / "case.toml").write_text(f"{patient}{machine}{dose}{beams}")
+    places = ((-9.0, 4.0), (6.5, -12.5), (12.0, 20.0))
+    rows = [f"{b},{e},{x},{y},{40 + 7 * b + x}" for b in (0, 1) for e in (110.0, 135.0) for x, y in places]
+    (tmp_path / "spots.csv").write_text("beam,energy_mev,x_mm,y_mm,weight\n" + "\n".join(rows))
+    assert command("dose", "case.toml", "--plan", "spots.csv", "--out", "run", cwd=tmp_path).status == 0
+    done = command("export", "run", "--to", "m", "--format", "matrad", cwd=tmp_path)
+    assert done.status == 0 and "protons_Generic.mat" in done.out, done.err
+    (tmp_path / "back.toml").write_text(f'[patient]\nsource = "matrad"\npath = "m/plan.mat"\n{machine}{dose}')
+    done = command("dose", "back.toml", "--plan", "m/plan.mat", "--out", "back", cwd=tmp_path)
+    assert done.status == 0, done.err
+    (ours, grid), (back, same) = (read_dose(tmp_path / name / "dose.mha") for name in ("run", "back"))
+    assert grid == same and float((ours - back).abs().max()) < 1e-6 * float(ours.max())  # float32, in which doses are written
+    result = loadmat(tmp_path / "m" / "plan.mat", squeeze_me=True, struct_as_record=False)["resultGUI"]
+    ct = read_matrad(data / "TG119.mat").grid
+    fractions = load_case(tmp_path / "back").delivery.fractions
+    expected = values_on(back.double(), grid, ct).numpy().transpose(1, 2, 0)
+    assert np.abs(result.physicalDose * fractions - expected).max() < 1e-6 * expected.max() and not hasattr(result, "RBExDose")
