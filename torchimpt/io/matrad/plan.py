@@ -148,7 +148,7 @@ def _field(path: Path, stf: Any, i: int, isocenter: np.ndarray, columns: np.ndar
     at = (float(isocenter[0]), float(isocenter[1]), float(isocenter[2]))
     return IonField(
         number=i + 1, name=machine, beam=Beam(beam.gantry, beam.couch, at, shifter, "HFS"), sad=(sad, sad), unit="1e6 protons", devices=(),
-        shifter=shifter, shifted=thickness > 0, energy=energy, x=x, y=y, meterset=fraction, weight=course,
+        shifter=shifter, shifted=thickness > 0, beside=None, energy=energy, x=x, y=y, meterset=fraction, weight=course,
     )  # fmt: skip
 
 
