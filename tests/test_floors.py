@@ -29,7 +29,7 @@ FLOORS = (
     {"report"},
     {"watch"},
     {"case"},
-    {"planning"},
+    {"migration", "planning"},
     {"runs"},
     {"inspection", "studies"},
     {"cli"},

@@ -55,6 +55,9 @@ from .dose.scenarios import scenario_doses as scenario_doses
 from .geometry import Beam as Beam
 from .geometry import Grid as Grid
 from .geometry import RangeShifter as RangeShifter
+from .io.plan import read_plan as read_plan
+from .migration.pyradplan import from_pyradplan as from_pyradplan
+from .migration.trots import read_trots as read_trots
 from .objectives import (
     GEUD as GEUD,
 )

@@ -14,7 +14,7 @@ import math
 import os
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -39,12 +39,15 @@ class Damaged(Exception):
     """The file's structure is not whole, for this reason."""
 
 
-def load_mat(path: str | os.PathLike) -> dict[str, Any]:
-    """The file's variables by name, structs as objects, as `scipy.io.loadmat` has them; errors are scipy's, or `check_mat`'s."""
+def load_mat(path: str | os.PathLike, names: Sequence[str] | None = None) -> dict[str, Any]:
+    """The file's variables by name (those of `names`, as many as there are), structs as objects, as `scipy.io.loadmat` has them.
+
+    Errors are scipy's, or `check_mat`'s.
+    """
     from scipy.io import loadmat
 
     check_mat(path)
-    return loadmat(path, squeeze_me=True, struct_as_record=False)
+    return loadmat(path, squeeze_me=True, struct_as_record=False, variable_names=names)
 
 
 def check_mat(path: str | os.PathLike) -> None:

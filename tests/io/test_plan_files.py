@@ -324,7 +324,7 @@ def test_files_that_are_no_plan(tmp_path: Path, machine: Machine, generator: tor
     path.write_text("[1, 2]")
     with pytest.raises(InputError, match="got 'list'"):
         read_plan(path)
-    with pytest.raises(InputError, match=r"must be plan\.json, a \.csv spot list or a DICOM RT Ion Plan"):
+    with pytest.raises(InputError, match=r"must be plan\.json, a \.csv spot list, a DICOM RT Ion Plan or a \.mat"):
         read_plan(tmp_path / "plan.txt")
 
 

@@ -123,7 +123,10 @@ def plan(
 def dose(
     case_file: CaseFile,
     plan: Annotated[
-        Path, typer.Option("--plan", metavar="PLAN", help="plan.json, DICOM RT Ion Plan, or CSV beam,energy_mev,x_mm,y_mm,weight.")
+        Path,
+        typer.Option(
+            "--plan", metavar="PLAN", help="plan.json, DICOM RT Ion Plan, .mat of matRad's, or CSV beam,energy_mev,x_mm,y_mm,weight."
+        ),
     ],
     out: Out,
     overrides: Set = None,
@@ -265,7 +268,7 @@ def export(
             "--format",
             metavar="FORMAT",
             help="dicom: RT Ion Plan and RT Doses, with CT and structure set where the patient did not come from DICOM; mcsquare: CT, beam "
-            "data, plan and configuration of a Monte Carlo run.",
+            "data, plan and configuration of a Monte Carlo run; matrad: a .mat file with ct, cst, stf, pln and resultGUI.",
         ),
     ] = "dicom",
     quiet: Quiet = False,

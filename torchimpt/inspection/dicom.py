@@ -118,7 +118,7 @@ def structures_section(one: Found, found: Catalog, folder: Path) -> tuple[Sectio
 def _ion_plan(one: Found, found: Catalog, folder: Path) -> Section:
     """An RT Ion Plan, beam by beam."""
     plan = read_ion_plan(one.path)
-    rows = tuple(_beam(field) for field in plan.fields)
+    rows = tuple(field_row(field) for field in plan.fields)
     columns = ("Beam", "Gantry, deg", "Couch, deg", "Energies, MeV", "Layers", "Spots", "Meterset", "Range shifter", "Isocentre, mm")
     total = " + ".join(f"{amount(float(field.meterset.sum()))} {field.unit}" for field in plan.fields)
     remarks = [f"{plan.fractions} fractions of {total}; patient {plan.fields[0].beam.lies}"]
@@ -138,7 +138,8 @@ def _ion_plan(one: Found, found: Catalog, folder: Path) -> Section:
     return Section(f"RT Ion Plan '{plan.label}' ({where(one.path, folder)})", columns, rows, tuple(remarks))
 
 
-def _beam(field: IonField) -> tuple[str, ...]:
+def field_row(field: IonField) -> tuple[str, ...]:
+    """A field of a plan, in the columns of its table."""
     layers = sorted(set(zip(field.energy.tolist(), field.shifted.tolist(), strict=True)))
     shifter = "-"
     if field.shifter is not None:

@@ -12,6 +12,7 @@ from torchimpt.checks import InputError
 from torchimpt.files import reading
 from torchimpt.geometry import check_position
 from torchimpt.inspection.dicom import dicom_sections, structures_section
+from torchimpt.inspection.matrad import matrad_plan, told_by_matrad
 from torchimpt.inspection.others import (
     case_section,
     images_section,
@@ -110,6 +111,8 @@ def _others(files: Sequence[Path], path: Path) -> Iterator[tuple[Section, Propos
             source, machine = patient_source(file), machine_format(file)
             if source:
                 yield _patient(file, source)
+            if source == "matrad":
+                yield from ((section, None) for section in matrad_plan(file))
             if machine:
                 yield machine_section(file, machine), None
             if file.suffix.lower() == ".toml":
@@ -128,7 +131,10 @@ def _is_plan(file: Path) -> bool:
 
 def _patient(path: Path, source: str) -> tuple[Section, Proposal | None]:
     section, regions, patient = patient_section(path, source)
-    return section, None if patient is None else propose(source, path, patient.name, regions, patient.position)
+    if patient is None:
+        return section, None
+    told = told_by_matrad(path, patient) if source == "matrad" else None
+    return section, propose(source, path, patient.name, regions, patient.position, told=told)
 
 
 def _for_dicom(found: Catalog, folder: Path) -> tuple[Proposal | None, str]:
@@ -146,7 +152,7 @@ def _for_dicom(found: Catalog, folder: Path) -> tuple[Proposal | None, str]:
             reason = reason or str(error)
             continue
         own = {"structures": one.uid} if len(sets) > 1 else {}
-        proposal = propose("dicom", folder, one.label or folder.name, regions, position, **own)
+        proposal = propose("dicom", folder, one.label or folder.name, regions, position, told=None, **own)
         if proposal is not None:
             return proposal, ""
         reason = reason or f"structure set '{one.label}' has no target"

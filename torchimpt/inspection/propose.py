@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,7 +50,19 @@ class Proposal:
     remarks: tuple[str, ...]
 
 
-def propose(source: str, path: Path, name: str, regions: Sequence[Region], position: str = "HFS", **own: str) -> Proposal | None:
+@dataclass(frozen=True)
+class Told:
+    """Sections of a case file that a patient's file tells of, in the place of those that would be proposed, None for one that is not to be
+    there; and what to know about them.
+    """
+
+    sections: dict[str, Any]
+    remarks: tuple[str, ...] = ()
+
+
+def propose(
+    source: str, path: Path, name: str, regions: Sequence[Region], position: str = "HFS", *, told: Told | None = None, **own: str
+) -> Proposal | None:
     """A case for a patient; None where no target is drawn.
 
     Parameters
@@ -62,6 +75,8 @@ def propose(source: str, path: Path, name: str, regions: Sequence[Region], posit
         The patient's ROIs.
     position
         How the patient lies.
+    told
+        What the patient's file says itself about a plan.
     """
     drawn = [region for region in regions if region.box is not None]
     targets = [region for region in drawn if region.role == "target"]
@@ -87,11 +102,17 @@ def propose(source: str, path: Path, name: str, regions: Sequence[Region], posit
         "objective": objectives,
         "goal": [{key: round(value, 2) if isinstance(value, float) else value for key, value in goal.items()} for goal in goals],
     }
+    remarks = _remarks(target, targets, dose, body, angles)
+    if told is not None:
+        tree = {key: value for key, value in (tree | told.sections).items() if value is not None}
+        known = {"objective": "Target: ", "beam": "Beams: "}
+        guessed = [one for one in remarks if not one.startswith(tuple(known[key] for key in known if key in told.sections))]
+        remarks = [*told.remarks, *guessed]
     head = (
         "# Proposed by torchimpt inspect: a start, not a plan. Look at target, prescription, beams and limits before it is used.\n"
         "#   torchimpt plan THIS.toml --out RUN\n\n"
     )
-    return Proposal(head + dump_toml(tree), tuple(_remarks(target, targets, dose, body, angles)))
+    return Proposal(head + dump_toml(tree), tuple(remarks))
 
 
 def _remarks(target: Region, targets: Sequence[Region], dose: float, body: Region | None, angles: Sequence[float]) -> list[str]:

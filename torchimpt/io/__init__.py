@@ -2,7 +2,7 @@
 
 from torchimpt.io.dicom import read_dicom, read_ion_plan, read_rt_dose
 from torchimpt.io.image import read_dose, read_image, write_image
-from torchimpt.io.matrad import read_matrad
+from torchimpt.io.matrad import read_matrad, read_matrad_objectives
 from torchimpt.io.openkbp import read_openkbp
 from torchimpt.io.patient import read_patient
 from torchimpt.io.plan import read_plan, write_plan
@@ -13,6 +13,7 @@ __all__ = [
     "read_image",
     "read_ion_plan",
     "read_matrad",
+    "read_matrad_objectives",
     "read_openkbp",
     "read_patient",
     "read_plan",

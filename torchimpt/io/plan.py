@@ -1,4 +1,5 @@
-"""Plans as files: `plan.json`, which reads back bit for bit, spot lists as CSV, and DICOM RT Ion Plans (`torchimpt.io.dicom`).
+"""Plans as files: `plan.json`, which reads back bit for bit, spot lists as CSV, and, read only, DICOM RT Ion Plans (`torchimpt.io.dicom`)
+and matRad's `.mat` files (`torchimpt.io.matrad`).
 
 `plan.json` is one object with `format`, `title`, `machine` (its name), `machine_tables` (their fingerprint), `rbe`, `fractions`, `dtype`,
 `beams`, `layers` and `spots`, one spot a line. Units are in the names: MeV, mm (isocentre plane, gantry frame, as DICOM's Scan Spot
@@ -26,6 +27,7 @@ from torchimpt.columns import read_columns
 from torchimpt.files import input_file, reader, whole_or_nothing
 from torchimpt.geometry import Beam, RangeShifter
 from torchimpt.io.dicom import is_dicom, read_ion_plan
+from torchimpt.io.matrad import is_mat, read_matrad_plan
 from torchimpt.machine import Machine
 from torchimpt.spots import Spots
 
@@ -90,11 +92,13 @@ def read_plan(
     Parameters
     ----------
     path
-        `plan.json`, a `.csv` spot list, or a DICOM RT Ion Plan, whose MU need the `machine`.
+        `plan.json`, a `.csv` spot list, a DICOM RT Ion Plan, whose MU need the `machine`, or a `.mat` file of matRad's, with the patient
+        that the plan is for.
     beams
         The case's beams. A spot list needs them, each with its isocenter, and its column `beam` counts them from 0; a list without a beam
         0 that names beam `len(beams)` is taken to count from 1, with a logged warning. `plan.json` has its own beams: those given here must
-        agree with them where they say something, and may be left out. For an RT Ion Plan they take the place of its own, in its order.
+        agree with them where they say something, and may be left out. For RT Ion Plans and matRad's they take the place of the file's own,
+        in its order.
     dtype
         Of position and weight; None is the one that was written, float32 for the others.
     machine, rbe
@@ -110,8 +114,10 @@ def read_plan(
         if machine is None:
             raise InputError(f"{path}: an RT Ion Plan needs a machine, whose calibration makes protons of its MU")
         return read_ion_plan(path).spots(machine, beams, dtype=dtype, ignore_apertures=ignore_apertures)
+    if is_mat(path):
+        return read_matrad_plan(path).spots(machine, beams, dtype=dtype, ignore_apertures=ignore_apertures)
     if path.suffix.lower() not in (".json", ".csv"):
-        raise InputError(f"{path}: a plan must be plan.json, a .csv spot list or a DICOM RT Ion Plan")
+        raise InputError(f"{path}: a plan must be plan.json, a .csv spot list, a DICOM RT Ion Plan or a .mat file of matRad's")
     input_file(path, "plan")
     if path.suffix.lower() == ".csv":
         return _read_csv(path, beams, dtype)
@@ -124,6 +130,13 @@ def read_plan(
             raise InputError(f"{text}; `torchimpt dose CASE --plan {path}` computes it anew with what the case says")
         logger.warning("%s: its dose is not the planned one", text)
     return spots
+
+
+def fractions_of(path: str | os.PathLike) -> int | None:
+    """Of the course, where a plan file's weights are those of one: of RT Ion Plans and matRad's files. None for the others."""
+    if is_dicom(path):
+        return read_ion_plan(path).fractions
+    return read_matrad_plan(path).fractions if is_mat(path) else None
 
 
 def _shortest(values: torch.Tensor) -> list[float]:

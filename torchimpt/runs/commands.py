@@ -11,8 +11,7 @@ from typing import Any
 
 from torchimpt.case import Case
 from torchimpt.checks import InputError
-from torchimpt.io.dicom import is_dicom, read_ion_plan
-from torchimpt.io.plan import read_plan, write_plan
+from torchimpt.io.plan import fractions_of, read_plan, write_plan
 from torchimpt.machine import Machine
 from torchimpt.patient import Patient
 from torchimpt.planning.assess import assess, help_assess
@@ -198,16 +197,17 @@ def run_dose(
 ) -> RunResult:
     """Forward dose of a given plan or spot list on the case's patient and machine, in the case's scenarios.
 
-    A plan that was made with another machine or RBE is computed with the case's, with a warning. Of an RT Ion Plan the number of fractions
-    is its own, as its MU are those of one, and the case's beams, if there are any, take the place of its angles and isocentres.
+    A plan that was made with another machine or RBE is computed with the case's, with a warning. Of an RT Ion Plan, and of one of
+    matRad's, the number of fractions is its own, as its MU or weights are those of one, and the case's beams, if there are any, take the
+    place of its angles and isocentres.
     """
     progress, plan_path, out = progress or Progress(enabled=False), Path(plan_path), Path(out)
     if is_result(plan_path, out):
         raise InputError(f"{plan_path} lies in {out}, whose files this dose would replace; choose another --out")
     if not case.beam and plan_path.suffix.lower() == ".csv":
         raise InputError(f"{case.label}: a spot list needs the case's [[beam]] sections, there is none")
-    if is_dicom(plan_path):
-        fractions = read_ion_plan(plan_path).fractions
+    fractions = fractions_of(plan_path)
+    if fractions is not None:
         if "fractions" in case.delivery.model_fields_set and case.delivery.fractions != fractions:
             log.warning("%s is for %d fractions, not %d as the case says: its own count", plan_path, fractions, case.delivery.fractions)
         case = case.in_fractions(fractions)

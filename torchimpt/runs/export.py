@@ -9,6 +9,7 @@ from torchimpt.checks import InputError, nearest
 from torchimpt.files import check_free
 from torchimpt.io.dicom.write import carried_over, export_dicom, new_identity
 from torchimpt.io.image import read_dose
+from torchimpt.io.matrad.export import FILE, Wanted, export_matrad
 from torchimpt.io.mcsquare.export import export_mcsquare
 from torchimpt.planning.assess import beam_doses
 from torchimpt.planning.load import set_up
@@ -16,9 +17,6 @@ from torchimpt.runs.finished import FinishedRun, check_same_grid, read_finished
 
 DEFAULT_FORMAT = "dicom"
 """What is meant where no format is named."""
-
-LATER = ("matrad",)
-"""Formats that are not there yet."""
 
 
 def run_export(run: str | Path, to: str | Path, format: str = DEFAULT_FORMAT) -> str:
@@ -33,8 +31,6 @@ def run_export(run: str | Path, to: str | Path, format: str = DEFAULT_FORMAT) ->
     format
         A key of `FORMATS`.
     """
-    if format in LATER:
-        raise InputError(f"export format '{format}' is not there yet; use --format {' or '.join(FORMATS)}")
     if format not in FORMATS:
         raise InputError(f"export format must be one of {', '.join(FORMATS)}, got '{format}'{nearest(format, FORMATS)}")
     return FORMATS[format](read_finished(run), Path(run), Path(to))
@@ -77,5 +73,25 @@ def _dicom(finished: FinishedRun, run: Path, to: Path) -> str:
     )
 
 
-FORMATS: dict[str, Callable[[FinishedRun, Path, Path], str]] = {"dicom": _dicom, "mcsquare": _mcsquare}
+def _matrad(finished: FinishedRun, run: Path, to: Path) -> str:
+    case = finished.case
+    mode = case.mode().name if len(case.scenarios()) > 1 else "nominal"
+    rows = [row.model_dump(exclude_none=True) | {"mode": mode if row.mode is None else row.mode.name} for row in case.objective]
+    placed = case.spots
+    wanted = Wanted(
+        case.delivery.fractions, None if isinstance(case.dose.rbe, str) else case.dose.rbe, rows, case.optimizer.normalize,
+        case.optimizer.overlap, **({} if placed is None else {"spacing": placed.spacing_mm}),
+    )  # fmt: skip
+    dose, grid = read_dose(run / "dose.mha")
+    check_same_grid(run / "dose.mha", grid, finished.patient.grid)
+    done = export_matrad(to, finished.patient, finished.machine, finished.spots, dose, wanted)
+    missing = f"\nWithout a counterpart in matRad, and left out: {', '.join(done.left_out)}" if done.left_out else ""
+    return (
+        f"Wrote {to}: {', '.join(done.files)}\n"
+        f"{done.spots:,} spots on {done.rays:,} rays, weights and dose of one of {case.delivery.fractions} fractions{missing}\n"
+        f"Next: load {to / FILE} in matRadGUI; matRad needs protons_{done.machine}.mat, and the .hlut file in its folder userdata/hluts"
+    )
+
+
+FORMATS: dict[str, Callable[[FinishedRun, Path, Path], str]] = {"dicom": _dicom, "mcsquare": _mcsquare, "matrad": _matrad}
 """From a run, its folder and the folder to write to what is told."""

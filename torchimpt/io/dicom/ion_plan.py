@@ -72,6 +72,8 @@ class IonField:
         Share of the meterset that is aimed beside the opening of the aperture, where its edge is told.
     energy, x, y, meterset
         `(n_spots,)` float64: nominal energy, MeV; place, mm; meterset in a fraction. Spots without meterset are not there.
+    weight
+        `(n_spots,)` float64: 10^6 protons in the course, where a file of another format tells them; None: the meterset does.
     """
 
     number: int
@@ -87,6 +89,7 @@ class IonField:
     x: torch.Tensor
     y: torch.Tensor
     meterset: torch.Tensor
+    weight: torch.Tensor | None = None
 
     @property
     def label(self) -> str:
@@ -135,7 +138,7 @@ class IonPlan:
         return tuple(found)
 
     def spots(
-        self, machine: Machine, beams: Sequence[Beam] = (), *, dtype: torch.dtype | None = None, ignore_apertures: bool = False
+        self, machine: Machine | None, beams: Sequence[Beam] = (), *, dtype: torch.dtype | None = None, ignore_apertures: bool = False
     ) -> Spots:
         """The plan's spots for a machine, with the whole course's weights.
 
@@ -144,7 +147,8 @@ class IonPlan:
         Parameters
         ----------
         machine
-            Its energies must enclose the plan's, and its own calibration is needed where the meterset is in MU.
+            Its energies must enclose the plan's, and its own calibration is needed where the meterset is in MU. None, where the file
+            tells protons: neither is looked at.
         beams
             Angles and isocentres in the place of the file's, as for `beams`.
         dtype
@@ -157,8 +161,7 @@ class IonPlan:
         used = self.beams(beams)
         for number_, field in enumerate(self.fields):
             self._check(field, used[number_], machine, ignore_apertures)
-            protons = machine.protons_per_mu(field.energy) if field.unit == "MU" else torch.full_like(field.energy, 1e-6)
-            weight = field.meterset * self.fractions * protons
+            weight = self._weight(field, machine)
             logger.info(
                 "%s: %s at gantry %g, couch %g, %d spots, %.6g %s a fraction, %d fractions",
                 self.path, field.label, field.beam.gantry, field.beam.couch, len(field.x), float(field.meterset.sum()), field.unit,
@@ -170,7 +173,17 @@ class IonPlan:
         beam, energy, x, y, weight, shifted = (torch.cat(column) for column in zip(*columns, strict=True))
         return Spots.from_columns(used, beam.long(), energy, x, y, weight, dtype or torch.float32, shifted)
 
-    def _check(self, field: IonField, beam: Beam, machine: Machine, ignore_apertures: bool) -> None:
+    def _weight(self, field: IonField, machine: Machine | None) -> torch.Tensor:
+        """The course's weights of a field `(n_spots,)`, 10^6 protons."""
+        if field.weight is not None:
+            return field.weight
+        if field.unit != "MU":
+            return field.meterset * self.fractions * 1e-6
+        if machine is None:
+            raise InputError(f"{self.path}, {field.label} has its weights in MU; give the machine, whose calibration makes protons of them")
+        return field.meterset * self.fractions * machine.protons_per_mu(field.energy)
+
+    def _check(self, field: IonField, beam: Beam, machine: Machine | None, ignore_apertures: bool) -> None:
         """What keeps a field from being computed on this machine."""
         what = f"{self.path}, {field.label}"
         if (beam.shifter is None and "range shifter" in field.devices) or (beam.shifter is not None and beam.shifter.distance is None):
@@ -191,6 +204,8 @@ class IonPlan:
             )  # fmt: skip
         elif unknown:
             raise InputError(f"{what} has a {' and a '.join(unknown)}, which come with a later version; export it without")
+        if machine is None:
+            return
         low, high = float(field.energy.min()), float(field.energy.max())
         if low < machine.energy_min * (1 - ROUNDING) or high > machine.energy_max * (1 + ROUNDING):
             raise InputError(

@@ -18,8 +18,8 @@ from torchimpt.checks import InputError
 from torchimpt.files import input_file, reader
 from torchimpt.geometry import Grid
 from torchimpt.hu_table import HuTable
+from torchimpt.io.mat import load
 from torchimpt.io.roles import role_of
-from torchimpt.matfile import load_mat
 from torchimpt.patient import ROI, Patient
 
 _TO_ZYX = (2, 0, 1)
@@ -38,12 +38,20 @@ def read_matrad(path: str | os.PathLike) -> Patient:
 
     Returns
     -------
-    A patient named after the file, with the file's HU table where it has one. ROIs of matRad's type TARGET are targets, the one that is
-    named BODY, External or Skin is the external, the rest are OARs. matRad's objectives are not read. Of several CT scenarios the first is
-    taken, and of ROIs without a voxel none, each with a logged warning.
+    A patient named after the file, with the file's HU table where it has one. ROIs of matRad's type TARGET are targets, the one of type
+    EXTERNAL, or else the one that is named BODY, External or Skin, is the external, the rest are OARs. Objectives and plans are read by
+    `read_matrad_objectives` and `read_plan`. Of several CT scenarios the first is taken, and of ROIs without a voxel none, each with a
+    logged warning.
     """
     path = input_file(path, "matRad patient")
-    ct, cst = _load(path)
+    content = load(path, ("ct", "cst", "machine"))
+    hint = "; it holds a machine, which goes into [machine]" if "machine" in content else ""
+    return patient_of(path, content, hint)
+
+
+def patient_of(path: Path, content: dict[str, Any], hint: str = "") -> Patient:
+    """The patient in a file's variables; `hint` ends the error where there is none."""
+    ct, cst = _ct_and_cst(path, content, hint)
     cube = _first_scenario(path, _field(path, ct, "cubeHU"), "ct.cubeHU")
     if cube.ndim != 3 or cube.dtype.kind not in "fiu":
         raise InputError(f"{path}: ct.cubeHU must be a cube of CT numbers, got an array of shape {cube.shape} and type {cube.dtype}")
@@ -59,26 +67,18 @@ def read_matrad(path: str | os.PathLike) -> Patient:
         return torch.from_numpy(np.ascontiguousarray(np.flip(array.transpose(_TO_ZYX), tuple(reversed_axes))))
 
     rois: dict[str, ROI] = {}
+    typed = any(str(row[2]).upper() == "EXTERNAL" for row in cst)
     for row in cst:
-        roi = _roi(path, row, cube.shape, to_lps)
+        roi = _roi(path, row, cube.shape, to_lps, typed)
         if roi is not None:
             rois[roi.name] = roi
     return Patient(to_lps(cube.astype(np.float32)), grid, rois, name=path.stem, hu_table=_hu_table(path, ct))
 
 
-def _load(path: Path) -> tuple[Any, np.ndarray]:
-    """The file's struct `ct` and its cell array `cst`, one row per ROI."""
-    try:
-        content = load_mat(path)
-    except NotImplementedError as error:
-        raise InputError(f"{path} is a MATLAB 7.3 file; save it in MATLAB with save(name, 'ct', 'cst', '-v7')") from error
-    except InputError:
-        raise
-    except Exception as error:  # scipy raises whatever a broken file makes it stumble over
-        raise InputError(f"{path} is not a readable .mat file: {error}") from error
+def _ct_and_cst(path: Path, content: dict[str, Any], hint: str) -> tuple[Any, np.ndarray]:
+    """The struct `ct` and the cell array `cst`, one row per ROI."""
     missing = [name for name in ("ct", "cst") if name not in content]
     if missing:
-        hint = "; it holds a machine, which goes into [machine]" if "machine" in content else ""
         raise InputError(f"{path} has no variable {' and '.join(missing)}, so it is no matRad patient{hint}")
     cst = np.atleast_2d(content["cst"])
     if cst.dtype != object or cst.shape[1] < 4:
@@ -129,8 +129,8 @@ def _low_end(first: float, step: float, count: int) -> float:
     return first if step > 0 else first + (count - 1) * step
 
 
-def _roi(path: Path, row: np.ndarray, shape: tuple[int, ...], to_lps: Any) -> ROI | None:
-    """One row of cst: number, name, type, voxel list."""
+def _roi(path: Path, row: np.ndarray, shape: tuple[int, ...], to_lps: Any, typed: bool) -> ROI | None:
+    """One row of cst: number, name, type, voxel list; `typed` where the type tells the external."""
     name, kind = str(row[1]), str(row[2]).upper()
     voxels = np.atleast_1d(_first_scenario(path, row[3], f"ROI '{name}'")) if np.size(row[3]) else np.zeros(0)
     if voxels.size == 0:
@@ -141,7 +141,8 @@ def _roi(path: Path, row: np.ndarray, shape: tuple[int, ...], to_lps: Any) -> RO
         raise InputError(f"{path}: ROI '{name}' must list voxel indices from 1 to {n_voxels}")
     mask = np.zeros(n_voxels, dtype=bool)
     mask[voxels.astype(np.int64) - 1] = True
-    role = "external" if role_of(name) == "external" else "target" if kind == "TARGET" else "oar"
+    external = kind == "EXTERNAL" if typed else role_of(name) == "external"
+    role = "external" if external else "target" if kind == "TARGET" else "oar"
     return ROI(name, to_lps(mask.reshape(shape, order="F")), role)
 
 
