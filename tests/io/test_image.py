@@ -259,3 +259,17 @@ def test_libraries_do_not_talk_besides_the_error(tmp_path: Path, capfd) -> None:
             with suppress(InputError):
                 read_dose(tmp_path / name)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "key, value", [("NDims", "2147483648"), ("NDims", "1e308"), ("TransformMatrix", "1 0 0 1e308 1 0 0 0 1"), ("ElementSpacing", "nan 2 2.5")]
+)
+def test_a_header_that_itk_stumbles_over_is_refused(tmp_path: Path, key: str, value: str) -> None:
+    """The first two end a process in ITK 5.4, the third never comes back from it."""
+    write_image(tmp_path / "dose.mha", ct_values(), GRID)
+    lines = (tmp_path / "dose.mha").read_bytes().split(b"\n")
+    damaged = [f"{key} = {value}".encode() if line.startswith(key.encode()) else line for line in lines]
+    assert damaged != lines
+    (tmp_path / "dose.mha").write_bytes(b"\n".join(damaged))
+    with pytest.raises(InputError, match=f"dose.mha is a damaged MetaImage: {key} must be .* copy or write it anew"):
+        read_dose(tmp_path / "dose.mha")

@@ -22,6 +22,7 @@ from torchimpt.checks import InputError, PhysicsWarning, finite
 from torchimpt.files import input_file, input_folder, reader, whole_or_nothing
 from torchimpt.geometry import Grid
 from torchimpt.io.lps import tilt, turned
+from torchimpt.io.meta_header import check_meta_header
 from torchimpt.io.roles import role_of
 from torchimpt.patient import ROI, Patient
 from torchimpt.unpacked import MOST_BYTES
@@ -157,6 +158,7 @@ def without_chatter() -> Iterator[None]:
 
 def read_volume(file: Path) -> sitk.Image:
     """The image in a file as SimpleITK has it; one whose header tells of more than there is memory for is refused before it is taken."""
+    check_meta_header(file)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(file))
     try:
