@@ -262,7 +262,8 @@ def test_libraries_do_not_talk_besides_the_error(tmp_path: Path, capfd) -> None:
 
 
 @pytest.mark.parametrize(
-    "key, value", [("NDims", "2147483648"), ("NDims", "1e308"), ("TransformMatrix", "1 0 0 1e308 1 0 0 0 1"), ("ElementSpacing", "nan 2 2.5")]
+    "key, value",
+    [("NDims", "2147483648"), ("NDims", "1e308"), ("TransformMatrix", "1 0 0 1e308 1 0 0 0 1"), ("ElementSpacing", "nan 2 2.5")],
 )
 def test_a_header_that_itk_stumbles_over_is_refused(tmp_path: Path, key: str, value: str) -> None:
     """The first two end a process in ITK 5.4, the third never comes back from it."""

@@ -1,4 +1,4 @@
-"""MetaImage headers (`.mha`, `.mhd`), looked at before ITK is: it trusts them, and ends the process or never comes back where they are damaged.
+"""MetaImage headers (`.mha`, `.mhd`), looked at before ITK reads them: damaged ones end its process, or it never comes back.
 
 A header is lines `Key = value` of text, of which `ElementDataFile` is the last (ITK wiki, "MetaIO Documentation").
 """
