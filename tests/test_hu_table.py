@@ -186,6 +186,12 @@ def test_a_table_that_does_not_know_water(tmp_path, text, water):
         read_hu_table(path)
 
 
+def test_a_table_denser_than_any_metal(tmp_path):
+    (tmp_path / "table.csv").write_text("hu,rsp\n-1000,0.001\n0,1\n3000,1e308\n")
+    with pytest.raises(InputError, match=r"table.csv' goes up to rsp 1e\+308; stopping powers relative to water are 15 at most"):
+        read_hu_table(tmp_path / "table.csv")
+
+
 @pytest.mark.parametrize("name", ["table.csv", "table.hlut"])
 def test_binary_files(tmp_path, name):
     (tmp_path / name).write_bytes(bytes(range(128, 256)))

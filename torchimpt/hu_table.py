@@ -23,6 +23,10 @@ from torchimpt.scanner import read_scanner
 
 WATER = (0.9, 1.1)
 """What a table that is read from a file may have at 0 HU: scanners put water a few HU from there."""
+
+DENSEST = 15.0
+"""Greatest relative stopping power that is taken; what is above is a unit or a typing error."""
+
 _THIN = 0.05
 """A relative stopping power of air and thin foam: what is below a table's first entry may well have it."""
 
@@ -124,6 +128,10 @@ def read_hu_table(path: str | Path) -> HuTable:
         raise InputError(
             f"HU table '{path}' gives water (0 HU) a relative stopping power of {water:g}, which must be {low:g} to {high:g}; check that "
             "it holds stopping powers relative to water, not percent or another quantity, and Hounsfield units, which begin at -1000 or so"
+        )
+    if float(table.rsp.max()) > DENSEST:
+        raise InputError(
+            f"HU table '{path}' goes up to rsp {float(table.rsp.max()):g}; stopping powers relative to water are {DENSEST:g} at most (gold: 10)"
         )
     return table
 

@@ -12,15 +12,12 @@ import torch
 from torchimpt.checks import InputError, is_plain, nearest
 from torchimpt.contours import Contours
 from torchimpt.geometry import Grid, check_position
-from torchimpt.hu_table import HuTable
+from torchimpt.hu_table import DENSEST, HuTable
 
 ROLES = ("target", "oar", "external")
 
 FINEST_TRACED = 1.0 / 3.0
 """Voxels of a CT as it was read that rays are traced through, of the dose grid's, along every axis: 1 mm for a dose grid of 3 mm."""
-
-DENSEST = 15.0
-"""Greatest relative stopping power that is taken; what is above is a unit or a typing error."""
 
 
 @dataclass(frozen=True)

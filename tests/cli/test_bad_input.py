@@ -73,7 +73,7 @@ IMAGE = ("patient={source='image', path='ct'}", "dose.grid_mm=10", "objective[2]
         (["joint.bx_mm=5"], r"unknown key 'joint\.bx_mm' \(did you mean 'box_mm'\?\); allowed in \[joint\]: scheme"),
         (["joint.box_mm=-1"], r"joint\.box_mm must be greater than or equal to 0, got -1"),
         (["joint.start=plan.json"], r"joint\.start: no such file or folder: .*plan\.json"),
-        (["joint.start=tiny.toml"], r"tiny\.toml: a plan must be plan\.json, a \.csv spot list or a DICOM RT Ion Plan"),
+        (["joint.start=tiny.toml"], r"tiny\.toml: a plan must be plan\.json, a \.csv spot list, a DICOM RT Ion Plan or a \.mat file"),
         (["machine={format='bdl', path='.'}"], "machine: format = 'bdl' needs curves"),
         (["patient={source='dicom', path='.'}"], r"has no CT slice \(CT Image Storage\); it has no DICOM file"),
     ],

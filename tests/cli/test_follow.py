@@ -98,6 +98,14 @@ def test_a_run_is_followed_to_its_end(tmp_path, monkeypatch):
     assert broken.status == 2 and "has ended before it was complete: Files and report" in broken.err
 
 
+def test_metrics_that_were_changed_are_told(tmp_path):
+    """What lacks in the file of a finished run is named with it."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.json").write_text('{"title": "Tiny", "goals": [{"roi": "PTV"}]}')
+    done = command("watch", "run", cwd=tmp_path)
+    assert done.status == 2 and "run/metrics.json cannot be read, something in it is not as it must be (KeyError: " in done.err
+
+
 def test_nothing_to_watch(tmp_path):
     done = command("watch", "run", cwd=tmp_path)
     assert (done.status, done.out) == (2, "") and "no run in run: nothing has started there" in done.err and not list(tmp_path.iterdir())

@@ -169,7 +169,7 @@ def test_files_that_are_no_patient(tmp_path: Path, shared: Path) -> None:
     with pytest.raises(InputError, match=r"matRad patient: no file .*none\.mat"):
         read_matrad(tmp_path / "none.mat")
     (tmp_path / "text.mat").write_text("no matlab\n" * 100)
-    with pytest.raises(InputError, match=r"text\.mat is not a readable \.mat file"):
+    with pytest.raises(InputError, match=r"text\.mat is a damaged \.mat file"):
         read_matrad(tmp_path / "text.mat")
     (tmp_path / "empty.mat").touch()
     with pytest.raises(InputError, match=r"empty\.mat is not a readable \.mat file"):
@@ -187,7 +187,7 @@ def test_files_that_are_no_patient(tmp_path: Path, shared: Path) -> None:
 def test_a_cut_off_file_is_refused(tmp_path: Path, shared: Path) -> None:
     whole = (shared / "data" / "matrad" / "TG119.mat").read_bytes()
     (tmp_path / "half.mat").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match=r"half\.mat is not a readable \.mat file"):
+    with pytest.raises(InputError, match=r"half\.mat is a damaged \.mat file"):
         read_matrad(tmp_path / "half.mat")
 
 

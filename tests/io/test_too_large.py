@@ -77,3 +77,13 @@ def test_a_slice_that_unpacks_to_more_than_memory_is_left_out(tmp_path, monkeypa
     monkeypatch.setattr("torchimpt.unpacked.MOST_BYTES", 2**25)
     assert read_dicom(folder).grid.shape == GRID.shape
     assert "RP.dcm is left out: " in caplog.text and "when it is unpacked" in caplog.text
+
+
+def test_an_element_that_tells_of_four_gigabytes(tmp_path):
+    """Its length is damaged; what is there is read, and no more memory taken than that."""
+    path = save(dose(), tmp_path / "RD.dcm")
+    content = path.read_bytes()
+    place = content.index(b"\x04\x30\x02\x00CS") + 6
+    path.write_bytes(content[: place - 2] + b"UT\x00\x00" + (2**32 - 2).to_bytes(4, "little") + content[place + 2 :])
+    with pytest.raises(InputError, match="RD"):
+        read_rt_dose(path)

@@ -12,7 +12,7 @@ from test_csv_folder import AIR, HALO, HALO_SIGMA, bin_means, core_variance, wri
 
 from torchimpt.case import Case, load_case
 from torchimpt.checks import InputError, PhysicsWarning
-from torchimpt.machine import Machine, read_csv_machine, read_emittance_machine
+from torchimpt.machine import Calibration, Machine, read_csv_machine, read_emittance_machine
 from torchimpt.physics.bragg import bragg_curve, range_from_energy
 from torchimpt.planning.load import load_machine
 
@@ -90,6 +90,12 @@ def test_depth_dose_is_broadened_to_the_tables_spread(tmp_path, curves):
     # widths and shares are those of the curves
     assert float(tables.variance[1, 0].median()) == pytest.approx(HALO_SIGMA**2 - AIR**2, rel=0.01)
     assert float(tables.fraction[1, 0].median()) == pytest.approx(HALO, rel=1e-6)
+
+
+@pytest.mark.parametrize("protons", [[100.0, -1.0], [100.0, 1e9], [0.0, 100.0], [100.0, float("nan")]])
+def test_a_monitor_unit_has_some_protons(protons):
+    with pytest.raises(InputError, match="a monitor unit must have more than 0 and at most"):
+        Calibration(torch.tensor([70.0, 230.0]), torch.tensor(protons))
 
 
 def test_calibration_is_linear_between_rows(tmp_path, curves):

@@ -19,6 +19,7 @@ from torchimpt.checks import InputError
 from torchimpt.cli.show import console, show_run
 from torchimpt.cli.streams import printing
 from torchimpt.evaluate.dvh import Metric
+from torchimpt.files import reading
 from torchimpt.report.numbers import amount, seconds
 from torchimpt.runs.following import Following, RunState
 
@@ -137,7 +138,8 @@ def follow(folder: Path, wait: bool = False) -> None:
         state = _watched(following, out) if out.is_terminal else _told(following, out)
     if state.metrics is None:
         raise InputError(f"the run in {folder} has ended before it was complete: {state.stage or 'nothing was logged'}; see its log.txt")
-    show_run(state.metrics, folder)
+    with reading(folder / "metrics.json", "run's metrics"):
+        show_run(state.metrics, folder)
 
 
 def _watched(following: Following, out: Console) -> RunState:

@@ -34,6 +34,10 @@ ROUNDING = 1e-6
 """Energies and ranges this close to the machine's ends, relative, are the ends themselves: float32 rounds as much."""
 
 
+MOST_PROTONS = 1e7
+"""Most protons in a monitor unit that are taken, 10^6; more is another unit, or damage."""
+
+
 @dataclass(frozen=True, eq=False)
 class Calibration:
     """What a machine's own monitor counts.
@@ -48,6 +52,14 @@ class Calibration:
 
     energy: torch.Tensor
     protons: torch.Tensor
+
+    def __post_init__(self) -> None:
+        low, high = float(self.protons.min()), float(self.protons.max())
+        if not 0 < low <= high <= MOST_PROTONS:
+            raise InputError(
+                f"a monitor unit must have more than 0 and at most {MOST_PROTONS:g} 10^6 protons, got {low:g} to {high:g}; look at the "
+                "calibration's unit and sign"
+            )
 
     def at(self, energy: torch.Tensor) -> torch.Tensor:
         """10^6 protons in one MU at energies of any shape, MeV, float64."""

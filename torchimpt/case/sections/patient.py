@@ -19,9 +19,9 @@ from torchimpt.case.values import (
     as_names,
 )
 from torchimpt.geometry import POSITIONS
+from torchimpt.hu_table import DENSEST
 from torchimpt.io.patient import SOURCES, check_source
 from torchimpt.machine import READERS as MACHINE_READERS
-from torchimpt.patient import DENSEST
 
 _OF_SOURCES = {"structures": "structures", "series": "series", "spacing_mm": "spacing"}
 """Keys of [patient] that a source takes where it has a parameter of that name."""

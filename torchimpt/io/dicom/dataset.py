@@ -5,6 +5,7 @@ pydicom is imported when the first file is read: most commands never need it.
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 import zlib
@@ -101,7 +102,21 @@ def read_dataset(path: str | os.PathLike, **options: Any) -> Dataset:
             filereader.read_preamble(file, True)
             filereader.read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
             check_inflated(path, [iter(lambda: file.read(_META_BYTES), b"")], -zlib.MAX_WBITS)
-    return filereader.dcmread(path, **options)
+    with io.FileIO(path) as raw, _Rest(raw, os.fstat(raw.fileno()).st_size) as file:
+        return filereader.dcmread(file, **options)
+
+
+class _Rest(io.BufferedReader):
+    """A file whose `read` takes no more memory than is left of it, whatever length a damaged element tells."""
+
+    def __init__(self, raw: io.FileIO, size: int) -> None:
+        super().__init__(raw)
+        self._end = size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """As a file's."""
+        rest = max(0, self._end - self.tell())
+        return super().read(rest if size is None or size < 0 else min(size, rest))
 
 
 def need(item: Dataset, keyword: str, where: str) -> Any:
