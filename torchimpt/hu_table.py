@@ -131,7 +131,8 @@ def read_hu_table(path: str | Path) -> HuTable:
         )
     if float(table.rsp.max()) > DENSEST:
         raise InputError(
-            f"HU table '{path}' goes up to rsp {float(table.rsp.max()):g}; stopping powers relative to water are {DENSEST:g} at most (gold: 10)"
+            f"HU table '{path}' goes up to rsp {float(table.rsp.max()):g}; stopping powers relative to water are {DENSEST:g} at most "
+            "(gold: 10)"
         )
     return table
 
