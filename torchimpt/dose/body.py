@@ -17,6 +17,7 @@ from torchimpt.dose.scenarios import scenario_operators
 from torchimpt.geometry import Grid
 from torchimpt.machine import Machine
 from torchimpt.patient import Patient
+from torchimpt.physics.stopping import relative_stopping_power
 from torchimpt.processes import ALONE, Team
 from torchimpt.quantities import Quantity
 from torchimpt.scenarios import NOMINAL, Scenario
@@ -93,6 +94,7 @@ def body_doses(
     """
     spots = spots.weighted()
     position, weight = spots.position.detach(), spots.weight.detach()
+    options["rsp"] = relative_stopping_power(patient.traced, machine)  # once for all pieces and scenarios
     body = patient.body_and_rois.flatten().nonzero().flatten()
     like, fraction = torch.zeros(len(body), dtype=weight.dtype), torch.nan
     if team.leads:

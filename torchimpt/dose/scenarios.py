@@ -285,14 +285,18 @@ def scenario_operators(
     amplitude: str = "dose",
     means: bool = False,
     team: Team = ALONE,
+    rsp: torch.Tensor | None = None,
 ) -> Iterator[DoseOperator]:
-    """The operators of `scenario_doses`, made one after the other: for those that need each one once, and not the memory of all."""
+    """The operators of `scenario_doses`, made one after the other: for those that need each one once, and not the memory of all.
+
+    `rsp` is that of `patient.traced`, for those that call this again and again; None: it is looked up.
+    """
     compute, device = dose_model(model, backend), torch.device(device)
     check_cutoff(cutoff)
     _check_positions(patient, spots)
     check_gaps(patient, spots, machine.sad)
     ct = patient.traced
-    rsp = relative_stopping_power(ct, machine)
+    rsp = relative_stopping_power(ct, machine) if rsp is None else rsp
     if means and isinstance(voxels, Points):
         raise InputError("means over voxels need voxels, flat grid indices; points have the dose where they are")
     points = voxels if isinstance(voxels, Points) else voxel_points(replace(patient, rois={}), voxels.cpu())
