@@ -60,6 +60,7 @@ class Config:
     limit: float = 20.0
     d2: float = 15.0
     check: float = 1.25
+    points: str = "auto"
     only: str = ""
     out: str = "runs/robust_modes"
 
@@ -69,7 +70,7 @@ def cases(config: Config) -> dict[str, Case]:
     path = Path(__file__).parent / "cases" / f"{config.case}.toml"
     common = [
         f"dose.grid_mm={config.grid}", f"spots.spacing_mm={config.spacing}", f"optimizer.max_iterations={config.iterations}",
-        "dose.check_mm=off", "output.tensorboard=false",
+        "dose.check_mm=off", "output.tensorboard=false", f"dose.target_grid_mm={config.points}",
     ]  # fmt: skip
     found = {}
     for name in MODES:
