@@ -20,8 +20,7 @@ from torchimpt.dose.scenarios import ScenarioDoses, scenario_doses
 from torchimpt.dose.shares import Place
 from torchimpt.evaluate.dvh import RoiDose
 from torchimpt.evaluate.tables import point_doses
-from torchimpt.io.dicom import is_dicom, read_ion_plan
-from torchimpt.io.plan import read_plan
+from torchimpt.io.plan import fractions_of, read_plan
 from torchimpt.machine import Machine
 from torchimpt.objectives import (
     BoundObjective,
@@ -160,8 +159,9 @@ def _start(case: Case, patient: Patient, machine: Machine, scenarios: tuple[Scen
 
 
 def _tell_fractions(case: Case, start: Path) -> None:
-    """Warn where a start from DICOM, whose MU are those of a fraction, has another number of fractions than the case."""
-    if is_dicom(start) and (fractions := read_ion_plan(start).fractions) != case.delivery.fractions:
+    """Warn where a start whose MU or weights are those of a fraction has another number of fractions than the case."""
+    fractions = fractions_of(start)
+    if fractions is not None and fractions != case.delivery.fractions:
         log.warning(
             "%s is for %d fractions, the case for %d: it starts with the whole course's weights, and MU of a fraction are the case's",
             start, fractions, case.delivery.fractions,

@@ -8,12 +8,11 @@ from pathlib import Path
 from torchimpt.checks import InputError, nearest
 from torchimpt.files import check_free
 from torchimpt.io.dicom.write import carried_over, export_dicom, new_identity
-from torchimpt.io.image import read_dose
 from torchimpt.io.matrad.export import FILE, Wanted, export_matrad
 from torchimpt.io.mcsquare.export import export_mcsquare
 from torchimpt.planning.assess import beam_doses
 from torchimpt.planning.load import set_up
-from torchimpt.runs.finished import FinishedRun, check_same_grid, read_finished
+from torchimpt.runs.finished import FinishedRun, read_dose_on, read_finished
 
 DEFAULT_FORMAT = "dicom"
 """What is meant where no format is named."""
@@ -55,8 +54,7 @@ def _dicom(finished: FinishedRun, run: Path, to: Path) -> str:
         identity = carried_over(config.path, **config.own)
     else:
         identity = new_identity(patient.name)
-    dose, grid = read_dose(run / "dose.mha")
-    check_same_grid(run / "dose.mha", grid, patient.grid)
+    dose = read_dose_on(run / "dose.mha", patient.grid)
     check_free(to)
     spots = spots.weighted()
     doses = beam_doses(case, patient, machine, spots, set_up(case))
@@ -82,8 +80,7 @@ def _matrad(finished: FinishedRun, run: Path, to: Path) -> str:
         case.delivery.fractions, None if isinstance(case.dose.rbe, str) else case.dose.rbe, rows, case.optimizer.normalize,
         case.optimizer.overlap, **({} if placed is None else {"spacing": placed.spacing_mm}),
     )  # fmt: skip
-    dose, grid = read_dose(run / "dose.mha")
-    check_same_grid(run / "dose.mha", grid, finished.patient.grid)
+    dose = read_dose_on(run / "dose.mha", finished.patient.grid)
     done = export_matrad(to, finished.patient, finished.machine, finished.spots, dose, wanted)
     missing = f"\nWithout a counterpart in matRad, and left out: {', '.join(done.left_out)}" if done.left_out else ""
     return (

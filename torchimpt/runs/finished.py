@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from torchimpt.case import Case, load_case
 from torchimpt.checks import InputError
 from torchimpt.files import input_folder
 from torchimpt.geometry import Grid
+from torchimpt.io.image import read_dose
 from torchimpt.io.plan import read_plan
 from torchimpt.machine import Machine
 from torchimpt.patient import Patient
@@ -38,11 +41,13 @@ def read_finished(run: str | Path) -> FinishedRun:
     return FinishedRun(case, patient, machine, read_plan(run / "plan.json", beams, machine=machine, rbe=case.dose.rbe, strict=True))
 
 
-def check_same_grid(path: Path, grid: Grid, wanted: Grid) -> None:
-    """Raise where the dose in a file lies on another grid than it must."""
+def read_dose_on(path: Path, wanted: Grid) -> torch.Tensor:
+    """The dose in a file `(z, y, x)`, which must lie on this grid, in the file's precision."""
+    dose, grid = read_dose(path)
     ends = zip((*grid.spacing, *grid.origin), (*wanted.spacing, *wanted.origin), strict=True)
     if grid.shape != wanted.shape or max(abs(a - b) for a, b in ends) > 1e-3:
         raise InputError(
             f"{path} lies on another grid than the run's dose: {grid.shape} voxels (z, y, x) of {grid.spacing} mm from {grid.origin}, "
             f"against {wanted.shape} of {wanted.spacing} from {wanted.origin}; resample it"
         )
+    return dose

@@ -17,7 +17,7 @@ from torchimpt.evaluate.tables import roi_doses, scenario_table
 from torchimpt.io.image import read_dose
 from torchimpt.io.mcsquare.dose import read_mcsquare_dose
 from torchimpt.report.compare import RunRecord, read_run, read_runs, short_names
-from torchimpt.runs.finished import FinishedRun, check_same_grid, read_finished
+from torchimpt.runs.finished import FinishedRun, read_dose_on, read_finished
 from torchimpt.scenarios import NOMINAL
 from torchimpt.sums import mean, total
 
@@ -41,8 +41,7 @@ def read_records(paths: Sequence[str | Path]) -> list[RunRecord]:
         raise InputError(f"a dose is compared with the run whose plan it is of: name that one run folder, got {len(folders)}")
     names = short_names([*folders, *doses])
     record, finished = read_run(folders[0], names[0]), read_finished(folders[0])
-    planned, grid = read_dose(folders[0] / "dose.mha")
-    check_same_grid(folders[0] / "dose.mha", grid, finished.patient.grid)
+    planned = read_dose_on(folders[0] / "dose.mha", finished.patient.grid)
     own, *others = (_record(path, record, finished, planned.double()) for path in (folders[0] / "dose.mha", *doses))
     # like with like: what the run says of itself is of points in its ROIs, what comes back is of the dose grid's voxels
     of_itself = {**record.metrics, **{key: own.metrics[key] for key in ("scenarios", "goals")}}
@@ -68,9 +67,7 @@ def _read(path: Path, finished: FinishedRun) -> torch.Tensor:
     if path.suffix.lower() == MCSQUARE:
         protons = 1e6 * float(total(finished.spots.weight.detach().double()))
         return finished.case.quantity().value(read_mcsquare_dose(path, grid, protons))
-    dose, own = read_dose(path)
-    check_same_grid(path, own, grid)
-    return dose.double()
+    return read_dose_on(path, grid).double()
 
 
 def _record(path: Path, run: RunRecord, finished: FinishedRun, planned: torch.Tensor) -> RunRecord:
